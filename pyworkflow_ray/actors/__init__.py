@@ -1,0 +1,1 @@
+"""Actors: plain classes made remote in the last lines of their files."""

@@ -1,0 +1,1 @@
+"""Engine: a run as a pure function of its history."""

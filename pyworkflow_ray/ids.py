@@ -1,0 +1,34 @@
+"""Names of things: run ids that cannot collide, and readable ids within a run."""
+
+from __future__ import annotations
+
+import re
+import secrets
+
+_RUN_ID = re.compile(r"run_[0-9a-f]{16}")
+
+
+def new_run_id() -> str:
+    """A new run id: ``run_`` and 16 random hex digits."""
+    return f"run_{secrets.token_hex(8)}"
+
+
+def is_run_id(text: str) -> bool:
+    """Whether the text has the form of a generated run id."""
+    return _RUN_ID.fullmatch(text) is not None
+
+
+class Ordinals:
+    """Numbers equal names in the order in which they are asked for: ``charge#1``, ``charge#2``.
+
+    A step's identity is its name and its ordinal in the run, never its arguments: two equal calls are
+    two steps, and the same code gives the same ids in every replay.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[str, int] = {}
+
+    def next(self, name: str) -> str:
+        ordinal = self._last.get(name, 0) + 1
+        self._last[name] = ordinal
+        return f"{name}#{ordinal}"

@@ -1,0 +1,1 @@
+"""Storage: runs, histories and what comes from outside, as rows in SQL."""
