@@ -1,0 +1,211 @@
+"""What has happened to a run: the closed set of events that make up its history.
+
+A *command event* records a decision of the workflow's code (`StepScheduled`, `TimerStarted`, ...); an
+*outcome event* records what came of it (`StepCompleted`, `TimerFired`, ...). Outcomes are applied one at
+a time in the order of the history, and the command events that one provoked stand right behind it.
+
+Each class is written to the log under the `type` string of its tag; its fields are the log's `data`.
+Values of the user's (arguments, results) stay encoded: `Raw` is the JSON text that `values` wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from pyworkflow_ray.failures import Failure
+
+NONE = Raw(b"null")
+
+
+class Event(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """The base of all events; `type_of(event)` is its name in the log."""
+
+
+# --- outcomes: what the run learns ---------------------------------------------------------------
+
+
+class WorkflowStarted(Event, frozen=True):
+    workflow_name: str
+    args: Raw = NONE
+    kwargs: Raw = NONE
+    metadata: Raw = NONE
+
+
+class WorkflowInterrupted(Event, frozen=True):
+    """Written by the coordinator that takes a run over after a crash; attempts in flight count as lost."""
+
+    reason: str
+    worker_id: str = ""
+    recovery_attempt: int = 0
+
+
+class StepCompleted(Event, frozen=True):
+    step_id: str
+    step_name: str
+    result: Raw = NONE
+    attempt: int
+    started_at: datetime | None = None
+    node: str = ""
+    worker_pid: int = 0
+
+
+class StepFailed(Event, frozen=True):
+    """A step has given up: `cause` is "error", "timeout", "worker_died" or "out_of_memory"."""
+
+    step_id: str
+    step_name: str
+    error: str
+    error_type: str
+    traceback: str = ""
+    is_retryable: bool = True
+    attempt: int
+    cause: str = "error"
+    failure: Failure | None = None
+    started_at: datetime | None = None
+    node: str = ""
+    worker_pid: int = 0
+
+
+class StepRetrying(Event, frozen=True):
+    """An attempt failed and another will follow: `attempt` is the next one's number."""
+
+    step_id: str
+    step_name: str
+    attempt: int
+    retry_at: datetime
+    error: str
+    error_type: str = ""
+    cause: str = "error"
+    traceback: str = ""
+    node: str = ""
+    worker_pid: int = 0
+
+
+class TimerFired(Event, frozen=True):
+    sleep_id: str
+
+
+# --- command events: what the workflow's code decided ----------------------------------------------
+
+
+class StepScheduled(Event, frozen=True):
+    step_id: str
+    step_name: str
+    args: Raw = NONE
+    kwargs: Raw = NONE
+    attempt: int = 1
+    options: dict[str, Any] = {}
+
+
+class StepCancelled(Event, frozen=True):
+    step_id: str
+    step_name: str
+    reason: str = ""
+
+
+class TimerStarted(Event, frozen=True):
+    sleep_id: str
+    resume_at: datetime
+    name: str = ""
+
+
+class SideEffectRecorded(Event, frozen=True):
+    name: str
+    value: Raw = NONE
+
+
+class PatchApplied(Event, frozen=True):
+    patch_id: str
+
+
+class AttributesSet(Event, frozen=True):
+    attributes: Raw
+
+
+class WorkflowCompleted(Event, frozen=True):
+    result: Raw = NONE
+
+
+class WorkflowFailed(Event, frozen=True):
+    error: str
+    error_type: str
+    traceback: str = ""
+    failure: Failure | None = None
+
+
+TYPES: dict[type[Event], str] = {
+    WorkflowStarted: "workflow.started",
+    WorkflowInterrupted: "workflow.interrupted",
+    WorkflowCompleted: "workflow.completed",
+    WorkflowFailed: "workflow.failed",
+    StepScheduled: "step.started",
+    StepCompleted: "step.completed",
+    StepFailed: "step.failed",
+    StepRetrying: "step.retrying",
+    StepCancelled: "step.cancelled",
+    TimerStarted: "sleep.started",
+    TimerFired: "sleep.completed",
+    SideEffectRecorded: "side_effect.recorded",
+    PatchApplied: "patch.applied",
+    AttributesSet: "attributes.set",
+}
+"""The name of each event in the log."""
+
+OUTCOMES: tuple[type[Event], ...] = (
+    WorkflowStarted,
+    WorkflowInterrupted,
+    StepCompleted,
+    StepFailed,
+    StepRetrying,
+    TimerFired,
+)
+ENDINGS: tuple[type[Event], ...] = (WorkflowCompleted, WorkflowFailed)
+
+
+class Recorded(msgspec.Struct, frozen=True):
+    """An event with its place in a history."""
+
+    position: int
+    timestamp: datetime
+    event: Event
+
+
+_encoder = msgspec.json.Encoder()
+_decoders = {name: msgspec.json.Decoder(cls) for cls, name in TYPES.items()}
+
+
+def type_of(event: Event) -> str:
+    """The event's name in the log, such as ``step.completed``."""
+    return TYPES[type(event)]
+
+
+def encode_data(event: Event) -> bytes:
+    """The event's data as the JSON object that the log holds."""
+    return _encoder.encode(event)
+
+
+def decode_event(type_: str, data: bytes | str) -> Event:
+    """The event that the log's `type` and `data` say.
+
+    Raises:
+        ValueError: The type is unknown (a newer version wrote it), or the data does not fit it.
+    """
+    decoder = _decoders.get(type_)
+    if decoder is None:
+        known = ", ".join(sorted(_decoders))
+        raise ValueError(f"Unknown event type {type_!r}; this version knows {known}.")
+    try:
+        event: Event = decoder.decode(data)
+    except msgspec.DecodeError as error:
+        raise ValueError(f"The data of an event of type {type_!r} is not readable: {error}") from error
+    return event
+
+
+def decode_history(rows: Iterable[tuple[int, datetime, str, bytes | str]]) -> list[Recorded]:
+    """The events of `(position, timestamp, type, data)` rows, in their order."""
+    return [Recorded(position, timestamp, decode_event(type_, data)) for position, timestamp, type_, data in rows]
