@@ -29,6 +29,44 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 # --- outcomes: what the run learns ---------------------------------------------------------------
 
 
+class FailureEvent(Event, frozen=True):
+    """An event that tells an error: readable fields at the top, and what rebuilds the exception below."""
+
+    error: str
+    error_type: str
+    traceback: str = ""
+    is_retryable: bool = True
+    exception: bytes | None = None
+    python: str = ""
+    error_cause: Failure | None = None
+
+    @property
+    def failure(self) -> Failure:
+        """The error as `failures` tells it."""
+        return Failure(
+            error=self.error,
+            error_type=self.error_type,
+            traceback=self.traceback,
+            is_retryable=self.is_retryable,
+            exception=self.exception,
+            python=self.python,
+            cause=self.error_cause,
+        )
+
+
+def failure_fields(failure: Failure) -> dict[str, Any]:
+    """The fields of a `FailureEvent` that tell this failure."""
+    return {
+        "error": failure.error,
+        "error_type": failure.error_type,
+        "traceback": failure.traceback,
+        "is_retryable": failure.is_retryable,
+        "exception": failure.exception,
+        "python": failure.python,
+        "error_cause": failure.cause,
+    }
+
+
 class WorkflowStarted(Event, frozen=True):
     workflow_name: str
     args: Raw = NONE
@@ -54,18 +92,13 @@ class StepCompleted(Event, frozen=True):
     worker_pid: int = 0
 
 
-class StepFailed(Event, frozen=True):
+class StepFailed(FailureEvent, frozen=True):
     """A step has given up: `cause` is "error", "timeout", "worker_died" or "out_of_memory"."""
 
     step_id: str
     step_name: str
-    error: str
-    error_type: str
-    traceback: str = ""
-    is_retryable: bool = True
     attempt: int
     cause: str = "error"
-    failure: Failure | None = None
     started_at: datetime | None = None
     node: str = ""
     worker_pid: int = 0
@@ -131,11 +164,8 @@ class WorkflowCompleted(Event, frozen=True):
     result: Raw = NONE
 
 
-class WorkflowFailed(Event, frozen=True):
-    error: str
-    error_type: str
-    traceback: str = ""
-    failure: Failure | None = None
+class WorkflowFailed(FailureEvent, frozen=True):
+    """The workflow's function raised."""
 
 
 TYPES: dict[type[Event], str] = {
