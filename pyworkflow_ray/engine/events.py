@@ -29,7 +29,7 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 # --- outcomes: what the run learns ---------------------------------------------------------------
 
 
-class FailureEvent(Event, frozen=True):
+class FailureEvent(Event, frozen=True, kw_only=True):
     """An event that tells an error: readable fields at the top, and what rebuilds the exception below."""
 
     error: str
@@ -67,14 +67,14 @@ def failure_fields(failure: Failure) -> dict[str, Any]:
     }
 
 
-class WorkflowStarted(Event, frozen=True):
+class WorkflowStarted(Event, frozen=True, kw_only=True):
     workflow_name: str
-    args: Raw = NONE
-    kwargs: Raw = NONE
+    args: Raw
+    kwargs: Raw
     metadata: Raw = NONE
 
 
-class WorkflowInterrupted(Event, frozen=True):
+class WorkflowInterrupted(Event, frozen=True, kw_only=True):
     """Written by the coordinator that takes a run over after a crash; attempts in flight count as lost."""
 
     reason: str
@@ -82,17 +82,17 @@ class WorkflowInterrupted(Event, frozen=True):
     recovery_attempt: int = 0
 
 
-class StepCompleted(Event, frozen=True):
+class StepCompleted(Event, frozen=True, kw_only=True):
     step_id: str
     step_name: str
-    result: Raw = NONE
+    result: Raw
     attempt: int
     started_at: datetime | None = None
     node: str = ""
     worker_pid: int = 0
 
 
-class StepFailed(FailureEvent, frozen=True):
+class StepFailed(FailureEvent, frozen=True, kw_only=True):
     """A step has given up: `cause` is "error", "timeout", "worker_died" or "out_of_memory"."""
 
     step_id: str
@@ -104,7 +104,7 @@ class StepFailed(FailureEvent, frozen=True):
     worker_pid: int = 0
 
 
-class StepRetrying(Event, frozen=True):
+class StepRetrying(Event, frozen=True, kw_only=True):
     """An attempt failed and another will follow: `attempt` is the next one's number."""
 
     step_id: str
@@ -119,52 +119,52 @@ class StepRetrying(Event, frozen=True):
     worker_pid: int = 0
 
 
-class TimerFired(Event, frozen=True):
+class TimerFired(Event, frozen=True, kw_only=True):
     sleep_id: str
 
 
 # --- command events: what the workflow's code decided ----------------------------------------------
 
 
-class StepScheduled(Event, frozen=True):
+class StepScheduled(Event, frozen=True, kw_only=True):
     step_id: str
     step_name: str
-    args: Raw = NONE
-    kwargs: Raw = NONE
-    attempt: int = 1
+    args: Raw
+    kwargs: Raw
+    attempt: int
     options: dict[str, Any] = {}
 
 
-class StepCancelled(Event, frozen=True):
+class StepCancelled(Event, frozen=True, kw_only=True):
     step_id: str
     step_name: str
     reason: str = ""
 
 
-class TimerStarted(Event, frozen=True):
+class TimerStarted(Event, frozen=True, kw_only=True):
     sleep_id: str
     resume_at: datetime
     name: str = ""
 
 
-class SideEffectRecorded(Event, frozen=True):
+class SideEffectRecorded(Event, frozen=True, kw_only=True):
     name: str
-    value: Raw = NONE
+    value: Raw
 
 
-class PatchApplied(Event, frozen=True):
+class PatchApplied(Event, frozen=True, kw_only=True):
     patch_id: str
 
 
-class AttributesSet(Event, frozen=True):
+class AttributesSet(Event, frozen=True, kw_only=True):
     attributes: Raw
 
 
-class WorkflowCompleted(Event, frozen=True):
-    result: Raw = NONE
+class WorkflowCompleted(Event, frozen=True, kw_only=True):
+    result: Raw
 
 
-class WorkflowFailed(FailureEvent, frozen=True):
+class WorkflowFailed(FailureEvent, frozen=True, kw_only=True):
     """The workflow's function raised."""
 
 
