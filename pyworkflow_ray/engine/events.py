@@ -150,6 +150,7 @@ class TimerStarted(Event, frozen=True, kw_only=True):
 class SideEffectRecorded(Event, frozen=True, kw_only=True):
     name: str
     value: Raw
+    failure: Failure | None = None
 
 
 class PatchApplied(Event, frozen=True, kw_only=True):

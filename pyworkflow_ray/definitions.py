@@ -1,0 +1,79 @@
+"""The workflows and steps that this process knows by name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import Any, Generic, Protocol, TypeVar
+
+from pyworkflow_ray.exceptions import ConfigurationError, WorkflowNotFoundError
+
+
+class Named(Protocol):
+    """A definition that was made from a function."""
+
+    name: str
+    fn: Callable[..., Any]
+
+
+_D = TypeVar("_D", bound=Named)
+
+
+class Registry(Generic[_D]):
+    """Definitions by name; a name belongs to one function.
+
+    Defining the same function again (a notebook cell run twice, a reloaded module) replaces it.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._definitions: dict[str, _D] = {}
+
+    def add(self, definition: _D) -> None:
+        """Keep a definition under its name.
+
+        Raises:
+            ConfigurationError: Another function has this name; it shows both places.
+        """
+        known = self._definitions.get(definition.name)
+        if known is not None and _home(known.fn) != _home(definition.fn):
+            raise ConfigurationError(
+                f"Two {self._kind}s are named {definition.name!r}: {_place(known.fn)} and "
+                f"{_place(definition.fn)}. Give one of them another name: @{self._kind}(name='...')."
+            )
+        self._definitions[definition.name] = definition
+
+    def get(self, name: str) -> _D:
+        """The definition of this name.
+
+        Raises:
+            WorkflowNotFoundError: There is none; it suggests names that are alike.
+        """
+        try:
+            return self._definitions[name]
+        except KeyError:
+            alike = difflib.get_close_matches(name, self._definitions, n=3)
+            hint = f" Did you mean {' or '.join(map(repr, alike))}?" if alike else ""
+            raise WorkflowNotFoundError(
+                name,
+                f"No {self._kind} named {name!r} is defined in this process.{hint} "
+                "Import the module that defines it first.",
+            ) from None
+
+    def all(self) -> dict[str, _D]:
+        """Every definition, by name."""
+        return dict(self._definitions)
+
+    def clear(self) -> None:
+        """Forget every definition."""
+        self._definitions.clear()
+
+
+def _home(function: Callable[..., Any]) -> tuple[str, str]:
+    return getattr(function, "__module__", ""), getattr(function, "__qualname__", repr(function))
+
+
+def _place(function: Callable[..., Any]) -> str:
+    code = getattr(function, "__code__", None)
+    where = f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""
+    return ".".join(_home(function)) + where

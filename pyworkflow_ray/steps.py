@@ -1,0 +1,360 @@
+"""Steps: the functions that do a workflow's real work, and may be tried again."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any, Generic, ParamSpec, TypeVar, overload
+
+from pyworkflow_ray import modules
+from pyworkflow_ray.arguments import Arguments
+from pyworkflow_ray.definitions import Registry
+from pyworkflow_ray.durations import Duration, parse_duration
+from pyworkflow_ray.engine.executions import current
+from pyworkflow_ray.engine.options import ON_CANCEL, StepOptions
+from pyworkflow_ray.engine.races import bounded_map
+from pyworkflow_ray.engine.retries import Pauses, RetryDelay, as_retry_on
+from pyworkflow_ray.exceptions import ConfigurationError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+U = TypeVar("U")
+
+RAY_OPTIONS = (
+    "num_cpus",
+    "num_gpus",
+    "memory",
+    "object_store_memory",
+    "resources",
+    "accelerator_type",
+    "label_selector",
+    "runtime_env",
+    "scheduling_strategy",
+)
+"""Options of a step that are handed to its Ray task."""
+
+_OWN_OPTIONS = (
+    "max_retries",
+    "retry_delay",
+    "timeout",
+    "metadata",
+    "local",
+    "on_cancel",
+    "compensate",
+    "retry_on",
+    "idempotent",
+    "step_id",
+    "name",
+)
+
+registry: Registry[StepFunction[Any, Any]] = Registry("step")
+
+
+class StepFunction(Generic[P, T]):
+    """A step: in a workflow a call of it is recorded and runs elsewhere; anywhere else it is the plain function.
+
+    `fn` is the plain function itself.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[P, Any],
+        name: str,
+        options: StepOptions,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        functools.update_wrapper(self, fn, updated=())
+        self.fn = fn
+        self.name = name
+        self.step_options = options
+        self.metadata = dict(metadata or {})
+        self._arguments: Arguments | None = None
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T]:
+        execution = current.get()
+        if execution is None:
+            return self.fn(*args, **kwargs)  # type: ignore[no-any-return]
+        if self._arguments is None:
+            self._arguments = Arguments(self.fn, f"step {self.name!r}")
+        checked_args, checked_kwargs = self._arguments.check(args, kwargs)
+        return execution.call_step(self, self.name, checked_args, checked_kwargs, self.step_options)
+
+    def options(self, **overrides: Any) -> StepFunction[P, T]:
+        """The same step with other options, for one call: ``charge.options(num_gpus=1)(order)``.
+
+        Takes every option of `step`, and `step_id`, which names the call in place of the generated
+        ``name#ordinal`` and must be unique in its run.
+
+        Raises:
+            ConfigurationError: An option is unknown or its value is not accepted.
+        """
+        name = overrides.pop("name", self.name)
+        metadata = {**self.metadata, **(overrides.pop("metadata", None) or {})}
+        built = build_options(f"step {name!r}", self.step_options, overrides)
+        changed: StepFunction[P, T] = StepFunction(self.fn, name, built, metadata)
+        changed._arguments = self._arguments
+        return changed
+
+    async def map(self, items: Iterable[Any], max_in_flight: int | None = None) -> list[T]:
+        """The results of one call for each item, in the items' order.
+
+        Args:
+            items: Each is the call's only argument.
+            max_in_flight: How many calls may be unfinished at once; None is all.
+        """
+        return await bounded_map(self, items, max_in_flight)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # A step of an installed package is imported wherever it is needed; any other carries its code.
+        reference = modules.reference_of(self)
+        if reference is not None:
+            return modules.load_reference, (reference,)
+        return super().__reduce_ex__(protocol)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_arguments": None}
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return self if instance is None else functools.partial(self, instance)
+
+    def __repr__(self) -> str:
+        return f"<step {self.name!r}>"
+
+
+def build_options(what: str, base: StepOptions, given: Mapping[str, Any]) -> StepOptions:
+    """The options that `given` makes of `base`, checked.
+
+    Raises:
+        ConfigurationError: An option is unknown (it suggests the nearest) or its value is not accepted.
+    """
+    changes: dict[str, Any] = {}
+    ray_options = dict(base.ray_options)
+    for option, value in given.items():
+        try:
+            match option:
+                case "max_retries":
+                    changes["max_retries"] = _as_count(value)
+                case "retry_delay":
+                    changes["pauses"] = Pauses(value)
+                case "timeout":
+                    changes["timeout"] = None if value is None else _as_timeout(value)
+                case "retry_on":
+                    changes["retry_on"] = as_retry_on(value)
+                case "on_cancel":
+                    if value not in ON_CANCEL:
+                        raise ValueError(f"give one of {', '.join(map(repr, ON_CANCEL))}")
+                    changes["on_cancel"] = value
+                case "local" | "idempotent":
+                    changes[option] = bool(value)
+                case "step_id":
+                    changes["step_id"] = None if value is None else str(value)
+                case "compensate":
+                    pass  # kept by the decorator
+                case _ if option in RAY_OPTIONS:
+                    if value is None:
+                        ray_options.pop(option, None)
+                    else:
+                        ray_options[option] = _as_ray_option(option, value)
+                case _:
+                    known = (*_OWN_OPTIONS, *RAY_OPTIONS)
+                    alike = difflib.get_close_matches(option, known, n=1)
+                    hint = f"did you mean {alike[0]!r}?" if alike else f"the options are {', '.join(known)}"
+                    raise ValueError(f"there is no such option; {hint}")
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(f"Option {option}={value!r} of {what}: {error}") from None
+    options = replace(base, ray_options=ray_options, **changes)
+    if options.local and options.ray_options:
+        raise ConfigurationError(
+            f"Options of {what}: a local step runs in the coordinator's process and takes no Ray resources "
+            f"({', '.join(options.ray_options)}). Drop local=True or the resources."
+        )
+    return options
+
+
+def _as_count(value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError("give a whole number of retries, 0 or more")
+    return value
+
+
+def _as_timeout(value: Duration) -> timedelta:
+    timeout = parse_duration(value)
+    if not timeout:
+        raise ValueError("a timeout must be longer than 0")
+    return timeout
+
+
+def _as_ray_option(option: str, value: Any) -> Any:
+    if option in ("num_cpus", "num_gpus", "memory", "object_store_memory"):
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            raise ValueError("give a number, 0 or more")
+    elif option == "resources":
+        if not isinstance(value, Mapping) or not all(isinstance(v, int | float) for v in value.values()):
+            raise ValueError("give a mapping of resource names to amounts")
+        return dict(value)
+    return value
+
+
+@overload
+def step(fn: Callable[P, Coroutine[Any, Any, T]], /) -> StepFunction[P, T]: ...
+@overload
+def step(fn: Callable[P, T], /) -> StepFunction[P, T]: ...
+@overload
+def step(
+    fn: None = None,
+    /,
+    *,
+    name: str | None = None,
+    max_retries: int | None = None,
+    retry_delay: RetryDelay = "exponential",
+    timeout: Duration | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    local: bool = False,
+    on_cancel: str = "wait",
+    compensate: Callable[..., Any] | None = None,
+    retry_on: Any = None,
+    idempotent: bool = True,
+    num_cpus: float | None = None,
+    num_gpus: float | None = None,
+    memory: float | None = None,
+    resources: Mapping[str, float] | None = None,
+    accelerator_type: str | None = None,
+    label_selector: Mapping[str, str] | None = None,
+    runtime_env: Mapping[str, Any] | None = None,
+    scheduling_strategy: Any = None,
+) -> _StepDecorator: ...
+def step(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    """Make a function a step; use it bare, or with options.
+
+    In a workflow, ``await charge(order)`` records the call, runs the function as a Ray task, tries it again
+    when it fails, and gives the recorded result in every replay. The function may be `async def` or `def`.
+
+    Args:
+        name: The step's name in the history; the function's by default.
+        max_retries: Further attempts after the first; the setting `default_retries` (3) by default.
+        retry_delay: The pause before each: ``"exponential"`` (1 s, 2 s, 4 s ... 300 s at most, plus jitter),
+            ``"fixed"`` (60 s), a duration, a list of durations (the last repeats), or a `RetryPolicy`.
+        timeout: How long one attempt may take; then it is stopped, and counts as failed.
+        metadata: Kept on the step for tools to show.
+        local: Run it in the coordinator's process: for a cheap call, one commit and no task.
+        on_cancel: What becomes of an attempt when the run is cancelled: "wait", "interrupt", "kill", "abandon".
+        compensate: The step that undoes this one.
+        retry_on: Exception types, or a predicate of the exception: others are not tried again.
+        idempotent: False when a second run could do harm: a lost worker then fails the step.
+        num_cpus, num_gpus, memory, resources, accelerator_type, label_selector, runtime_env,
+            scheduling_strategy: Options of the Ray task.
+
+    Raises:
+        ConfigurationError: An option is unknown or not accepted, or another step has this name.
+    """
+    if fn is not None and not callable(fn):
+        raise ConfigurationError(f"@step takes its options by name; {fn!r} is not a function.")
+    decorator = _StepDecorator(options)
+    return decorator if fn is None else decorator(fn)
+
+
+class _StepDecorator:
+    """`@step(...)`, waiting for its function."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._options = dict(options)
+        self._name = self._options.pop("name", None)
+        self._metadata = self._options.pop("metadata", None)
+        self._built = build_options("@step", StepOptions(), self._options)
+
+    @overload
+    def __call__(self, fn: Callable[P, Coroutine[Any, Any, T]], /) -> StepFunction[P, T]: ...
+    @overload
+    def __call__(self, fn: Callable[P, T], /) -> StepFunction[P, T]: ...
+    def __call__(self, fn: Callable[..., Any], /) -> StepFunction[Any, Any]:
+        definition: StepFunction[Any, Any] = StepFunction(
+            fn, self._name or function_name(fn, "step"), self._built, self._metadata
+        )
+        registry.add(definition)
+        return definition
+
+
+def function_name(fn: Callable[..., Any], kind: str) -> str:
+    """The name that a definition takes from its function.
+
+    Raises:
+        ConfigurationError: The function is a generator, which cannot be run as one call.
+    """
+    if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
+        raise ConfigurationError(f"A {kind} cannot be a generator: {fn.__qualname__} yields. Return a list instead.")
+    return getattr(fn, "__name__", type(fn).__name__)
+
+
+async def run_step(fn: Callable[..., Any], /, *args: Any, **options_and_kwargs: Any) -> Any:
+    """Call a function that nobody decorated as a step of this run: ``await run_step(fetch, url, num_cpus=2)``.
+
+    Keywords that are options of `step` are its options; the rest go to the function.
+    """
+    options = {k: v for k, v in options_and_kwargs.items() if k in _OWN_OPTIONS or k in RAY_OPTIONS}
+    kwargs = {k: v for k, v in options_and_kwargs.items() if k not in options}
+    if isinstance(fn, StepFunction):
+        return await fn.options(**options)(*args, **kwargs)
+    name = options.pop("name", None) or function_name(fn, "step")
+    metadata = options.pop("metadata", None)
+    call: StepFunction[Any, Any] = StepFunction(
+        fn, name, build_options(f"step {name!r}", StepOptions(), options), metadata
+    )
+    result = call(*args, **kwargs)
+    return await result if inspect.isawaitable(result) else result
+
+
+class Step:
+    """A step as a class: subclass it, write `execute`, and call an instance: ``await Charge()(order)``.
+
+    Class attributes `name`, `max_retries`, `retry_delay`, `timeout` and the other options of `step` set its
+    options. What `__init__` stores on the instance travels to where the step runs.
+    """
+
+    name: str | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        given = {
+            option: getattr(cls, option)
+            for option in (*_OWN_OPTIONS, *RAY_OPTIONS)
+            if option not in ("name", "metadata", "step_id") and hasattr(cls, option)
+        }
+        cls._step_name = cls.__dict__.get("name") or cls.__name__
+        cls._step_options = build_options(f"step {cls._step_name!r}", StepOptions(), given)
+
+    _step_name: str = "Step"
+    _step_options: StepOptions = StepOptions()
+
+    async def execute(self, *args: Any, **kwargs: Any) -> Any:
+        """The step's work."""
+        raise NotImplementedError(f"{type(self).__name__} must define `async def execute(self, ...)`.")
+
+    def options(self, **overrides: Any) -> StepFunction[..., Any]:
+        """This step with other options, for one call."""
+        return self._as_function().options(**overrides)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._as_function()(*args, **kwargs)
+
+    def _as_function(self) -> StepFunction[..., Any]:
+        return StepFunction(self.execute, self._step_name, self._step_options)
+
+
+def list_steps() -> dict[str, StepFunction[Any, Any]]:
+    """Every step that this process has defined, by name."""
+    return registry.all()
+
+
+def get_step(name: str) -> StepFunction[Any, Any]:
+    """The step of this name.
+
+    Raises:
+        WorkflowNotFoundError: This process has defined none.
+    """
+    return registry.get(name)

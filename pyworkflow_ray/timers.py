@@ -1,0 +1,28 @@
+"""Sleeping, durably."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+
+from pyworkflow_ray.durations import When, resolve_when
+from pyworkflow_ray.engine.executions import current
+
+
+async def sleep(duration: When, name: str | None = None) -> None:
+    """Wait; in a workflow the wait is durable and holds no process while it is long.
+
+    Args:
+        duration: Text ("30s", "5m", "2h", "3d", "1w", "1h30m", "500ms"), seconds, a `timedelta`, or an
+            instant (a naive `datetime` is UTC). The past returns at once.
+        name: Names the timer in the history.
+
+    Raises:
+        ValueError: The duration is negative or not readable.
+    """
+    execution = current.get()
+    if execution is None:
+        now = datetime.now(UTC)
+        await asyncio.sleep(max((resolve_when(duration, now) - now).total_seconds(), 0))
+        return
+    await execution.sleep_until(resolve_when(duration, execution.now), name or "")
