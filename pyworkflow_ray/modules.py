@@ -1,0 +1,229 @@
+"""Where a class or function lives, and whether every process of a cluster can import it.
+
+What can be imported everywhere travels as a reference, ``"module:qualname"``. What lives in `__main__`, a
+notebook, a local file, an editable install or a job's `working_dir` will not be there when a run resumes
+days later in another process, so it travels by value.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import operator
+import os
+import pickle
+import site
+import sys
+import sysconfig
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import PurePath
+from types import ModuleType
+from typing import Any
+
+import cloudpickle  # type: ignore[import-untyped]
+
+from pyworkflow_ray.exceptions import SerializationError
+
+_OURS = "pyworkflow_ray"
+_NEVER = frozenset({"__main__", "__mp_main__"})
+_INSTALLED = frozenset({"site-packages", "dist-packages"})
+
+
+def _installed_folders() -> tuple[str, ...]:
+    paths = sysconfig.get_paths()
+    folders = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    # Some embedded interpreters and old virtual environments have a `site` without these functions.
+    folders += getattr(site, "getsitepackages", list)()
+    folders += [getattr(site, "getusersitepackages", str)()]
+    every = {form for folder in folders if folder for form in (folder, os.path.realpath(folder))}
+    return tuple(sorted(os.path.join(os.path.normcase(folder), "") for folder in every))
+
+
+_FOLDERS = _installed_folders()
+# A verdict holds as long as the module keeps its spec and file: a reload may move it.
+_verdicts: dict[str, tuple[Any, Any, bool]] = {}
+
+
+def is_importable_everywhere(module_name: str) -> bool:
+    """Whether any process of a cluster can import this module by name.
+
+    True for built-in modules, the standard library, installed packages, and this package itself, which
+    every worker has by definition, even from a source checkout.
+    """
+    if module_name in _NEVER:
+        return False
+    if module_name.partition(".")[0] == _OURS:
+        return True
+    module = sys.modules.get(module_name)
+    if not isinstance(module, ModuleType):
+        return _can_be_found(module_name)
+    # Straight from the dict: an attribute of a lazy module would load it.
+    names = object.__getattribute__(module, "__dict__")
+    spec, file = names.get("__spec__"), names.get("__file__")
+    known = _verdicts.get(module_name)
+    if known is not None and known[0] is spec and known[1] is file:
+        return known[2]
+    verdict = _is_installed(module_name, spec, file)
+    _verdicts[module_name] = (spec, file, verdict)
+    return verdict
+
+
+def _can_be_found(module_name: str) -> bool:
+    parent = module_name.rpartition(".")[0]
+    # `find_spec` imports the parents, and a local parent makes the answer no anyway.
+    if parent and not is_importable_everywhere(parent):
+        return False
+    try:
+        spec = importlib.util.find_spec(module_name)
+    except Exception:  # whatever a finder or a parent's import raises, the module is not there
+        return False
+    return spec is not None and _is_installed(module_name, spec, None)
+
+
+def _is_installed(module_name: str, spec: Any, file: Any) -> bool:
+    origin = getattr(spec, "origin", None)
+    if origin in ("built-in", "frozen"):
+        return True
+    if isinstance(file, str):
+        return spec is not None and _is_installed_path(file)
+    if getattr(spec, "has_location", False) and isinstance(origin, str):
+        return _is_installed_path(origin)
+    folders = list(getattr(spec, "submodule_search_locations", None) or ())
+    if folders:  # a namespace package: importable everywhere if all its portions are
+        return all(_is_installed_path(os.path.join(folder, "")) for folder in folders)
+    # A module with no file of its own (`six.moves`, a submodule that a C extension makes) is there
+    # whenever its parent is.
+    parent = module_name.rpartition(".")[0]
+    return parent in sys.modules and is_importable_everywhere(parent)
+
+
+def _is_installed_path(path: str) -> bool:
+    normal = os.path.normcase(os.path.abspath(path))
+    return normal.startswith(_FOLDERS) or not _INSTALLED.isdisjoint(PurePath(normal).parts)
+
+
+def reference_of(obj: Any) -> str | None:
+    """``"module:qualname"`` of a class or function that every process can import, else None."""
+    module_name = getattr(obj, "__module__", None)
+    qualname = getattr(obj, "__qualname__", None)
+    if type(module_name) is not str or type(qualname) is not str or not is_importable_everywhere(module_name):
+        return None
+    found: Any = sys.modules.get(module_name)
+    for part in qualname.split("."):
+        try:
+            found = getattr(found, part)
+        except Exception:  # "<locals>", or a class whose metaclass objects
+            return None
+    return f"{module_name}:{qualname}" if found is obj else None
+
+
+def load_reference(ref: str) -> Any:
+    """What a reference made by `reference_of` names, its module imported.
+
+    Raises:
+        SerializationError: The text is no reference, or nothing is there.
+    """
+    module_name, _, qualname = ref.partition(":")
+    names = [*module_name.split("."), *qualname.split(".")]
+    if not all(name.isidentifier() for name in names):
+        raise SerializationError(f"{ref!r} is not a reference; it should look like 'package.module:Name'.")
+    try:
+        found: Any = sys.modules.get(module_name) or importlib.import_module(module_name)
+    except Exception as error:
+        raise SerializationError(
+            f"Cannot find {ref!r}: importing {module_name!r} raised {type(error).__name__}: {error}. "
+            "Install in this process what the process that wrote the reference had."
+        ) from error
+    for part in qualname.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError as error:
+            place = getattr(sys.modules.get(module_name), "__file__", None) or "a built-in module"
+            raise SerializationError(
+                f"Cannot find {ref!r}: {module_name!r} ({place}) has no {qualname!r}. "
+                "It may have been renamed or removed since the reference was written."
+            ) from error
+    return found
+
+
+def pickle_by_value(obj: Any) -> bytes:
+    """A pickle that carries along the code of every local module it needs.
+
+    Raises:
+        Exception: Whatever the object raises when pickled; `TypeError` and `PicklingError` mostly.
+    """
+    with _local_modules_by_value():
+        data: bytes = cloudpickle.dumps(obj)
+    return data
+
+
+def unpickle(data: bytes) -> Any:
+    """The object that `pickle_by_value` was given; raises whatever loading it raises."""
+    return pickle.loads(data)
+
+
+_lock = threading.RLock()
+_pickling = 0
+_registered: list[ModuleType] = []
+
+
+@contextmanager
+def _local_modules_by_value() -> Iterator[None]:
+    # The lock is not held while pickling: that runs code of the user's, which may wait for another
+    # thread that pickles. The last one out takes back what the others registered.
+    global _pickling  # noqa: PLW0603
+    with _lock:
+        _pickling += 1
+        known = cloudpickle.list_registry_pickle_by_value()
+        for module in _local_modules():
+            # What the user has registered is theirs to take back.
+            if module.__name__ not in known and module.__name__ in sys.modules:
+                cloudpickle.register_pickle_by_value(module)
+                _registered.append(module)
+    try:
+        yield
+    finally:
+        with _lock:
+            _pickling -= 1
+            if not _pickling:
+                known = cloudpickle.list_registry_pickle_by_value()
+                for module in _registered:
+                    if module.__name__ in known:
+                        cloudpickle.unregister_pickle_by_value(module)
+                _registered.clear()
+
+
+_seen_modules: tuple[Any, ...] = ()
+_local: tuple[ModuleType, ...] = ()
+
+
+def _local_modules() -> tuple[ModuleType, ...]:
+    """The loaded modules to register: local ones whose parent is not registered in their stead."""
+    global _seen_modules, _local  # noqa: PLW0603
+    seen = tuple(sys.modules.values())
+    # The same modules in the same order need no second look; telling so costs microseconds.
+    if len(seen) == len(_seen_modules) and all(map(operator.is_, seen, _seen_modules)):
+        return _local
+    found: dict[str, ModuleType] = {}
+    for name, module in list(sys.modules.items()):
+        if name.rpartition(".")[0] in found:
+            found[name] = module  # kept for its own children's sake, left out below
+        elif isinstance(module, ModuleType) and _is_local(name, module):
+            found[name] = module
+    _local = tuple(module for name, module in found.items() if name.rpartition(".")[0] not in found)
+    _seen_modules = seen
+    return _local
+
+
+def _is_local(name: str, module: ModuleType) -> bool:
+    if name in _NEVER or is_importable_everywhere(name):
+        return False
+    names = object.__getattribute__(module, "__dict__")
+    if names.get("__file__") is None:
+        # A namespace package has no code; registering it would take its installed portions along. A
+        # module that an extension made without a file (`cython_runtime`) holds nothing that has a value
+        # form; one that ran Python code was given builtins.
+        return "__path__" not in names and "__builtins__" in names
+    return bool(names.get("__name__") == name)
