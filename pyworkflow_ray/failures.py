@@ -1,8 +1,39 @@
-"""Errors as data: what a failure tells when its exception cannot travel."""
+"""Errors as data: what a failure tells when its exception cannot travel, and the exception where it can.
+
+`capture` is called where something has already gone wrong, often with an exception of a kind nobody has
+seen before, so nothing that the exception does can make it raise.
+"""
 
 from __future__ import annotations
 
+import platform
+import traceback
+from collections.abc import Callable
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, TypeVar
+
 import msgspec
+
+from pyworkflow_ray.durations import resolve_when
+from pyworkflow_ray.exceptions import (
+    CancellationError,
+    FatalError,
+    RetryableError,
+    StepFailedError,
+    WorkflowFailedError,
+)
+from pyworkflow_ray.modules import pickle_by_value, unpickle
+
+MAX_CAUSES = 5
+MAX_TEXT = 20_000
+MAX_PICKLE = 256 * 1024
+NOTE = "Traceback where it was raised:\n"
+"""How the note begins that tells a restored exception's own traceback."""
+
+_PYTHON = ".".join(platform.python_version_tuple()[:2])
+_OURS = "pyworkflow_ray"
+_T = TypeVar("_T")
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -20,3 +51,200 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     exception: bytes | None = None
     python: str = ""
     cause: Failure | None = None
+
+
+# --- capturing ----------------------------------------------------------------------------------------
+
+
+def capture(error: BaseException, *, skip_frames_of: tuple[str, ...] = ()) -> Failure:
+    """All that can be told of an exception, its causes included; never raises.
+
+    Args:
+        error: The exception, just caught.
+        skip_frames_of: Modules and packages, by name, whose frames at the top of the stack only say how
+            the user's code came to be called. This package's own are always left out.
+    """
+    return _captured(error, (_OURS, *skip_frames_of), MAX_CAUSES)
+
+
+def _captured(error: BaseException, skipped: tuple[str, ...], causes: int) -> Failure:
+    exception = _or(None, lambda: _pickled(error))
+    cause = _or(None, lambda: _cause_of(error)) if causes else None
+    return Failure(
+        error=_text_of(error),
+        error_type=_storable(_type_name(type(error))),
+        traceback=_or("", lambda: _traceback_of(error, skipped)),
+        # A run that is being cancelled would not thank anyone for another attempt.
+        is_retryable=not isinstance(error, (FatalError, CancellationError)),
+        retry_after=_or(None, lambda: _retry_after(error)),
+        exception=exception,
+        python=_PYTHON if exception is not None else "",
+        cause=_captured(cause, skipped, causes - 1) if cause is not None else None,
+    )
+
+
+def _cause_of(error: BaseException) -> BaseException | None:
+    if error.__cause__ is not None or error.__suppress_context__:
+        return error.__cause__
+    return error.__context__
+
+
+def _or(default: _T, told: Callable[[], _T]) -> _T:
+    """What `told` tells, or the default: an exception's own methods may raise anything."""
+    try:
+        return told()
+    except Exception:
+        return default
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        text = str(error)
+    except Exception as second:
+        return f"<its __str__ raised {type(second).__name__}>"
+    return _storable(text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 3] + "...")
+
+
+def _storable(text: str) -> str:
+    """The text with lone surrogates written out, which no UTF-8 and so no JSON can hold."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _type_name(cls: type) -> str:
+    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _traceback_of(error: BaseException, skipped: tuple[str, ...]) -> str:
+    # Without the chain: each cause is captured with a traceback of its own.
+    lines = traceback.format_exception(
+        type(error), error, _from_user_code(error.__traceback__, skipped), chain=False
+    )
+    text = _storable("".join(lines))
+    # The end names the error; what led there is the part that can go.
+    return text if len(text) <= MAX_TEXT else "..." + text[3 - MAX_TEXT :]
+
+
+def _from_user_code(top: TracebackType | None, skipped: tuple[str, ...]) -> TracebackType | None:
+    here = top
+    while here is not None and _is_of(here.tb_frame.f_globals.get("__name__"), skipped):
+        here = here.tb_next
+    return here or top  # an error of this package's own keeps its frames
+
+
+def _is_of(module_name: Any, packages: tuple[str, ...]) -> bool:
+    name = str(module_name)
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def _retry_after(error: BaseException) -> float | None:
+    if not isinstance(error, RetryableError) or error.retry_after is None:
+        return None
+    now = datetime.now(UTC)
+    return max(0.0, (resolve_when(error.retry_after, now) - now).total_seconds())
+
+
+# --- pickling exceptions ------------------------------------------------------------------------------
+
+
+def _pickled(error: BaseException) -> bytes | None:
+    """The exception's pickle, if it comes back as what it was; traceback and causes are not in it."""
+    plain = _or(None, lambda: _round_trip(error, error))
+    return plain if plain is not None else _or(None, lambda: _round_trip(_ByState(error), error))
+
+
+def _round_trip(form: Any, error: BaseException) -> bytes | None:
+    data = pickle_by_value(form)
+    return data if len(data) <= MAX_PICKLE and _is_same(error, unpickle(data)) else None
+
+
+class _ByState:
+    """Stands for an exception in a pickle that calls no `__init__`.
+
+    Exceptions are pickled as a call with their `args`, which fails, or doubles the message, for each
+    class with ``super().__init__(f"...")`` in an `__init__` of its own: so for most.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        error = self.error
+        if not _is_pickled_as_usual(type(error)):
+            raise TypeError(f"{type(error).__qualname__} says itself how to pickle it.")
+        args = error.args
+        if isinstance(error, BaseExceptionGroup):
+            args = (error.message, [_form_of(part) for part in error.exceptions])
+        return _by_state, (type(error), args, error.__dict__)
+
+
+def _form_of(error: BaseException) -> Any:
+    return _ByState(error) if _is_pickled_as_usual(type(error)) else error
+
+
+def _is_pickled_as_usual(cls: type[BaseException]) -> bool:
+    return cls.__reduce__ is BaseException.__reduce__ and cls.__reduce_ex__ is object.__reduce_ex__
+
+
+def _by_state(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+def _is_same(error: BaseException, copy: Any) -> bool:
+    return _are_alike(error, copy) and _text_of(error) == _text_of(copy)
+
+
+def _are_alike(one: Any, other: Any) -> bool:
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, BaseException):
+        return one.__dict__.keys() == other.__dict__.keys() and _are_alike(one.args, other.args)
+    if isinstance(one, (tuple, list)):
+        return len(one) == len(other) and all(map(_are_alike, one, other))
+    # An object without an `__eq__` equals no copy of it, and NaN not even itself.
+    has_equality: bool = type(one).__eq__ is not object.__eq__  # type: ignore[comparison-overlap]
+    return not has_equality or bool(one == other) or bool(one != one and other != other)  # noqa: PLR0124
+
+
+# --- restoring ----------------------------------------------------------------------------------------
+
+
+def restore(
+    failure: Failure, *, fallback: type[StepFailedError] | type[WorkflowFailedError]
+) -> BaseException:
+    """The exception that `capture` saw, with its causes, and its traceback in a note.
+
+    Args:
+        failure: What `capture` told.
+        fallback: What stands for an exception that cannot be rebuilt here, or must not be raised here.
+    """
+    error = _or(None, lambda: _unpickled(failure))
+    if error is None:
+        error = fallback(
+            f"{failure.error_type}: {failure.error}",
+            error_type=failure.error_type,
+            error_traceback=failure.traceback,
+        )
+    if failure.cause is not None:
+        error.__cause__ = restore(failure.cause, fallback=fallback)
+    if failure.traceback:
+        rebuilt = error
+        _or(None, lambda: _note(rebuilt, failure.traceback))
+    return error
+
+
+def _unpickled(failure: Failure) -> BaseException | None:
+    error = None if failure.exception is None else unpickle(failure.exception)
+    # SystemExit, KeyboardInterrupt or CancelledError would end whoever raises them here, a coordinator
+    # with all its runs; StopIteration cannot pass through a coroutine or a future.
+    return error if isinstance(error, Exception) and not isinstance(error, StopIteration) else None
+
+
+def _note(error: BaseException, text: str) -> None:
+    # An exception that was restored, raised and captured again has a note already; the text of the
+    # later traceback ends with it.
+    notes = getattr(error, "__notes__", [])
+    notes[:] = [note for note in notes if not str(note).startswith(NOTE)]
+    error.add_note(NOTE + text)
