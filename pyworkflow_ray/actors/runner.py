@@ -1,0 +1,281 @@
+"""Runs one attempt of a step: in a Ray worker, or in the process of a local coordinator.
+
+Whatever the step raises is told as data: an exception of the user's class might not survive the way, and
+one that does not would hang or mislead its caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import os
+import signal
+import threading
+import time
+from collections.abc import Awaitable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from pyworkflow_ray.actors.codes import Code, CodeLoader
+from pyworkflow_ray.actors.payloads import configured_values
+from pyworkflow_ray.context import StepContext, current_step
+from pyworkflow_ray.durations import format_duration
+from pyworkflow_ray.engine.attempts import AttemptCompleted, AttemptFailed, AttemptOutcome, encode_outcome
+from pyworkflow_ray.exceptions import StepTimeoutError
+from pyworkflow_ray.failures import capture
+from pyworkflow_ray.values import Values
+
+KILL_GRACE = 5.0
+"""Seconds between a timeout that the step ignores and the end of its process."""
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """One attempt of a step, as it travels to its worker."""
+
+    run_id: str
+    workflow_name: str
+    step_id: str
+    step_name: str
+    attempt: int
+    args: bytes
+    kwargs: bytes
+    timeout: float | None = None
+    payload_limit: int | None = None
+    payload_codec: str | None = None
+    worker_ttl: float = 0.0
+
+
+class _TimedOut(BaseException):
+    """Unwinds a `def` step whose time is up; not an `Exception`, so the step does not catch it by accident."""
+
+
+def context_of(attempt: Attempt) -> StepContext:
+    """What the step's code sees of itself."""
+    deadline = None
+    if attempt.timeout is not None:
+        deadline = datetime.now(UTC) + timedelta(seconds=attempt.timeout)
+    return StepContext(
+        run_id=attempt.run_id,
+        workflow_name=attempt.workflow_name,
+        step_id=attempt.step_id,
+        step_name=attempt.step_name,
+        attempt=attempt.attempt,
+        deadline=deadline,
+    )
+
+
+def values_of(attempt: Attempt) -> Values:
+    """The codec that the run's values go through."""
+    return configured_values(attempt.payload_codec, attempt.payload_limit)
+
+
+def completed(value: Any, attempt: Attempt, values: Values, started_at: datetime, node: str) -> AttemptOutcome:
+    """The outcome of an attempt that returned; a value that cannot be stored fails it."""
+    try:
+        encoded = values.encode(value, f"the result of step {attempt.step_id!r}")
+    except Exception as error:
+        return failed(error, started_at, node)
+    return AttemptCompleted(result=encoded, started_at=started_at, node=node, worker_pid=os.getpid())
+
+
+def failed(error: BaseException, started_at: datetime, node: str) -> AttemptOutcome:
+    """The outcome of an attempt that raised."""
+    cause = "timeout" if isinstance(error, StepTimeoutError) else "error"
+    return AttemptFailed(
+        failure=capture(error), cause=cause, started_at=started_at, node=node, worker_pid=os.getpid()
+    )
+
+
+def timeout_error(attempt: Attempt) -> StepTimeoutError:
+    """What an attempt that took too long fails with."""
+    allowed = format_duration(timedelta(seconds=attempt.timeout or 0))
+    return StepTimeoutError(
+        f"Attempt {attempt.attempt} of step {attempt.step_id!r} took longer than its timeout of {allowed}."
+    )
+
+
+async def run_async(function: Any, attempt: Attempt, node: str) -> AttemptOutcome:
+    """Run an attempt of an `async def` step on the running loop, or of a `def` step in a thread."""
+    started_at = datetime.now(UTC)
+    token = current_step.set(context_of(attempt))
+    values = values_of(attempt)
+    try:
+        args, kwargs = values.decode(attempt.args), values.decode(attempt.kwargs)
+        if inspect.iscoroutinefunction(function):
+            call = function(*args, **kwargs)
+        else:
+            call = asyncio.to_thread(_call_plain, function, args, kwargs)
+        value = await (call if attempt.timeout is None else _in_time(call, attempt))
+        return completed(value, attempt, values, started_at, node)
+    except asyncio.CancelledError:
+        if (task := asyncio.current_task()) is not None and task.cancelling():
+            raise
+        return failed(RuntimeError("The step was cancelled from within."), started_at, node)
+    except BaseException as error:
+        return failed(error, started_at, node)
+    finally:
+        current_step.reset(token)
+
+
+def _call_plain(function: Any, args: Any, kwargs: Any) -> Any:
+    try:
+        return function(*args, **kwargs)
+    except (SystemExit, KeyboardInterrupt) as error:
+        # An executor's thread would pass these on to the loop, which would stop.
+        raise RuntimeError(f"The step raised {type(error).__name__}: {error}") from error
+
+
+async def _in_time(call: Awaitable[Any], attempt: Attempt) -> Any:
+    try:
+        async with asyncio.timeout(attempt.timeout) as limit:
+            return await call
+    except TimeoutError:
+        if limit.expired():
+            raise timeout_error(attempt) from None
+        raise
+
+
+def run_blocking(function: Any, attempt: Attempt, node: str) -> AttemptOutcome:
+    """Run an attempt in the main thread of a worker process, which it may end if the step ignores its timeout."""
+    with _ended_after(attempt.timeout):
+        if inspect.iscoroutinefunction(function):
+            return _run_loop(function, attempt, node)
+        return _run_plain(function, attempt, node)
+
+
+def _run_loop(function: Any, attempt: Attempt, node: str) -> AttemptOutcome:
+    try:
+        return asyncio.run(run_async(function, attempt, node))
+    except (SystemExit, KeyboardInterrupt) as error:
+        return failed(error, datetime.now(UTC), node)
+
+
+def _run_plain(function: Any, attempt: Attempt, node: str) -> AttemptOutcome:
+    started_at = datetime.now(UTC)
+    token = current_step.set(context_of(attempt))
+    values = values_of(attempt)
+    try:
+        args, kwargs = values.decode(attempt.args), values.decode(attempt.kwargs)
+        with _alarm(attempt.timeout):
+            value = function(*args, **kwargs)
+            if inspect.isawaitable(value):
+                value = asyncio.run(_await(value))
+        return completed(value, attempt, values, started_at, node)
+    except _TimedOut:
+        return failed(timeout_error(attempt), started_at, node)
+    except BaseException as error:
+        return failed(error, started_at, node)
+    finally:
+        current_step.reset(token)
+
+
+async def _await(value: Any) -> Any:
+    return await value
+
+
+@contextlib.contextmanager
+def _alarm(timeout: float | None) -> Iterator[None]:
+    """Interrupt the main thread when the time is up."""
+    if timeout is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def on_alarm(_signal: int, _frame: Any) -> None:
+        raise _TimedOut
+
+    previous = signal.signal(signal.SIGALRM, on_alarm)
+    signal.setitimer(signal.ITIMER_REAL, timeout)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+@contextlib.contextmanager
+def _ended_after(timeout: float | None) -> Iterator[None]:
+    """End the process when a step goes on long after its timeout: stuck in C code, or catching everything."""
+    if timeout is None:
+        yield
+        return
+    watchdog = threading.Timer(timeout + KILL_GRACE, os._exit, args=(1,))
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        yield
+    finally:
+        watchdog.cancel()
+
+
+# --- in a Ray worker ------------------------------------------------------------------------------
+
+_loader = CodeLoader()
+
+
+def run_attempt(attempt_data: bytes, code_data: bytes) -> bytes:
+    """Run one attempt in this worker and tell its outcome; the body of the Ray task."""
+    started_at = datetime.now(UTC)
+    node = _node_id()
+    try:
+        attempt = msgspec.msgpack.decode(attempt_data, type=Attempt)
+        keep_warm(attempt.worker_ttl)
+        definition = _loader.load(msgspec.msgpack.decode(code_data, type=Code))
+        function = getattr(definition, "fn", definition)
+    except BaseException as error:
+        return encode_outcome(failed(error, started_at, node))
+    return encode_outcome(run_blocking(function, attempt, node))
+
+
+def _node_id() -> str:
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
+
+
+_warmth: dict[str, Any] = {"until": 0.0, "thread": None, "reference": None}
+_warmth_lock = threading.Lock()
+
+
+def keep_warm(seconds: float) -> None:
+    """Keep this worker process alive for a while.
+
+    Once the job that made a detached actor has ended, Ray kills that job's idle workers five times a
+    second, and each further step would pay for a new process. A worker that owns an object is not idle.
+    It lets go by itself, since it outlives a coordinator that was killed.
+    """
+    if seconds <= 0:
+        return
+    with _warmth_lock:
+        _warmth["until"] = time.monotonic() + seconds
+        if _warmth["thread"] is None:
+            import ray
+
+            _warmth["reference"] = ray.put(b"")
+            _warmth["thread"] = threading.Thread(target=_cool_down, name="pyworkflow-warmth", daemon=True)
+            _warmth["thread"].start()
+
+
+def _cool_down() -> None:
+    while True:
+        with _warmth_lock:
+            left = _warmth["until"] - time.monotonic()
+            if left <= 0:
+                _warmth["reference"] = _warmth["thread"] = None
+                return
+        time.sleep(left)
+
+
+def remote_runners() -> tuple[Any, Any]:
+    """The runner as two Ray remote functions: for steps without and with GPUs.
+
+    Ray takes `max_calls=1`, which frees a GPU's memory with its process, from the declaration alone.
+    """
+    import ray
+
+    plain = ray.remote(max_retries=0, num_cpus=1)(run_attempt)
+    gpu = ray.remote(max_retries=0, num_cpus=1, num_gpus=1, max_calls=1)(run_attempt)
+    return plain, gpu
+

@@ -1,0 +1,229 @@
+"""The settings of this process, from one model: call > `configure` > environment > file > defaults."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    PyprojectTomlConfigSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+from pyworkflow_ray.durations import parse_duration
+from pyworkflow_ray.exceptions import ConfigurationError
+
+YAML_NAME = "pyworkflow.config.yaml"
+DEFAULT_STORAGE = ".pyworkflow/pyworkflow.db"
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Durations take the forms of `sleep`.
+
+    `storage` is a database URL, a file path or "memory". The text of a URL is kept out of `repr`, since it
+    may hold a password.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="PYWORKFLOW_", extra="forbid", frozen=True, pyproject_toml_table_header=("tool", "pyworkflow")
+    )
+
+    default_runtime: Literal["ray", "local"] = "ray"
+    default_durable: bool = True
+    default_retries: int = Field(3, ge=0)
+    default_recover_on_worker_loss: bool = True
+    default_max_recovery_attempts: int = Field(3, ge=0)
+    storage: SecretStr | None = None
+    sqlite_synchronous: Literal["FULL", "NORMAL", "OFF"] = "FULL"
+    event_soft_limit: int = Field(10_000, ge=1)
+    event_hard_limit: int = Field(50_000, ge=1)
+    event_warning_interval: int = Field(100, ge=1)
+    coordinators: int | Literal["per_run"] | None = None
+    namespace: str = "pyworkflow"
+    address: str | None = None
+    suspend_after: timedelta = timedelta(seconds=2)
+    coordinator_ttl: timedelta = timedelta(seconds=60)
+    lease_ttl: timedelta = timedelta(seconds=30)
+    worker_ttl: timedelta = timedelta(seconds=60)
+    sweep_interval: timedelta = timedelta(seconds=5)
+    payload_limit: int = Field(256 * 2**20, ge=1024)
+    blob_threshold: int = Field(128 * 2**10, ge=1024)
+    max_nesting_depth: int = Field(3, ge=0)
+    payload_codec: str | None = None
+    module: str | None = None
+    modules: tuple[str, ...] = ()
+
+    @field_validator(
+        "suspend_after", "coordinator_ttl", "lease_ttl", "worker_ttl", "sweep_interval", mode="before"
+    )
+    @classmethod
+    def _read_duration(cls, value: Any) -> timedelta:
+        if isinstance(value, str):
+            try:
+                value = float(value)  # the environment has only text: "2.5" is seconds
+            except ValueError:
+                pass
+        return parse_duration(value)
+
+    @field_validator("storage", mode="before")
+    @classmethod
+    def _read_storage(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return storage_url(value)
+        return str(value) if isinstance(value, Path) else value
+
+    @field_validator("coordinators")
+    @classmethod
+    def _check_coordinators(cls, value: Any) -> Any:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("give a number of coordinators, 1 or more, or 'per_run'")
+        return value
+
+    @property
+    def storage_url(self) -> str:
+        """Where the database is: the URL as it was set, with its password."""
+        return self.storage.get_secret_value() if self.storage is not None else DEFAULT_STORAGE
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings, env_settings, *_file_sources(settings_cls))
+
+
+def _file_sources(settings_cls: type[BaseSettings]) -> list[PydanticBaseSettingsSource]:
+    """The nearest configuration file in the working directory or above it."""
+    for folder in (Path.cwd(), *Path.cwd().parents):
+        if (folder / YAML_NAME).is_file():
+            return [_YamlSource(settings_cls, folder / YAML_NAME)]
+        if (folder / "pyproject.toml").is_file():
+            return [PyprojectTomlConfigSettingsSource(settings_cls, folder / "pyproject.toml")]
+    return []
+
+
+class _YamlSource(YamlConfigSettingsSource):
+    """The YAML file, with its `recovery:` section spread out."""
+
+    def __call__(self) -> dict[str, Any]:
+        values = dict(super().__call__())
+        recovery = values.pop("recovery", None) or {}
+        for name in ("recover_on_worker_loss", "max_recovery_attempts"):
+            if name in recovery:
+                values[f"default_{name}"] = recovery[name]
+        return values
+
+
+def storage_url(mapping: Mapping[str, Any]) -> str:
+    """The database that a mapping with `type` and its own keys names.
+
+    Raises:
+        ValueError: The type is unknown, or a key is missing.
+    """
+    kind = mapping.get("type")
+    match kind:
+        case "memory":
+            return "memory"
+        case "file":
+            return str(Path(mapping.get("base_path", ".pyworkflow")) / "pyworkflow.db")
+        case "sqlite":
+            return str(mapping.get("db_path") or mapping.get("base_path") or DEFAULT_STORAGE)
+        case "postgres" | "postgresql":
+            if mapping.get("dsn"):
+                return str(mapping["dsn"])
+            user, password = mapping.get("user", "postgres"), mapping.get("password", "")
+            login = f"{user}:{password}" if password else user
+            return (
+                f"postgresql://{login}@{mapping.get('host', 'localhost')}:{mapping.get('port', 5432)}"
+                f"/{mapping.get('database', 'pyworkflow')}"
+            )
+        case _:
+            raise ValueError(f"storage type {kind!r} is unknown; give 'sqlite', 'postgres', 'file' or 'memory'")
+
+
+_overrides: dict[str, Any] = {}
+_settings: Settings | None = None
+
+
+def configure(**settings: Any) -> Settings:
+    """Set settings for this process, over the environment's and the file's; again to change some.
+
+    Raises:
+        ConfigurationError: A setting is unknown (it suggests the nearest) or its value is not accepted.
+    """
+    global _settings
+    unknown = [name for name in settings if name not in Settings.model_fields]
+    if unknown:
+        raise ConfigurationError(_unknown(unknown[0]))
+    merged = {**_overrides, **settings}
+    _settings = _build(merged)
+    _overrides.clear()
+    _overrides.update(merged)
+    return _settings
+
+
+def configure_from_yaml(path: str | os.PathLike[str]) -> Settings:
+    """Set settings from a YAML file.
+
+    Raises:
+        ConfigurationError: The file is not there or not readable, or holds what is not accepted.
+    """
+    import yaml
+
+    file = Path(path)
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise ConfigurationError(f"Cannot read {file}: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{file} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"{file} must hold settings as `name: value`, not a {type(values).__name__}.")
+    recovery = values.pop("recovery", None) or {}
+    return configure(**values, **{f"default_{name}": value for name, value in recovery.items()})
+
+
+def get_config() -> Settings:
+    """The settings in force."""
+    global _settings
+    if _settings is None:
+        _settings = _build({})
+    return _settings
+
+
+def reset_config() -> None:
+    """Forget what `configure` set; the environment and the file are read again."""
+    global _settings
+    _settings = None
+    _overrides.clear()
+
+
+def _build(overrides: Mapping[str, Any]) -> Settings:
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise ConfigurationError(_unknown(name)) from None
+        raise ConfigurationError(f"Setting {name!r}: {first['msg']}.") from None
+    except Exception as error:
+        raise ConfigurationError(f"The configuration cannot be read: {error}") from error
+
+
+def _unknown(name: str) -> str:
+    alike = difflib.get_close_matches(name, Settings.model_fields, n=1)
+    hint = f"Did you mean {alike[0]!r}?" if alike else f"Settings are {', '.join(Settings.model_fields)}."
+    return f"There is no setting {name!r}. {hint}"
