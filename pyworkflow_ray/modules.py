@@ -108,9 +108,12 @@ def reference_of(obj: Any) -> str | None:
     """``"module:qualname"`` of a class or function that every process can import, else None."""
     module_name = getattr(obj, "__module__", None)
     qualname = getattr(obj, "__qualname__", None)
-    if type(module_name) is not str or type(qualname) is not str or not is_importable_everywhere(module_name):
+    if type(module_name) is not str or type(qualname) is not str:
         return None
     found: Any = sys.modules.get(module_name)
+    # A class that arrived by value names a module that is not here; looking for it on disk would be slow.
+    if found is None or not is_importable_everywhere(module_name):
+        return None
     for part in qualname.split("."):
         try:
             found = getattr(found, part)
@@ -173,26 +176,36 @@ _registered: list[ModuleType] = []
 def _local_modules_by_value() -> Iterator[None]:
     # The lock is not held while pickling: that runs code of the user's, which may wait for another
     # thread that pickles. The last one out takes back what the others registered.
-    global _pickling  # noqa: PLW0603
     with _lock:
-        _pickling += 1
-        known = cloudpickle.list_registry_pickle_by_value()
-        for module in _local_modules():
-            # What the user has registered is theirs to take back.
-            if module.__name__ not in known and module.__name__ in sys.modules:
-                cloudpickle.register_pickle_by_value(module)
-                _registered.append(module)
+        _register_local_modules()
     try:
         yield
     finally:
         with _lock:
-            _pickling -= 1
-            if not _pickling:
-                known = cloudpickle.list_registry_pickle_by_value()
-                for module in _registered:
-                    if module.__name__ in known:
-                        cloudpickle.unregister_pickle_by_value(module)
-                _registered.clear()
+            _unregister_local_modules()
+
+
+def _register_local_modules() -> None:
+    global _pickling  # noqa: PLW0603
+    known = cloudpickle.list_registry_pickle_by_value()
+    for module in _local_modules():
+        # What the user has registered is theirs to take back.
+        if module.__name__ not in known and module.__name__ in sys.modules:
+            cloudpickle.register_pickle_by_value(module)
+            _registered.append(module)
+    _pickling += 1
+
+
+def _unregister_local_modules() -> None:
+    global _pickling  # noqa: PLW0603
+    _pickling -= 1
+    if _pickling:
+        return
+    known = cloudpickle.list_registry_pickle_by_value()
+    for module in _registered:
+        if module.__name__ in known:
+            cloudpickle.unregister_pickle_by_value(module)
+    _registered.clear()
 
 
 _seen_modules: tuple[Any, ...] = ()
@@ -200,19 +213,20 @@ _local: tuple[ModuleType, ...] = ()
 
 
 def _local_modules() -> tuple[ModuleType, ...]:
-    """The loaded modules to register: local ones whose parent is not registered in their stead."""
+    """Stand-ins for the loaded modules to register: local ones, the topmost of each package."""
     global _seen_modules, _local  # noqa: PLW0603
     seen = tuple(sys.modules.values())
     # The same modules in the same order need no second look; telling so costs microseconds.
     if len(seen) == len(_seen_modules) and all(map(operator.is_, seen, _seen_modules)):
         return _local
-    found: dict[str, ModuleType] = {}
-    for name, module in list(sys.modules.items()):
-        if name.rpartition(".")[0] in found:
-            found[name] = module  # kept for its own children's sake, left out below
-        elif isinstance(module, ModuleType) and _is_local(name, module):
-            found[name] = module
-    _local = tuple(module for name, module in found.items() if name.rpartition(".")[0] not in found)
+    found = {
+        name
+        for name, module in list(sys.modules.items())
+        if isinstance(module, ModuleType) and _is_local(name, module)
+    }
+    # cloudpickle keeps the name only, and takes a package's modules along with it. Asking a lazy module
+    # for its name would load it, so it is not asked.
+    _local = tuple(ModuleType(name) for name in sorted(found) if name.rpartition(".")[0] not in found)
     _seen_modules = seen
     return _local
 
@@ -226,4 +240,4 @@ def _is_local(name: str, module: ModuleType) -> bool:
         # module that an extension made without a file (`cython_runtime`) holds nothing that has a value
         # form; one that ran Python code was given builtins.
         return "__path__" not in names and "__builtins__" in names
-    return bool(names.get("__name__") == name)
+    return True

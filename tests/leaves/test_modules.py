@@ -1,0 +1,312 @@
+"""Which modules every process can import, references, and pickles that carry local code along."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from http import HTTPStatus
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import cloudpickle  # type: ignore[import-untyped]
+import pytest
+
+from pyworkflow_ray import modules
+from pyworkflow_ray.durations import parse_duration
+from pyworkflow_ray.exceptions import SerializationError
+
+MakeModule = Callable[..., ModuleType]
+
+
+@pytest.fixture
+def make_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeModule]:
+    """Writes a module's source below `folder`, and imports it."""
+    made: list[str] = []
+
+    def make(name: str, source: str, folder: str = "project") -> ModuleType:
+        root = tmp_path / folder
+        path = root.joinpath(*name.split(".")).with_suffix(".py")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(source))
+        monkeypatch.syspath_prepend(str(root))
+        made.append(name)
+        return importlib.import_module(name)
+
+    yield make
+    for name in made:
+        sys.modules.pop(name, None)
+        sys.modules.pop(name.partition(".")[0], None)
+
+
+def run_elsewhere(script: str, *args: str, path: Path | None = None) -> str:
+    """What the script prints in a process that knows nothing of this one's local modules."""
+    environment = {"PYTHONPATH": str(path)} if path else {}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), *args],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd="/",
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    "name",
+    # fmt: off
+    [
+        "sys",
+        "builtins",
+        "os",
+        "json",
+        "json.decoder",
+        "collections.abc",
+        "zipimport",
+        "msgspec",
+        "msgspec.json",
+        "pydantic",
+        "_ctypes",
+        "pyworkflow_ray",
+        "pyworkflow_ray.durations",
+        "pyworkflow_ray.not_there",
+    ],
+    # fmt: on
+)
+def test_the_standard_library_installed_packages_and_this_one_are_everywhere(name: str) -> None:
+    assert modules.is_importable_everywhere(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["__main__", "__mp_main__", __name__, "tests", "no_such_module", "json.no_such", "no.such"]
+)
+def test_main_tests_and_missing_modules_are_not_everywhere(name: str) -> None:
+    assert not modules.is_importable_everywhere(name)
+
+
+def test_an_unloaded_module_is_judged_by_where_it_would_be_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "not_loaded.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert not modules.is_importable_everywhere("not_loaded")
+    sys.modules.pop("this", None)
+    assert modules.is_importable_everywhere("this")
+    assert "this" not in sys.modules
+
+
+def test_a_local_module_that_shadows_an_installed_name_is_local(make_module: MakeModule) -> None:
+    module = make_module("antigravity", "x = 1")
+    assert module.x == 1
+    assert not modules.is_importable_everywhere("antigravity")
+
+
+def test_a_folder_of_installed_packages_counts_wherever_it_is(make_module: MakeModule) -> None:
+    make_module("installed_one", "", folder="env/lib/site-packages")
+    make_module("installed_two", "", folder="usr/lib/python3/dist-packages")
+    assert modules.is_importable_everywhere("installed_one")
+    assert modules.is_importable_everywhere("installed_two")
+
+
+def test_a_verdict_follows_a_module_that_was_replaced(make_module: MakeModule) -> None:
+    make_module("moved", "", folder="env/site-packages")
+    assert modules.is_importable_everywhere("moved")
+    del sys.modules["moved"]
+    make_module("moved", "", folder="project")
+    assert not modules.is_importable_everywhere("moved")
+
+
+def test_a_module_without_a_file_is_where_its_parent_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "json.made_by_an_extension", ModuleType("json.made_by_an_extension"))
+    monkeypatch.setitem(sys.modules, "made_by_hand", ModuleType("made_by_hand"))
+    assert modules.is_importable_everywhere("json.made_by_an_extension")
+    assert not modules.is_importable_everywhere("made_by_hand")
+
+
+def test_a_lazy_module_is_not_loaded_by_looking_at_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lazy_one.py").write_text("raise RuntimeError('loaded')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    spec = importlib.util.find_spec("lazy_one")
+    assert spec is not None
+    assert spec.loader is not None
+    spec.loader = importlib.util.LazyLoader(spec.loader)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "lazy_one", module)
+    spec.loader.exec_module(module)
+    assert not modules.is_importable_everywhere("lazy_one")
+    modules.pickle_by_value(1)
+
+
+# --- references -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("obj", [HTTPStatus, json.JSONDecoder, json.JSONDecoder.decode, parse_duration, int])
+def test_a_reference_leads_back_to_the_same_object(obj: Any) -> None:
+    reference = modules.reference_of(obj)
+    assert reference is not None
+    assert modules.load_reference(reference) is obj
+
+
+def test_what_is_local_or_not_found_under_its_name_has_no_reference() -> None:
+    def inner() -> None: ...
+
+    class Disguised: ...
+
+    Disguised.__module__, Disguised.__qualname__ = "json", "JSONDecoder"
+    assert modules.reference_of(inner) is None
+    assert modules.reference_of(run_elsewhere) is None
+    assert modules.reference_of(Disguised) is None
+    assert modules.reference_of(42) is None
+
+
+@pytest.mark.parametrize(
+    ("reference", "says"),
+    [
+        ("no_such_module:Thing", "importing 'no_such_module' raised ModuleNotFoundError"),
+        ("json:NoSuchThing", "json/__init__.py.* has no 'NoSuchThing'"),
+        ("sys:NoSuchThing", "a built-in module"),
+        ("json", "not a reference"),
+        ("json:a b", "not a reference"),
+        (":x", "not a reference"),
+        ("..json:x", "not a reference"),
+    ],
+)
+def test_a_reference_to_nothing_says_what_was_looked_for_and_where(reference: str, says: str) -> None:
+    with pytest.raises(SerializationError, match=says):
+        modules.load_reference(reference)
+
+
+def test_a_module_that_fails_on_import_is_told_with_its_error(make_module: MakeModule) -> None:
+    make_module("present", "")
+    path = Path(str(sys.modules["present"].__file__)).with_name("broken.py")
+    path.write_text("1 / 0")
+    importlib.invalidate_caches()
+    with pytest.raises(SerializationError, match="importing 'broken' raised ZeroDivisionError") as caught:
+        modules.load_reference("broken:x")
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+# --- pickles ----------------------------------------------------------------------------------------
+
+UNPICKLE = """
+    import sys
+    from pyworkflow_ray import modules
+    print(modules.unpickle(bytes.fromhex(sys.argv[1]))(4))
+"""
+
+
+def test_a_local_function_takes_along_what_it_needs(make_module: MakeModule) -> None:
+    make_module("shop.prices", "def double(n): return 2 * n")
+    module = make_module("shop.orders", "from shop.prices import double\ndef total(n): return double(n) + 1")
+    data = modules.pickle_by_value(module.total)
+    assert run_elsewhere(UNPICKLE, data.hex()) == "9"
+
+
+def test_a_function_of_main_takes_along_a_local_module_it_names(tmp_path: Path) -> None:
+    (tmp_path / "local_helper.py").write_text("def double(n): return 2 * n")
+    script = """
+        import local_helper
+        from pyworkflow_ray import modules
+        def work(n): return local_helper.double(n)
+        print(modules.pickle_by_value(work).hex())
+    """
+    assert run_elsewhere(UNPICKLE, run_elsewhere(script, path=tmp_path)) == "8"
+
+
+def test_a_module_made_without_a_file_travels_by_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("made_from_text")
+    exec("def triple(n): return 3 * n", vars(module))
+    monkeypatch.setitem(sys.modules, "made_from_text", module)
+    assert run_elsewhere(UNPICKLE, modules.pickle_by_value(module.triple).hex()) == "12"
+
+
+def test_installed_code_travels_by_reference() -> None:
+    assert len(modules.pickle_by_value(json.JSONDecoder)) < 100
+    assert len(modules.pickle_by_value(parse_duration)) < 100
+
+
+def test_a_class_comes_back_as_itself_where_it_is_known(make_module: MakeModule) -> None:
+    module = make_module("things", "class Thing: pass")
+    assert modules.unpickle(modules.pickle_by_value(module.Thing)) is module.Thing
+
+
+def test_a_namespace_package_is_not_taken_along_for_its_local_portion(make_module: MakeModule) -> None:
+    make_module("spread.installed", "def one(n): return 1", folder="env/site-packages")
+    local = make_module("spread.local", "def two(n): return 2")
+    installed = importlib.import_module("spread.installed")
+    assert modules.is_importable_everywhere("spread.installed")
+    assert not modules.is_importable_everywhere("spread.local")
+    assert b"co_code" not in modules.pickle_by_value(installed.one)
+    assert len(modules.pickle_by_value(installed.one)) < 100 < len(modules.pickle_by_value(local.two))
+
+
+def test_nothing_stays_registered(make_module: MakeModule) -> None:
+    module = make_module("passing", "def f(n): return n")
+    before = cloudpickle.list_registry_pickle_by_value()
+    modules.pickle_by_value(module.f)
+    with pytest.raises(TypeError):
+        modules.pickle_by_value([module.f, threading.Lock()])
+    assert cloudpickle.list_registry_pickle_by_value() == before
+
+
+def test_what_the_user_registered_stays_registered(make_module: MakeModule) -> None:
+    module = make_module("kept", "def f(n): return n")
+    cloudpickle.register_pickle_by_value(module)
+    modules.pickle_by_value(module.f)
+    assert "kept" in cloudpickle.list_registry_pickle_by_value()
+    cloudpickle.unregister_pickle_by_value(module)
+
+
+def test_a_pickle_inside_a_pickle_does_not_take_the_outer_ones_modules(make_module: MakeModule) -> None:
+    module = make_module(
+        "nested",
+        """
+        from pyworkflow_ray import modules
+        def f(n): return n
+        class Inner:
+            def __reduce__(self):
+                modules.pickle_by_value(1)
+                return (f, (5,))
+        """,
+    )
+    data = modules.pickle_by_value([module.Inner(), module.f])
+    assert run_elsewhere(UNPICKLE.replace("(4)", "[1](4)"), data.hex()) == "4"
+
+
+def test_two_threads_that_pickle_at_once_do_not_take_each_others_modules(make_module: MakeModule) -> None:
+    """
+    1. A starts to pickle, and waits inside.
+    2. B pickles and ends, while A is inside.
+    3. A goes on: its function still travels by value.
+    """
+    module = make_module(
+        "slow",
+        """
+        import threading
+        inside, go_on = threading.Event(), threading.Event()
+        class Gate:
+            def __reduce__(self):
+                inside.set()
+                go_on.wait(10)
+                return (int, ())
+        """,
+    )
+    plain = make_module("plain", "def f(n): return n")
+    result: list[bytes] = []
+    thread = threading.Thread(target=lambda: result.append(modules.pickle_by_value([module.Gate(), plain.f])))
+    thread.start()
+    assert module.inside.wait(10)
+    modules.pickle_by_value(1)
+    module.go_on.set()
+    thread.join(10)
+    assert run_elsewhere(UNPICKLE.replace("(4)", "[1](4)"), result[0].hex()) == "4"
+    assert "plain" not in cloudpickle.list_registry_pickle_by_value()
