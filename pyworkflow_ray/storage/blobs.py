@@ -1,0 +1,60 @@
+"""Payloads too large for an event, by the hash of their content."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sqlalchemy.engine import Connection
+
+from pyworkflow_ray.exceptions import StorageError
+from pyworkflow_ray.storage.dialects import Statement
+
+_SAVE = Statement(
+    "INSERT INTO blobs (hash, data, size, created_at) VALUES (:hash, :data, :size, <now>) "
+    "ON CONFLICT DO NOTHING"
+)
+_LINK = Statement("INSERT INTO run_blobs (run_id, hash) VALUES (:run_id, :hash) ON CONFLICT DO NOTHING")
+_LOAD = Statement("SELECT data FROM blobs WHERE hash = :hash")
+_HASHES = Statement("SELECT hash FROM run_blobs WHERE run_id = :run_id")
+_DELETE_UNUSED = Statement(
+    "DELETE FROM blobs WHERE hash = :hash "
+    "AND NOT EXISTS (SELECT 1 FROM run_blobs WHERE run_blobs.hash = :hash)"
+)
+
+
+def save_blobs(connection: Connection, run_id: str, blobs: Iterable[tuple[str, bytes | None]]) -> None:
+    """Keep the blobs for as long as the run lives; equal ones are kept once for all runs.
+
+    None instead of bytes ties the run to a blob that another one has brought already.
+    """
+    given = list(blobs)
+    _SAVE.execute_many(
+        connection,
+        [{"hash": hash_, "data": data, "size": len(data)} for hash_, data in given if data is not None],
+    )
+    _LINK.execute_many(connection, [{"run_id": run_id, "hash": hash_} for hash_, _ in given])
+
+
+def load_blob(connection: Connection, hash_: str) -> bytes:
+    """The blob's bytes.
+
+    Raises:
+        StorageError: There is none of this hash.
+    """
+    row = _LOAD.row(connection, hash=hash_)
+    if row is None:
+        raise StorageError(
+            f"The blob {hash_} is missing, although an event refers to it: the run that brought it was "
+            "deleted, or the database was restored without its table 'blobs'."
+        )
+    return bytes(row[0])
+
+
+def blob_hashes(connection: Connection, run_id: str) -> list[str]:
+    """The hashes of the blobs that a run needs."""
+    return [hash_ for (hash_,) in _HASHES.rows(connection, run_id=run_id)]
+
+
+def delete_unused_blobs(connection: Connection, hashes: Iterable[str]) -> None:
+    """Delete those of the blobs that no run needs."""
+    _DELETE_UNUSED.execute_many(connection, [{"hash": hash_} for hash_ in hashes])

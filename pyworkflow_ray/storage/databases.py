@@ -1,0 +1,259 @@
+"""A database and the connections to it: many that read, one that writes.
+
+SQLite: readers have connections and snapshots of their own and never wait for the writer. A database in
+memory exists in one connection only, so there readers and the writer take turns.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from sqlalchemy import Engine
+from sqlalchemy.engine import URL, Connection, make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+from pyworkflow_ray.exceptions import StorageError
+from pyworkflow_ray.storage.dialects import (
+    is_connection_suspect,
+    is_database_error,
+    is_transient,
+    postgresql_engine,
+    sqlite_reader,
+    sqlite_writer,
+    summary,
+)
+from pyworkflow_ray.storage.migrations import current_version, migrate, newest_version
+
+_OPEN_PATIENCE = 3.0
+_SYNCHRONOUS = ("OFF", "NORMAL", "FULL", "EXTRA")
+_SECRETS = ("password", "sslpassword")
+
+
+class Database:
+    """The database at a URL, opened (and migrated) when it is first used.
+
+    Args:
+        url: An SQLAlchemy URL, the path of an SQLite file, or ``"memory"``.
+        create: Whether a missing SQLite file, or missing tables, may be created.
+        synchronous: SQLite's durability: ``"FULL"`` survives a power cut, ``"NORMAL"`` the process's death.
+    """
+
+    def __init__(self, url: str | Path | URL, *, create: bool = True, synchronous: str = "FULL") -> None:
+        if synchronous.upper() not in _SYNCHRONOUS:
+            raise StorageError(f"synchronous={synchronous!r} is not one of {', '.join(_SYNCHRONOUS)}.")
+        self._url = _normalised(url)
+        self._create = create
+        self._synchronous = synchronous.upper()
+        self._opening = threading.Lock()
+        # Re-entrant: in memory, a read within a read of the same thread shares the transaction.
+        self._one_at_a_time = threading.RLock()
+        self._is_open = False
+        self._writer: Connection | None = None
+        self._write_engine: Engine | None = None
+        self._read_engine: Engine | None = None
+
+    def __repr__(self) -> str:
+        return f"Database({self.url!r})"
+
+    @property
+    def url(self) -> str:
+        """The URL without its password."""
+        query = {key: "***" if key in _SECRETS else value for key, value in self._url.query.items()}
+        return self._url.set(query=query).render_as_string(hide_password=True)
+
+    @property
+    def secret_url(self) -> str:
+        """The URL with its password, for another process of ours; never to be shown."""
+        return self._url.render_as_string(hide_password=False)
+
+    @property
+    def is_memory(self) -> bool:
+        """Whether the database lives in this process's memory."""
+        return self.path is None and self._url.get_backend_name() == "sqlite"
+
+    @property
+    def path(self) -> Path | None:
+        """The SQLite file, if it is one."""
+        if self._url.get_backend_name() != "sqlite" or self._url.database in (None, "", ":memory:"):
+            return None
+        return Path(str(self._url.database))
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A connection whose reads see one snapshot; what it writes is refused or rolled back.
+
+        Raises:
+            StorageError: The database cannot be opened.
+        """
+        self._open()
+        if self._read_engine is None:
+            with self._one_at_a_time, _snapshot(self._writing_connection()) as connection:
+                yield connection
+        else:
+            with self._read_engine.connect() as connection, connection.begin() as transaction:
+                yield connection
+                transaction.rollback()
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction, committed when the block ends well; one at a time in this process.
+
+        After an error the transaction is rolled back, unless it was the commit's own answer that got lost:
+        then nobody knows, and the work must be safe to do again.
+        """
+        self._open()
+        with self._one_at_a_time:
+            connection = self._writing_connection()
+            try:
+                with connection.begin():
+                    yield connection
+            except BaseException as error:
+                self._forget_broken_writer(error)
+                raise
+
+    def close(self) -> None:
+        """Give all connections back; a later use opens the database again (one in memory is gone)."""
+        with self._opening, self._one_at_a_time:
+            if self._writer is not None:
+                self._writer.close()
+            for engine in (self._write_engine, self._read_engine):
+                if engine is not None:
+                    engine.dispose()
+            self._writer = self._write_engine = self._read_engine = None
+            self._is_open = False
+
+    def _writing_connection(self) -> Connection:
+        if self._writer is None:
+            assert self._write_engine is not None
+            self._writer = self._write_engine.connect()
+        return self._writer
+
+    def _forget_broken_writer(self, error: BaseException) -> None:
+        writer = self._writer
+        if writer is None or self.is_memory or not is_connection_suspect(error):
+            return
+        self._writer = None
+        with suppress(Exception):
+            writer.invalidate()
+            writer.close()
+
+    def _open(self) -> None:
+        if self._is_open:
+            return
+        with self._opening:
+            if not self._is_open:
+                self._prepare_file()
+                self._make_engines()
+                self._prepare_tables()
+                self._is_open = True
+
+    def _prepare_file(self) -> None:
+        path = self.path
+        if path is None or path.exists():
+            return
+        if not self._create:
+            raise StorageError(
+                f"There is no database at {path}. Check the path (a relative one is resolved against "
+                "the working directory), or create the database with create=True."
+            )
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        except OSError as error:
+            raise StorageError(f"The database {path} cannot be created: {error}.") from error
+
+    def _make_engines(self) -> None:
+        if self._url.get_backend_name() == "sqlite":
+            self._write_engine = sqlite_writer(self.path, self._synchronous)
+            self._read_engine = None if self.path is None else sqlite_reader(self.path, self._synchronous)
+            return
+        try:
+            engine = postgresql_engine(self._url)
+        except ImportError as error:
+            raise StorageError(
+                f"PostgreSQL needs the driver psycopg: pip install 'pyworkflow-ray[postgres]' ({error})."
+            ) from error
+        self._write_engine = engine
+        self._read_engine = engine.execution_options(
+            isolation_level="REPEATABLE READ", postgresql_readonly=True
+        )
+
+    def _prepare_tables(self) -> None:
+        started = time.monotonic()
+        pause, tries = 0.05, 0
+        while True:
+            tries += 1
+            try:
+                self._bring_tables_up()
+                return
+            except Exception as error:
+                if not is_database_error(error):
+                    raise
+                waited = time.monotonic() - started
+                if is_transient(error) and waited < _OPEN_PATIENCE:
+                    time.sleep(pause)
+                    pause *= 2
+                    continue
+                raise StorageError(
+                    f"The database {self.url} cannot be opened (tried {tries} times in {waited:.1f} s): "
+                    f"{summary(error)}. Check that the address is right, that the server runs and can be "
+                    "reached from this machine, and that user and password are valid."
+                ) from error
+
+    def _bring_tables_up(self) -> None:
+        assert self._write_engine is not None
+        if self._read_engine is not None:
+            # Looking first needs no lock: an up-to-date database opens while another process writes.
+            with self._read_engine.connect() as connection:
+                version = current_version(connection)
+            if version == newest_version():
+                return
+            if version == 0 and not self._create:
+                raise StorageError(f"The database {self.url} has no pyworkflow_ray tables, and create=False.")
+        connection = self._writing_connection()
+        try:
+            with connection.begin():
+                migrate(connection)
+        except BaseException as error:
+            self._forget_broken_writer(error)
+            raise
+
+
+@contextmanager
+def _snapshot(connection: Connection) -> Iterator[Connection]:
+    if connection.in_transaction():
+        yield connection
+        return
+    with connection.begin() as transaction:
+        yield connection
+        transaction.rollback()
+
+
+def _normalised(url: str | Path | URL) -> URL:
+    if isinstance(url, str) and url in ("memory", ":memory:"):
+        return URL.create("sqlite")
+    if isinstance(url, Path) or (isinstance(url, str) and "://" not in url):
+        return _sqlite_file(str(url))
+    try:
+        parsed = make_url(url)
+        backend = parsed.drivername.partition("+")[0]
+    except (ArgumentError, NoSuchModuleError, ValueError):
+        # Neither the text nor the cause is shown: it may hold a password.
+        raise StorageError(
+            "The storage's URL cannot be read; its form is sqlite:///path/of/file.db or "
+            "postgresql://user:password@host:5432/database (special characters of a password as %XX)."
+        ) from None
+    if backend == "sqlite":
+        is_memory = parsed.database in (None, "", ":memory:")
+        return URL.create("sqlite") if is_memory else _sqlite_file(str(parsed.database))
+    if backend in ("postgresql", "postgres"):
+        return parsed.set(drivername="postgresql+psycopg")
+    raise StorageError(f"Databases of kind {backend!r} are not supported; use SQLite or PostgreSQL.")
+
+
+def _sqlite_file(path: str) -> URL:
+    return URL.create("sqlite", database=str(Path(path).expanduser().absolute()))

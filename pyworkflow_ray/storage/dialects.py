@@ -1,0 +1,298 @@
+"""Where SQLite and PostgreSQL differ, and nowhere else.
+
+A `Statement` is SQL text that both understand, with `:name` parameters and two tokens: ``<now>`` is the
+database's own clock, and ``<now + :seconds>`` that clock some seconds on. Leases and due times are always
+compared with this clock: the clocks of a cluster's hosts disagree, the database's agrees with itself.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from loguru import logger
+from sqlalchemy import Engine, TextClause, bindparam, create_engine, event, text
+from sqlalchemy.engine import URL, Connection
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.pool import NullPool, QueuePool
+
+Parameters = Mapping[str, Any]
+Row = tuple[Any, ...]
+
+# SQLite's own busy handler sleeps 1, 2, 5, 10 ... 100 ms between two looks, so that a client and a
+# coordinator that write at once stall each other. We look again by ourselves, much sooner.
+_LOCK_PAUSE = 0.0003
+_LOCK_PATIENCE = 2.0
+_READER_BUSY_MS = 2000
+
+_SQLITE_TIME = "%Y-%m-%d %H:%M:%f000"
+_NOW = re.compile(r"<now(?: ([+-]) :(\w+))?>")
+_PARAMETER = re.compile(r"(?<![:\w]):([a-z_]\w*)")
+
+# Primary result codes: BUSY, LOCKED, NOMEM, IOERR, FULL, CANTOPEN, PROTOCOL.
+_TRANSIENT_SQLITE = frozenset({5, 6, 7, 10, 13, 14, 15})
+# Connection lost, serialization, deadlock, resources (disk, connections), lock, shutdown, I/O.
+_TRANSIENT_POSTGRESQL = ("08", "40001", "40P01", "53", "55P03", "57P0", "58030")
+
+
+def encode_time(instant: datetime) -> str:
+    """The instant as SQLite keeps it: UTC text whose order is the order of time."""
+    if instant.tzinfo is None:
+        raise ValueError(f"{instant!r} has no time zone; the storage keeps aware instants only.")
+    return instant.astimezone(UTC).isoformat(" ", "microseconds")[:26]
+
+
+def decode_time(value: str | datetime) -> datetime:
+    """The aware UTC instant that either database gave."""
+    if isinstance(value, str):
+        return datetime.fromisoformat(value + "+00:00")
+    return value.astimezone(UTC)
+
+
+class Statement:
+    """SQL text for both databases, translated once for each and run by the driver itself.
+
+    SQLAlchemy's own execution costs some 100 µs for a row of forty columns, which is more than SQLite
+    needs to write it. Instants among the parameters must be aware; instants in rows are the driver's, for
+    `decode_time`.
+    """
+
+    def __init__(self, sql: str) -> None:
+        self._sql = sql
+        self._texts: dict[str, str] = {}
+
+    def execute(self, connection: Connection, **parameters: Any) -> int:
+        """Run the statement; how many rows it has changed."""
+        return int(self._cursor(connection, parameters).rowcount)
+
+    def execute_many(self, connection: Connection, rows: Sequence[Parameters]) -> None:
+        """Run the statement for each row of parameters; nothing happens for none."""
+        if rows:
+            dialect = connection.dialect.name
+            sql = self._texts.get(dialect) or self._translate(dialect)
+            cursor = _driver(connection).cursor()
+            cursor.executemany(sql, [_encoded(dialect, row) for row in rows])
+            cursor.close()
+
+    def rows(self, connection: Connection, **parameters: Any) -> list[Row]:
+        """Run the statement; all rows that it gives."""
+        rows: list[Row] = self._cursor(connection, parameters).fetchall()
+        return rows
+
+    def row(self, connection: Connection, **parameters: Any) -> Row | None:
+        """Run the statement; the first row that it gives, or None."""
+        # All are fetched: SQLite commits no statement with RETURNING that has not been read to its end.
+        rows = self._cursor(connection, parameters).fetchall()
+        return rows[0] if rows else None
+
+    def _cursor(self, connection: Connection, parameters: Parameters) -> Any:
+        dialect = connection.dialect.name
+        sql = self._texts.get(dialect) or self._translate(dialect)
+        return _driver(connection).execute(sql, _encoded(dialect, parameters))
+
+    def _translate(self, dialect: str) -> str:
+        if dialect == "sqlite":
+            sql = _NOW.sub(_sqlite_now, self._sql)
+        else:
+            sql = _NOW.sub(_postgresql_now, self._sql.replace("%", "%%"))
+            sql = _PARAMETER.sub(r"%(\1)s", sql)
+        self._texts[dialect] = sql
+        return sql
+
+
+def _driver(connection: Connection) -> Any:
+    return connection.connection.dbapi_connection
+
+
+def _encoded(dialect: str, parameters: Parameters) -> Parameters:
+    if dialect != "sqlite":
+        return parameters
+    times = [name for name, value in parameters.items() if isinstance(value, datetime)]
+    if not times:
+        return parameters
+    return {**parameters, **{name: encode_time(parameters[name]) for name in times}}
+
+
+def _sqlite_now(token: re.Match[str]) -> str:
+    sign, name = token.groups()
+    if sign is None:
+        return f"strftime('{_SQLITE_TIME}', 'now')"
+    return f"strftime('{_SQLITE_TIME}', 'now', printf('%+.3f seconds', {sign}(:{name})))"
+
+
+def _postgresql_now(token: re.Match[str]) -> str:
+    # The statement's time, not the transaction's: a group of writes may have waited for a lock.
+    sign, name = token.groups()
+    if sign is None:
+        return "statement_timestamp()"
+    return f"(statement_timestamp() {sign} make_interval(secs => CAST(:{name} AS double precision)))"
+
+
+def sqlite_writer(path: Path | None, synchronous: str) -> Engine:
+    """An engine whose transactions hold the write lock from their start; None is a database in memory."""
+    engine = _sqlite(path, synchronous, busy_ms=0)
+    event.listen(engine, "begin", _begin_immediate)
+    return engine
+
+
+def sqlite_reader(path: Path, synchronous: str) -> Engine:
+    """An engine whose transactions see one snapshot and cannot write."""
+    engine = _sqlite(path, synchronous, busy_ms=_READER_BUSY_MS)
+    event.listen(engine, "begin", lambda connection: _driver(connection).execute("BEGIN"))
+    event.listen(engine, "connect", lambda raw, _: raw.execute("PRAGMA query_only=ON"))
+    return engine
+
+
+def _sqlite(path: Path | None, synchronous: str, busy_ms: int) -> Engine:
+    # "rw" and not "rwc": a file that has been moved away must be an error, not a fresh empty database.
+    url = URL.create("sqlite")
+    if path is not None:
+        url = url.set(database=f"file:{quote(str(path))}", query={"mode": "rw", "uri": "true"})
+    arguments = {"isolation_level": None, "check_same_thread": False, "cached_statements": 512}
+    options: dict[str, Any] = (
+        {"poolclass": NullPool}
+        if path is None or busy_ms == 0
+        else {"poolclass": QueuePool, "pool_size": 4, "max_overflow": 28}
+    )
+    engine = create_engine(url, connect_args=arguments, hide_parameters=True, **options)
+
+    @event.listens_for(engine, "connect")
+    def prepare(raw: sqlite3.Connection, _: object) -> None:
+        raw.execute(f"PRAGMA busy_timeout={busy_ms}")
+        if path is not None:
+            _wait_for_lock(lambda: _use_wal(raw, path))
+        raw.execute(f"PRAGMA synchronous={synchronous}")
+        raw.execute("PRAGMA foreign_keys=ON")
+
+    return engine
+
+
+def _use_wal(raw: sqlite3.Connection, path: Path) -> None:
+    (mode,) = raw.execute("PRAGMA journal_mode").fetchone()
+    if mode != "wal":
+        (mode,) = raw.execute("PRAGMA journal_mode=WAL").fetchone()
+    if mode != "wal":
+        logger.warning(
+            "The file system of {} allows no write-ahead log; the journal mode stays {!r} and "
+            "readers will wait for writers. Put the database on a local disk.",
+            path,
+            mode,
+        )
+
+
+def _begin_immediate(connection: Connection) -> None:
+    raw = _driver(connection)
+    _wait_for_lock(lambda: raw.execute("BEGIN IMMEDIATE"))
+
+
+def _wait_for_lock(attempt: Callable[[], object]) -> None:
+    deadline = time.monotonic() + _LOCK_PATIENCE
+    while True:
+        try:
+            attempt()
+            return
+        except sqlite3.OperationalError as error:
+            if not _is_locked(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(_LOCK_PAUSE)
+
+
+def postgresql_engine(url: URL) -> Engine:
+    """An engine for PostgreSQL that notices a dead server within half a minute."""
+    arguments = {
+        "connect_timeout": 10,
+        "application_name": "pyworkflow",
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 30_000,
+    }
+    for name in url.query:
+        arguments.pop(name, None)  # What the URL says wins.
+    return create_engine(
+        url,
+        connect_args=arguments,
+        hide_parameters=True,
+        poolclass=QueuePool,
+        pool_size=4,
+        max_overflow=28,
+    )
+
+
+def lock_schema(connection: Connection) -> None:
+    """Keep all others from migrating until this transaction ends."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7096542187)")
+    # SQLite: the transaction began with BEGIN IMMEDIATE, which is that lock.
+
+
+def _original(error: BaseException) -> BaseException:
+    return error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+
+
+def _is_locked(error: BaseException) -> bool:
+    code = getattr(_original(error), "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in (5, 6)
+
+
+def is_database_error(error: BaseException) -> bool:
+    """Whether the error is the database's (or its driver's), and not of the code that asked."""
+    return isinstance(error, SQLAlchemyError | sqlite3.Error) or _is_psycopg_error(error)
+
+
+def _is_psycopg_error(error: BaseException) -> bool:
+    # By name: psycopg is an extra, and need not be there.
+    return any(cls.__module__ == "psycopg" and cls.__name__ == "Error" for cls in type(error).__mro__)
+
+
+def summary(error: BaseException) -> str:
+    """The first line of what the database says; the ones below it can hold values."""
+    original = _original(error)
+    lines = str(original).strip().splitlines() or [type(original).__name__]
+    return " ".join(lines) if getattr(original, "sqlstate", None) is None else lines[0]
+
+
+def is_connection_suspect(error: BaseException) -> bool:
+    """Whether the connection itself may be broken, so that only a new one can tell."""
+    return is_transient(error) and not _is_locked(error)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same work may succeed later: locked, connection lost, server restarting, disk full."""
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    original = _original(error)
+    code = getattr(original, "sqlite_errorcode", None)
+    if code is not None:
+        return code & 0xFF in _TRANSIENT_SQLITE
+    if not _is_psycopg_error(original):
+        return False
+    state = getattr(original, "sqlstate", None)
+    if state is not None:
+        return str(state).startswith(_TRANSIENT_POSTGRESQL)
+    # No state: the error is not the server's answer but the want of one.
+    return type(original).__name__ in ("OperationalError", "InterfaceError")
+
+
+def attribute_equals(dialect: str, key: str, value: str) -> TextClause:
+    """The condition that a run has the top-level attribute `key`, equal to the JSON text `value`."""
+    # In SQLite a path such as '$."key"' cannot name every key; the list of members can. In PostgreSQL jsonb
+    # knows no NUL character, and one such text must not fail the whole list.
+    condition = (
+        """EXISTS (
+            SELECT 1 FROM json_each(runs.attributes) AS member, json_each('[' || :value || ']') AS wanted
+            WHERE member.key = :key AND member.type = wanted.type AND member.value IS wanted.value
+        )"""
+        if dialect == "sqlite"
+        else r"""CASE WHEN position('\\u0000' IN runs.attributes) > 0 THEN false
+            ELSE CAST(runs.attributes AS jsonb) -> CAST(:key AS text) = CAST(:value AS jsonb) END"""
+    )
+    return text(condition).bindparams(
+        bindparam("key", key, unique=True), bindparam("value", value, unique=True)
+    )

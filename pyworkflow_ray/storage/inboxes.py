@@ -1,0 +1,52 @@
+"""What came from outside for a run, and waits for its coordinator to write it into the history.
+
+Anybody may post; only the run's coordinator reads, in the append that records what it read. A read row
+keeps its dedup key, so that a sender who never got his answer may post again with no effect.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+from sqlalchemy.engine import Connection
+
+from pyworkflow_ray.storage.dialects import Statement, decode_time
+
+_POST = Statement(
+    "INSERT INTO inbox (run_id, dedup_key, kind, data, created_at) "
+    "SELECT run_id, :dedup_key, :kind, :data, <now> FROM runs WHERE run_id = :run_id "
+    "ON CONFLICT (run_id, dedup_key) DO NOTHING"
+)
+_UNREAD = Statement(
+    "SELECT id, run_id, dedup_key, kind, data, created_at FROM inbox "
+    "WHERE run_id = :run_id AND read_position IS NULL ORDER BY id"
+)
+
+
+class InboxRow(msgspec.Struct, frozen=True):
+    """Something that came for a run: `kind` says what, `data` is its JSON text."""
+
+    id: int
+    run_id: str
+    dedup_key: str
+    kind: str
+    data: str
+    created_at: datetime
+
+
+def post(connection: Connection, run_id: str, dedup_key: str, kind: str, data: str | bytes) -> bool:
+    """Put something into a run's inbox; False when this key was posted before, or there is no such run.
+
+    After the commit it will reach the run, whoever crashes: the sweep finds what nobody has read.
+    """
+    text = data if isinstance(data, str) else bytes(data).decode()
+    return _POST.execute(connection, run_id=run_id, dedup_key=dedup_key, kind=kind, data=text) == 1
+
+
+def unread(connection: Connection, run_id: str) -> list[InboxRow]:
+    """What waits in a run's inbox, in the order of arrival."""
+    return [
+        InboxRow(id_, run, key, kind, data, decode_time(created_at))
+        for id_, run, key, kind, data, created_at in _UNREAD.rows(connection, run_id=run_id)
+    ]

@@ -1,0 +1,83 @@
+"""Who holds a run: claims, renewals, releases.
+
+A run is held by the process named in `owner` until `lease_expires_at`, by the database's clock. Every claim
+raises `epoch`, and every append names the epoch it was claimed at, so that of two processes that both
+believe to hold a run only the later one can write.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy.engine import Connection
+
+from pyworkflow_ray.storage.dialects import Statement
+from pyworkflow_ray.storage.records import COLUMNS, RunRecord, run_record
+from pyworkflow_ray.storage.schema import IS_LIVE
+
+# `previous_owner` is left alone by an owner's second claim: after a COMMIT whose answer was lost, the second
+# try must still tell of the interruption that the first one met.
+_TAKE = """
+    UPDATE runs SET
+        epoch = epoch + 1,
+        previous_owner = CASE WHEN owner = :owner THEN previous_owner ELSE owner END,
+        owner = :owner,
+        lease_expires_at = <now + :ttl>,
+        status = 'running',
+        updated_at = <now>
+"""
+_MAY_TAKE = """
+    (lease_expires_at IS NULL OR lease_expires_at <= <now> OR owner = :owner OR coordinator = :force_from)
+"""
+_CLAIM = Statement(f"""
+    {_TAKE}
+    WHERE run_id = :run_id
+        AND status NOT IN ('completed', 'failed', 'cancelled', 'continued_as_new')
+        AND {_MAY_TAKE}
+    RETURNING {COLUMNS}
+""")
+_CLAIM_PLACED = Statement(f"""
+    {_TAKE}
+    WHERE coordinator = :force_from AND {IS_LIVE} AND (start_at IS NULL OR start_at <= <now>)
+    RETURNING {COLUMNS}
+""")
+_RENEW = Statement("""
+    UPDATE runs SET lease_expires_at = <now + :ttl> WHERE owner = :owner AND lease_expires_at IS NOT NULL
+""")
+_RELEASE = Statement("""
+    UPDATE runs SET owner = NULL, previous_owner = NULL, lease_expires_at = NULL
+    WHERE run_id = :run_id AND epoch = :epoch
+""")
+
+
+def claim(
+    connection: Connection, run_id: str, owner: str, lease_ttl: float, *, force_from: str | None = None
+) -> RunRecord | None:
+    """The run, held by `owner` from now on at a new epoch, or None when it may not be had.
+
+    A run may be had when nobody holds it, when its lease has run out, when `owner` holds it already, or
+    when it is placed with the coordinator `force_from`: a new incarnation of that name takes at once what
+    its predecessor held. A run that has ended, or does not exist, is never had.
+
+    The record is the row after the claim; its `previous_owner` tells of an interruption. Run again after
+    a lost COMMIT, it gives the same at a higher epoch.
+    """
+    row = _CLAIM.row(connection, run_id=run_id, owner=owner, ttl=lease_ttl, force_from=force_from)
+    return None if row is None else run_record(row)
+
+
+def claim_placed(connection: Connection, coordinator: str, owner: str, lease_ttl: float) -> list[RunRecord]:
+    """All live runs placed with this coordinator, oldest first, claimed as with `force_from`."""
+    rows = _CLAIM_PLACED.rows(connection, owner=owner, ttl=lease_ttl, force_from=coordinator)
+    return sorted(map(run_record, rows), key=lambda run: (run.created_at, run.run_id))
+
+
+def renew_leases(connection: Connection, owner: str, lease_ttl: float) -> int:
+    """How many runs `owner` still holds, each now for another `lease_ttl` seconds.
+
+    A lease that has run out is renewed too, as long as nobody else has taken the run.
+    """
+    return _RENEW.execute(connection, owner=owner, ttl=lease_ttl)
+
+
+def release(connection: Connection, run_id: str, epoch: int) -> bool:
+    """End the lease taken at this epoch; False when another claim has ended it before."""
+    return _RELEASE.execute(connection, run_id=run_id, epoch=epoch) == 1

@@ -1,0 +1,70 @@
+"""The schema's version, and the way from every older one to today's.
+
+A new database gets today's tables at once. An older one is brought up by the migrations that it misses,
+in order, in one transaction under a lock, so that of ten processes that open it together one migrates
+and nine find it done; a crash in between leaves the old version whole.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+
+from sqlalchemy import inspect
+from sqlalchemy.engine import Connection
+
+from pyworkflow_ray.exceptions import StorageError
+from pyworkflow_ray.storage.dialects import Statement, lock_schema
+from pyworkflow_ray.storage.schema import metadata
+
+MIGRATIONS: list[Callable[[Connection], None]] = []
+"""`MIGRATIONS[n]` brings a database of version n + 1 to version n + 2. Append only."""
+
+_FACTS = Statement("SELECT key, value FROM engine")
+_STATE = Statement(
+    "INSERT INTO engine (key, value) VALUES (:key, :value) "
+    "ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+)
+
+
+def newest_version() -> int:
+    """The version that this code reads and writes."""
+    return len(MIGRATIONS) + 1
+
+
+def read_facts(connection: Connection) -> dict[str, str]:
+    """What the database says of itself, `schema_version` and `storage_id`; empty for one without tables."""
+    if not inspect(connection).has_table("engine"):
+        return {}
+    return {str(key): str(value) for key, value in _FACTS.rows(connection)}
+
+
+def current_version(connection: Connection) -> int:
+    """The version of the database's tables; 0 when it has none.
+
+    Raises:
+        StorageError: The tables are newer than this code.
+    """
+    version = int(read_facts(connection).get("schema_version", "0"))
+    if version > newest_version():
+        raise StorageError(
+            f"The database's tables are of version {version}, and this pyworkflow_ray knows versions up to "
+            f"{newest_version()}: a newer release has migrated it. Upgrade pyworkflow_ray here too."
+        )
+    return version
+
+
+def migrate(connection: Connection) -> None:
+    """Bring the tables to the newest version; the caller's transaction commits it, all or nothing."""
+    lock_schema(connection)
+    # Another process may have migrated while we waited for the lock.
+    version = current_version(connection)
+    if version == newest_version():
+        return
+    if version == 0:
+        metadata.create_all(connection)
+        _STATE.execute(connection, key="storage_id", value=secrets.token_hex(16))
+    else:
+        for migration in MIGRATIONS[version - 1 :]:
+            migration(connection)
+    _STATE.execute(connection, key="schema_version", value=str(newest_version()))

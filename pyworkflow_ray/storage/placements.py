@@ -1,0 +1,108 @@
+"""Which coordinator a run lives with: one query in the transaction that accepts or wakes it.
+
+Coordinators are numbered slots. A run gets the lowest slot that has no live run, else the least loaded. There
+is no lock and no allocator: two transactions that do not see each other may choose the same slot, which
+only means that two runs share a process.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Iterable
+
+import msgspec
+from sqlalchemy.engine import Connection
+
+from pyworkflow_ray.storage.dialects import Statement
+from pyworkflow_ray.storage.schema import IS_LIVE
+
+# Each slot's live runs are counted from an index, and only so far, so that placing a run costs the same when
+# a hundred thousand others wait; among slots that are all fuller than this, chance chooses.
+_COUNTED_IN_ALL, _LEAST_COUNTED = 1024, 2
+
+_LOADS = Statement(f"""
+    WITH RECURSIVE slots(slot) AS (
+        SELECT 0 UNION ALL SELECT slot + 1 FROM slots WHERE slot + 1 < :slots
+    )
+    SELECT slot, (
+        SELECT count(*) FROM (
+            SELECT 1 FROM runs
+            WHERE coordinator = CAST(:prefix AS TEXT) || CAST(slot AS TEXT) AND {IS_LIVE}
+            LIMIT :cap
+        ) AS counted
+    ) AS load FROM slots
+""")
+
+# A run that is taken from a dead owner loses its lease and gets a new epoch at once: the owner, should it
+# still breathe, could otherwise renew a run whose messages go to another coordinator from now on. Its name
+# stays, so that the next claim knows of the interruption.
+_PLACE = Statement("""
+    UPDATE runs SET
+        coordinator = :coordinator,
+        status = CASE WHEN status = 'pending' THEN status ELSE 'running' END,
+        epoch = CASE WHEN owner IS NULL THEN epoch ELSE epoch + 1 END,
+        lease_expires_at = NULL,
+        updated_at = <now>
+    WHERE run_id = :run_id
+        AND status IN ('pending', 'running', 'suspended', 'interrupted')
+        AND (lease_expires_at IS NULL OR lease_expires_at <= <now>)
+""")
+
+
+class Placement(msgspec.Struct, frozen=True):
+    """The slots to choose from: ``coordinator-0`` and on, or ``coordinator-<environment>-0`` and on."""
+
+    prefix: str = "coordinator-"
+    slots: int = 4
+    environment: str = ""
+
+    @property
+    def full_prefix(self) -> str:
+        """What a slot's name has before its number."""
+        return f"{self.prefix}{self.environment}-" if self.environment else self.prefix
+
+
+def choose_coordinator(connection: Connection, placement: Placement) -> str:
+    """The lowest slot with no live run, else the least loaded; the run counts there from now on."""
+    slots = _slots_of_transaction(connection, placement)
+    load, order, name = slots[0]
+    heapq.heapreplace(slots, (load + 1, order, name))
+    return name
+
+
+def _slots_of_transaction(connection: Connection, placement: Placement) -> list[tuple[int, float, str]]:
+    # Counted once in a transaction: a group of hundreds of new runs asks once, and spreads over all slots.
+    transaction = connection.get_transaction()
+    known = connection.info.get("pyworkflow_slots")
+    if known is None or known[0] is not transaction:
+        known = connection.info["pyworkflow_slots"] = (transaction, {})
+    heaps: dict[Placement, list[tuple[int, float, str]]] = known[1]
+    if placement not in heaps:
+        heaps[placement] = _read_slots(connection, placement)
+    return heaps[placement]
+
+
+def _read_slots(connection: Connection, placement: Placement) -> list[tuple[int, float, str]]:
+    count, prefix = max(1, placement.slots), placement.full_prefix
+    cap = max(_LEAST_COUNTED, _COUNTED_IN_ALL // count)
+    slots = [
+        (load, slot if load < cap else random.random() * count, f"{prefix}{slot}")
+        for slot, load in _LOADS.rows(connection, prefix=prefix, slots=count, cap=cap)
+    ]
+    heapq.heapify(slots)
+    return slots
+
+
+def place(connection: Connection, run_ids: Iterable[str], placement: Placement) -> dict[str, str]:
+    """The coordinators of runs that nobody holds: suspended ones to wake, orphans to pick up.
+
+    After: each run is live and placed, and whoever held it before is fenced out. Runs that are held or have
+    ended are left out of the answer. Should nobody claim a placed run, the sweep finds it again.
+    """
+    placed = {}
+    for run_id in run_ids:
+        coordinator = choose_coordinator(connection, placement)
+        if _PLACE.execute(connection, run_id=run_id, coordinator=coordinator) == 1:
+            placed[run_id] = coordinator
+    return placed

@@ -1,0 +1,86 @@
+"""A run's row as it crosses to the other layers."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from pyworkflow_ray.statuses import RunStatus
+from pyworkflow_ray.storage.dialects import decode_time
+
+
+class RunRecord(msgspec.Struct, frozen=True):
+    """The row of a run. Values are the JSON text that is stored; times are aware and in UTC.
+
+    `position` is the position that the next event gets. `owner` names the process that holds the run,
+    and `previous_owner` the one that held it when the present owner claimed it, until that one's first
+    append: not None says that the run was interrupted.
+    """
+
+    run_id: str
+    workflow_name: str
+    status: RunStatus
+    code_hash: str | None
+    environment: str
+    coordinator: str | None
+    owner: str | None
+    previous_owner: str | None
+    epoch: int
+    lease_expires_at: datetime | None
+    position: int
+    wake_at: datetime | None
+    start_at: datetime | None
+    durable: bool
+    parent_run_id: str | None
+    root_run_id: str
+    nesting_depth: int
+    continued_from_run_id: str | None
+    continued_to_run_id: str | None
+    idempotency_key: str | None
+    input_hash: str
+    input_args: str
+    input_kwargs: str
+    result: str | None
+    error: str | None
+    error_type: str | None
+    metadata: str | None
+    attributes: str | None
+    tags: str | None
+    max_duration: float | None
+    recover_on_worker_loss: bool
+    recovery_attempts: int
+    max_recovery_attempts: int
+    created_at: datetime
+    updated_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+
+    @property
+    def was_interrupted(self) -> bool:
+        """Whether its present owner took it from one that had not released it."""
+        return self.previous_owner is not None
+
+
+FIELDS = RunRecord.__struct_fields__
+COLUMNS = ", ".join(FIELDS)
+"""The columns that `run_record` wants, in its order."""
+
+_STATUS = FIELDS.index("status")
+_FLAGS = (FIELDS.index("durable"), FIELDS.index("recover_on_worker_loss"))
+_TIMES = tuple(
+    index for index, name in enumerate(FIELDS) if name.endswith("_at")
+)  # Instants end in `_at`, and nothing else does.
+
+
+def run_record(row: Any) -> RunRecord:
+    """The record of a row that was selected as `COLUMNS`."""
+    values = list(row)
+    values[_STATUS] = RunStatus(values[_STATUS])
+    for index in _FLAGS:
+        values[index] = bool(values[index])
+    for index in _TIMES:
+        if values[index] is not None:
+            values[index] = decode_time(values[index])
+    return RunRecord(*values)

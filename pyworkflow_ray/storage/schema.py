@@ -1,0 +1,229 @@
+"""The tables. All of the engine's state is in them; whatever is not here may be lost at any moment.
+
+Encoded values are TEXT that holds JSON, never a database's own JSON type, which would change them.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+from pyworkflow_ray.storage.dialects import decode_time, encode_time
+
+
+class UTCDateTime(TypeDecorator[datetime]):
+    """An aware UTC instant with its microseconds, whichever database keeps it."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return Text() if dialect.name == "sqlite" else DateTime(timezone=True)
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
+        if value is None:
+            return None
+        return encode_time(value) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        return None if value is None else decode_time(value)
+
+
+metadata = MetaData()
+
+
+def _run_id() -> Column[str]:
+    return Column("run_id", Text, ForeignKey("runs.run_id", ondelete="CASCADE"), nullable=False)
+
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("run_id", Text, primary_key=True),
+    Column("workflow_name", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    # Which code it runs, and where.
+    Column("code_hash", Text),
+    Column("environment", Text, nullable=False, server_default=""),
+    Column("coordinator", Text),
+    # The lease. `owner` without `lease_expires_at` is a holder from whom the run has been taken away.
+    Column("owner", Text),
+    Column("previous_owner", Text),
+    Column("epoch", Integer, nullable=False, server_default="0"),
+    Column("lease_expires_at", UTCDateTime),
+    # The position that the next event gets.
+    Column("position", Integer, nullable=False, server_default="0"),
+    Column("wake_at", UTCDateTime),
+    Column("start_at", UTCDateTime),
+    Column("durable", Boolean, nullable=False),
+    # Relations.
+    Column("parent_run_id", Text),
+    Column("root_run_id", Text, nullable=False),
+    Column("nesting_depth", Integer, nullable=False, server_default="0"),
+    Column("continued_from_run_id", Text),
+    Column("continued_to_run_id", Text),
+    Column("idempotency_key", Text),
+    # Values.
+    Column("input_hash", Text, nullable=False, server_default=""),
+    Column("input_args", Text, nullable=False),
+    Column("input_kwargs", Text, nullable=False),
+    Column("result", Text),
+    Column("error", Text),
+    Column("error_type", Text),
+    Column("metadata", Text),
+    Column("attributes", Text),
+    Column("tags", Text),
+    # Limits.
+    Column("max_duration", Float),
+    Column("recover_on_worker_loss", Boolean, nullable=False),
+    Column("recovery_attempts", Integer, nullable=False, server_default="0"),
+    Column("max_recovery_attempts", Integer, nullable=False),
+    Column("created_at", UTCDateTime, nullable=False),
+    Column("updated_at", UTCDateTime, nullable=False),
+    Column("started_at", UTCDateTime),
+    Column("completed_at", UTCDateTime),
+)
+
+IS_LIVE = "status IN ('pending', 'running')"
+"""The condition of `ix_runs_live`; a query that repeats it word for word is answered from that index."""
+
+
+def _partial(name: str, *columns: str, where: str, unique: bool = False) -> None:
+    on = [runs.c[column] for column in columns]
+    Index(name, *on, unique=unique, sqlite_where=text(where), postgresql_where=text(where))
+
+
+Index("ix_runs_created", runs.c.created_at, runs.c.run_id)
+Index("ix_runs_workflow", runs.c.workflow_name, runs.c.created_at, runs.c.run_id)
+Index("ix_runs_status", runs.c.status, runs.c.created_at, runs.c.run_id)
+_partial("ix_runs_live", "coordinator", where=IS_LIVE)
+_partial("ix_runs_wake", "status", "wake_at", where="wake_at IS NOT NULL")
+_partial("ix_runs_lease", "lease_expires_at", where="lease_expires_at IS NOT NULL")
+_partial("ix_runs_owner", "owner", where="owner IS NOT NULL")
+_partial("ix_runs_parent", "parent_run_id", where="parent_run_id IS NOT NULL")
+_partial("ix_runs_root", "root_run_id", where="parent_run_id IS NOT NULL")
+_partial(
+    "uq_runs_idempotency",
+    "idempotency_key",
+    "workflow_name",
+    where="idempotency_key IS NOT NULL",
+    unique=True,
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("run_id", Text, ForeignKey("runs.run_id", ondelete="CASCADE"), primary_key=True),
+    Column("position", Integer, primary_key=True, autoincrement=False),
+    Column("type", Text, nullable=False),
+    Column("timestamp", UTCDateTime, nullable=False),
+    Column("data", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# A row that has been read stays, without its data, so that its dedup key holds as long as the run does.
+inbox = Table(
+    "inbox",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    _run_id(),
+    Column("dedup_key", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("data", Text, nullable=False),
+    Column("created_at", UTCDateTime, nullable=False),
+    Column("read_position", Integer),
+    UniqueConstraint("run_id", "dedup_key"),
+)
+Index(
+    "ix_inbox_unread",
+    inbox.c.run_id,
+    sqlite_where=text("read_position IS NULL"),
+    postgresql_where=text("read_position IS NULL"),
+)
+
+hooks = Table(
+    "hooks",
+    metadata,
+    # Ids are unique in their run only: two runs may both wait for "approval#1".
+    Column("run_id", Text, ForeignKey("runs.run_id", ondelete="CASCADE"), primary_key=True),
+    Column("hook_id", Text, primary_key=True),
+    Column("token", Text, nullable=False, unique=True),
+    Column("name", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("created_at", UTCDateTime, nullable=False),
+    Column("received_at", UTCDateTime),
+    Column("expires_at", UTCDateTime),
+    Column("payload", Text),
+    Column("payload_schema", Text),
+    Column("metadata", Text),
+)
+Index("ix_hooks_created", hooks.c.created_at, hooks.c.token)
+
+schedules = Table(
+    "schedules",
+    metadata,
+    Column("schedule_id", Text, primary_key=True),
+    Column("data", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("next_at", UTCDateTime, index=True),
+    Column("created_at", UTCDateTime, nullable=False),
+    Column("updated_at", UTCDateTime, nullable=False),
+)
+
+code = Table(
+    "code",
+    metadata,
+    Column("hash", Text, primary_key=True),
+    Column("kind", Text, CheckConstraint("kind IN ('reference', 'value')"), nullable=False),
+    Column("reference", Text),
+    Column("source_hash", Text),
+    Column("data", LargeBinary),
+    Column("python", Text, nullable=False),
+    Column("created_at", UTCDateTime, nullable=False),
+)
+
+blobs = Table(
+    "blobs",
+    metadata,
+    Column("hash", Text, primary_key=True),
+    Column("data", LargeBinary, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("created_at", UTCDateTime, nullable=False),
+)
+
+# Which runs need a blob: the last of them takes it along when it is deleted.
+run_blobs = Table(
+    "run_blobs",
+    metadata,
+    Column("run_id", Text, ForeignKey("runs.run_id", ondelete="CASCADE"), primary_key=True),
+    Column("hash", Text, ForeignKey("blobs.hash"), primary_key=True, index=True),
+    sqlite_with_rowid=False,
+)
+
+# Facts about the installation: the schema's version, the storage's id.
+engine = Table(
+    "engine",
+    metadata,
+    Column("key", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+)

@@ -1,0 +1,101 @@
+"""The storage as the other layers see it: submit what writes, read what asks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+from sqlalchemy.engine import URL, Connection
+
+from pyworkflow_ray.exceptions import StorageError
+from pyworkflow_ray.storage.databases import Database
+from pyworkflow_ray.storage.dialects import is_database_error, is_transient
+from pyworkflow_ray.storage.migrations import read_facts
+from pyworkflow_ray.storage.writers import Writer, translated
+
+T = TypeVar("T")
+
+_READ_PATIENCE = 5.0
+
+
+class Storage:
+    """One SQL database that remembers everything; opened when it is first used.
+
+    Args:
+        url: An SQLAlchemy URL (``sqlite:///file``, ``postgresql://user:password@host/name``), the path of an
+            SQLite file, or ``"memory"``.
+        create: Whether a missing SQLite file, or missing tables, may be created.
+        synchronous: SQLite's durability: ``"FULL"`` survives a power cut, ``"NORMAL"`` the process's death.
+        give_up_after: Seconds after which a write fails if an opened database stays away; None is never.
+    """
+
+    def __init__(
+        self,
+        url: str | Path | URL,
+        *,
+        create: bool = True,
+        synchronous: str = "FULL",
+        give_up_after: float | None = None,
+    ) -> None:
+        self.database = Database(url, create=create, synchronous=synchronous)
+        self.writer = Writer(self.database, give_up_after=give_up_after)
+
+    def __repr__(self) -> str:
+        return f"Storage({self.url!r})"
+
+    @property
+    def url(self) -> str:
+        """The URL without its password."""
+        return self.database.url
+
+    def submit(self, write: Callable[[Connection], T]) -> Future[T]:
+        """The future of `write(connection)`, resolved once that is committed; see `Writer.submit`."""
+        return self.writer.submit(write)
+
+    def read(self, query: Callable[[Connection], T]) -> T:
+        """What `query(connection)` returns, all of it seen in one snapshot, in the calling thread.
+
+        Raises:
+            StorageError: The database cannot be reached, also after some seconds of trying, or refuses.
+        """
+        deadline = time.monotonic() + _READ_PATIENCE
+        pause = 0.01
+        while True:
+            try:
+                with self.database.read() as connection:
+                    return query(connection)
+            except Exception as error:
+                if not is_database_error(error):
+                    raise
+                if not is_transient(error) or time.monotonic() + pause > deadline:
+                    raise translated(error, self.database) from error
+            time.sleep(pause)
+            pause = min(pause * 2, 1.0)
+
+    def facts(self) -> dict[str, str]:
+        """What the installation says about itself: `storage_id`, `schema_version`."""
+        return self.read(read_facts)
+
+    def health_check(self) -> bool:
+        """Whether the database can be read now."""
+        try:
+            return bool(self.facts())
+        except StorageError:
+            return False
+
+    def close(self, timeout: float | None = 10.0) -> None:
+        """Write what was submitted, then let the database go; what takes longer than `timeout` fails."""
+        self.writer.close(timeout)
+        self.database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

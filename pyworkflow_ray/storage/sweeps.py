@@ -1,0 +1,107 @@
+"""What the timer looks for: runs whose time has come, and runs that nobody cares for."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+from sqlalchemy.engine import Connection
+
+from pyworkflow_ray.statuses import RunStatus
+from pyworkflow_ray.storage.dialects import Statement, decode_time
+from pyworkflow_ray.storage.schema import IS_LIVE
+
+GRACE = 5.0
+"""Seconds that a placed run may wait for its coordinator before it counts as an orphan."""
+
+_DUE_COLUMNS = "run_id, coordinator, environment, wake_at"
+_IS_WAITING = "wake_at IS NOT NULL AND status IN ('suspended', 'pending') AND lease_expires_at IS NULL"
+_DUE = Statement(f"""
+    SELECT {_DUE_COLUMNS}, <now> FROM runs
+    WHERE {_IS_WAITING} AND wake_at <= <now + :horizon> ORDER BY wake_at LIMIT :limit
+""")
+_DUE_AT = Statement(f"""
+    SELECT {_DUE_COLUMNS}, :now FROM runs
+    WHERE {_IS_WAITING} AND wake_at <= :until ORDER BY wake_at LIMIT :limit
+""")
+
+_ORPHAN_COLUMNS = "run_id, status, coordinator, environment, owner"
+_EXPIRED = Statement(f"""
+    SELECT {_ORPHAN_COLUMNS} FROM runs WHERE lease_expires_at <= <now> AND {IS_LIVE}
+    ORDER BY lease_expires_at LIMIT :limit
+""")
+_NEVER_PICKED_UP = Statement(f"""
+    SELECT {_ORPHAN_COLUMNS} FROM runs
+    WHERE {IS_LIVE} AND lease_expires_at IS NULL AND updated_at <= <now - :grace>
+        AND (start_at IS NULL OR start_at <= <now>)
+    LIMIT :limit
+""")
+_UNREAD = Statement(f"""
+    SELECT {_ORPHAN_COLUMNS} FROM runs
+    WHERE status = 'suspended' AND run_id IN (SELECT run_id FROM inbox WHERE read_position IS NULL)
+    LIMIT :limit
+""")
+
+
+class Due(msgspec.Struct, frozen=True):
+    """A run that is to wake in `seconds_until` seconds (negative: should have been awake by then)."""
+
+    run_id: str
+    coordinator: str | None
+    environment: str
+    wake_at: datetime
+    seconds_until: float
+
+
+class Orphan(msgspec.Struct, frozen=True):
+    """A run that should be going on and is held by nobody; place it and nudge its coordinator.
+
+    `reason` is "lease_expired", "never_picked_up" or "unread_inbox".
+    """
+
+    run_id: str
+    status: RunStatus
+    coordinator: str | None
+    environment: str
+    owner: str | None
+    reason: str
+
+
+def due(
+    connection: Connection, horizon_seconds: float = 0.0, limit: int = 1000, *, now: datetime | None = None
+) -> list[Due]:
+    """The suspended runs (and those to be started later) whose time comes within the horizon, earliest first.
+
+    Args:
+        now: Instead of the database's clock, for a test that owns the time.
+    """
+    if now is None:
+        rows = _DUE.rows(connection, horizon=horizon_seconds, limit=limit)
+    else:
+        until = datetime.fromtimestamp(now.timestamp() + horizon_seconds, now.tzinfo)
+        rows = _DUE_AT.rows(connection, now=now, until=until, limit=limit)
+    return [
+        Due(
+            run_id,
+            coordinator,
+            environment,
+            decode_time(wake_at),
+            (decode_time(wake_at) - decode_time(at)).total_seconds(),
+        )
+        for run_id, coordinator, environment, wake_at, at in rows
+    ]
+
+
+def orphans(connection: Connection, limit: int = 1000, *, grace: float = GRACE) -> list[Orphan]:
+    """Live runs whose lease has run out or that were never picked up, and suspended ones with unread mail."""
+    found: dict[str, Orphan] = {}
+    for reason, rows in (
+        ("lease_expired", _EXPIRED.rows(connection, limit=limit)),
+        ("never_picked_up", _NEVER_PICKED_UP.rows(connection, limit=limit, grace=grace)),
+        ("unread_inbox", _UNREAD.rows(connection, limit=limit)),
+    ):
+        for run_id, status, coordinator, environment, owner in rows:
+            found.setdefault(
+                run_id, Orphan(run_id, RunStatus(status), coordinator, environment, owner, reason)
+            )
+    return list(found.values())[:limit]

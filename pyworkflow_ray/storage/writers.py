@@ -1,0 +1,199 @@
+"""One thread that writes for a whole process, and commits together what came together.
+
+Theory of operation. A commit that survives a power cut costs a wait for the disk (or for the server), and
+little depends on how much it holds. So whatever is submitted while one commit is under way is run, in
+order, in the next transaction, and each caller learns its result only when that has been committed.
+
+- A write that raises takes nobody along: the group is rolled back and run again with a savepoint around
+  each write, so that only the guilty one is undone and told.
+- When the database is locked, gone or restarting, the group is run again until it succeeds. The answer to
+  a COMMIT can get lost although it went through; so **every write must be safe to run again**, and find
+  its own traces to be a success.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from loguru import logger
+from sqlalchemy.engine import Connection
+
+from pyworkflow_ray.exceptions import StorageError
+from pyworkflow_ray.storage.databases import Database
+from pyworkflow_ray.storage.dialects import is_database_error, is_transient, summary
+
+T = TypeVar("T")
+
+MAX_GROUP = 500
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 1.0
+_WARN_EVERY = 10.0
+
+
+class _Job:
+    __slots__ = ("error", "future", "result", "write")
+
+    def __init__(self, write: Callable[[Connection], Any]) -> None:
+        self.write = write
+        self.future: Future[Any] = Future()
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+
+class _GuiltyWriteError(Exception):
+    """One write of the group raised: run the group again and find out which."""
+
+
+class Writer:
+    """Runs writes on the thread ``pyworkflow-writer``, in the order in which they were submitted.
+
+    Args:
+        database: Where to.
+        give_up_after: Seconds after which a write fails if the database stays away; None is never.
+    """
+
+    def __init__(self, database: Database, *, give_up_after: float | None = None) -> None:
+        self._database = database
+        self._give_up_after = give_up_after
+        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._submitting = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._abandoned = threading.Event()
+
+    def submit(self, write: Callable[[Connection], T]) -> Future[T]:
+        """The future of what `write(connection)` returns, resolved once it is committed.
+
+        `write` runs on the writer's thread in a transaction that it must neither commit nor roll back,
+        perhaps more than once. It must be quick: everybody waits behind it. Cancelling the future before
+        it has begun drops the write.
+
+        Raises:
+            StorageError: The writer is closed.
+        """
+        job = _Job(write)
+        with self._submitting:
+            if self._closed:
+                raise StorageError(
+                    f"The storage {self._database.url} is closed; nothing more can be written."
+                )
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="pyworkflow-writer", daemon=True)
+                self._thread.start()
+            self._queue.put(job)
+        return job.future
+
+    def close(self, timeout: float | None = 10.0) -> None:
+        """Write what is queued, then stop; what is not written after `timeout` seconds fails."""
+        with self._submitting:
+            self._closed = True
+            thread = self._thread
+            self._queue.put(None)
+        if thread is None or thread is threading.current_thread():
+            return
+        thread.join(timeout)
+        if thread.is_alive():
+            self._abandoned.set()
+            thread.join(5.0)
+
+    def _run(self) -> None:
+        is_last = False
+        while not is_last:
+            job = self._queue.get()
+            group: list[_Job] = []
+            while job is not None:
+                if job.future.set_running_or_notify_cancel():
+                    group.append(job)
+                if len(group) == MAX_GROUP:
+                    break
+                try:
+                    job = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+            is_last = job is None
+            if group:
+                self._write(group)
+            del job, group  # A waiting writer must not keep the last results alive.
+
+    def _write(self, group: list[_Job]) -> None:
+        started = time.monotonic()
+        pause, warned_at = _FIRST_PAUSE, float("-inf")
+        one_by_one = False
+        while True:
+            try:
+                self._attempt(group, one_by_one=one_by_one)
+                break
+            except _GuiltyWriteError:
+                one_by_one = True
+                continue
+            except BaseException as error:
+                waited = time.monotonic() - started
+                if not is_transient(error) or self._is_given_up(waited):
+                    _fail(group, self._translated(error))
+                    break
+                if time.monotonic() - warned_at >= _WARN_EVERY:
+                    warned_at = time.monotonic()
+                    self._warn(error, len(group), waited)
+            self._abandoned.wait(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+        for job in group:
+            if job.error is None:
+                job.future.set_result(job.result)
+            else:
+                job.future.set_exception(job.error)
+
+    def _attempt(self, group: list[_Job], *, one_by_one: bool) -> None:
+        with self._database.write() as connection:
+            for job in group:
+                job.error = None
+                if one_by_one:
+                    self._run_isolated(job, connection)
+                    continue
+                try:
+                    job.result = job.write(connection)
+                except BaseException as error:
+                    if is_transient(error):
+                        raise
+                    raise _GuiltyWriteError from error
+
+    def _run_isolated(self, job: _Job, connection: Connection) -> None:
+        try:
+            with connection.begin_nested():
+                job.result = job.write(connection)
+        except BaseException as error:
+            if is_transient(error):
+                raise
+            job.error = self._translated(error)
+
+    def _is_given_up(self, waited: float) -> bool:
+        return self._abandoned.is_set() or (self._give_up_after is not None and waited >= self._give_up_after)
+
+    def _translated(self, error: BaseException) -> BaseException:
+        return translated(error, self._database)
+
+    def _warn(self, error: BaseException, count: int, waited: float) -> None:
+        logger.warning(
+            "The database {} has taken no writes for {:.0f} s ({} waiting in this group): {}. Trying again.",
+            self._database.url,
+            waited,
+            count,
+            summary(error),
+        )
+
+
+def _fail(group: list[_Job], error: BaseException) -> None:
+    for job in group:
+        job.error = error
+
+
+def translated(error: BaseException, database: Database) -> BaseException:
+    """The error as callers know it: a `StorageError` for the database's own, any other as it is."""
+    if not is_database_error(error):
+        return error
+    translation = StorageError(f"The database {database.url} refused: {summary(error)}")
+    translation.__cause__ = error
+    return translation
