@@ -61,7 +61,6 @@ def run_elsewhere(script: str, *args: str, path: Path | None = None) -> str:
 
 @pytest.mark.parametrize(
     "name",
-    # fmt: off
     [
         "sys",
         "builtins",
@@ -78,7 +77,6 @@ def run_elsewhere(script: str, *args: str, path: Path | None = None) -> str:
         "pyworkflow_ray.durations",
         "pyworkflow_ray.not_there",
     ],
-    # fmt: on
 )
 def test_the_standard_library_installed_packages_and_this_one_are_everywhere(name: str) -> None:
     assert modules.is_importable_everywhere(name)
