@@ -1,7 +1,8 @@
-"""What time it is: one protocol, so that a test can own the time."""
+"""What time it is, and waiting for it: one protocol, so that a test can own the time."""
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -13,9 +14,29 @@ class Clock(Protocol):
         """The present instant, aware and in UTC."""
         ...
 
+    async def wait(self, event: asyncio.Event, until: datetime | None) -> bool:
+        """Wait for the event, until an instant at most (None: for ever); whether the event is set."""
+        ...
+
 
 class SystemClock:
     """The host's clock."""
 
     def now(self) -> datetime:
         return datetime.now(UTC)
+
+    async def wait(self, event: asyncio.Event, until: datetime | None) -> bool:
+        if event.is_set():
+            return True
+        if until is None:
+            return await event.wait()
+        seconds = (until - self.now()).total_seconds()
+        loop = asyncio.get_running_loop()
+        # Cheaper than asyncio.wait_for, which this would call for every activation of every run.
+        alarm = loop.call_later(max(seconds, 0), event.set)
+        rang_at = alarm.when()
+        try:
+            await event.wait()
+        finally:
+            alarm.cancel()
+        return loop.time() < rang_at

@@ -33,7 +33,10 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="PYWORKFLOW_", extra="forbid", frozen=True, pyproject_toml_table_header=("tool", "pyworkflow")
+        env_prefix="PYWORKFLOW_",
+        extra="forbid",
+        frozen=True,
+        pyproject_toml_table_header=("tool", "pyworkflow"),
     )
 
     default_runtime: Literal["ray", "local"] = "ray"
@@ -150,7 +153,9 @@ def storage_url(mapping: Mapping[str, Any]) -> str:
                 f"/{mapping.get('database', 'pyworkflow')}"
             )
         case _:
-            raise ValueError(f"storage type {kind!r} is unknown; give 'sqlite', 'postgres', 'file' or 'memory'")
+            raise ValueError(
+                f"storage type {kind!r} is unknown; give 'sqlite', 'postgres', 'file' or 'memory'"
+            )
 
 
 _overrides: dict[str, Any] = {}
@@ -190,7 +195,9 @@ def configure_from_yaml(path: str | os.PathLike[str]) -> Settings:
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{file} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
-        raise ConfigurationError(f"{file} must hold settings as `name: value`, not a {type(values).__name__}.")
+        raise ConfigurationError(
+            f"{file} must hold settings as `name: value`, not a {type(values).__name__}."
+        )
     recovery = values.pop("recovery", None) or {}
     return configure(**values, **{f"default_{name}": value for name, value in recovery.items()})
 

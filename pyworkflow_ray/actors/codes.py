@@ -12,25 +12,11 @@ import inspect
 import sys
 from typing import Any
 
-import msgspec
-
 from pyworkflow_ray import modules
 from pyworkflow_ray.exceptions import ConfigurationError, SerializationError, WorkflowError
+from pyworkflow_ray.storage.codes import Code
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
-
-
-class Code(msgspec.Struct, frozen=True):
-    """The code of a workflow or a step, as it travels and is stored.
-
-    `kind` is "reference" (then `data` is ``module:qualname`` as text) or "value" (then it is a pickle).
-    """
-
-    hash: str
-    kind: str
-    data: bytes
-    python: str
-    source_hash: str = ""
 
 
 def pack(definition: Any, what: str) -> Code:
@@ -41,8 +27,13 @@ def pack(definition: Any, what: str) -> Code:
     """
     reference = modules.reference_of(definition)
     if reference is not None:
-        data = reference.encode()
-        return Code(_hash(b"reference:" + data), "reference", data, PYTHON, _source_hash(definition))
+        return Code(
+            hash=_hash(b"reference:" + reference.encode()),
+            kind="reference",
+            python=PYTHON,
+            reference=reference,
+            source_hash=_source_hash(definition),
+        )
     try:
         data = modules.pickle_by_value(definition)
     except Exception as error:
@@ -50,7 +41,8 @@ def pack(definition: Any, what: str) -> Code:
             f"The code of {what} cannot travel to the cluster: {error}. It must not hold on to open files, "
             "connections, locks or the like in global variables or closures: make them inside the step."
         ) from error
-    return Code(_hash(data), "value", data, PYTHON)
+    origin = f"{getattr(definition, '__module__', '')}:{getattr(definition, '__qualname__', '')}"
+    return Code(hash=_hash(data), kind="value", python=PYTHON, reference=origin, data=data)
 
 
 class CodeLoader:
@@ -84,7 +76,7 @@ class CodeLoader:
 
 def _load(code: Code) -> Any:
     if code.kind == "reference":
-        return modules.load_reference(code.data.decode())
+        return modules.load_reference(code.reference or "")
     if code.python != PYTHON:
         raise SerializationError(
             f"This code was written by Python {code.python} and this process runs Python {PYTHON}: bytecode "
@@ -92,7 +84,7 @@ def _load(code: Code) -> Any:
             "fork it with the current code."
         )
     try:
-        return modules.unpickle(code.data)
+        return modules.unpickle(code.data or b"")
     except WorkflowError:
         raise
     except Exception as error:

@@ -80,7 +80,9 @@ class RayDispatcher:
         self._options: dict[int, tuple[StepOptions, dict[str, Any]]] = {}
         self._landing = _Landing()
 
-    def dispatch(self, attempt: Attempt, function: Any, options: StepOptions, on_outcome: OnOutcome) -> Ticket:
+    def dispatch(
+        self, attempt: Attempt, function: Any, options: StepOptions, on_outcome: OnOutcome
+    ) -> Ticket:
         if options.local:
             return self._local.dispatch(attempt, function, options, on_outcome)
         try:
@@ -97,9 +99,7 @@ class RayDispatcher:
         task_options["name"] = name if attempt.attempt == 1 else f"{name} (attempt {attempt.attempt})"
         # `_remote` is what `.options(...).remote(...)` comes down to; building the options anew for each
         # call costs a fifth of a small task's time.
-        return runner._remote(
-            (msgspec.msgpack.encode(attempt), self._code(function)), {}, **task_options
-        )
+        return runner._remote((msgspec.msgpack.encode(attempt), self._code(function)), {}, **task_options)
 
     def _task_options(self, runner: Any, options: StepOptions) -> dict[str, Any]:
         known = self._options.get(id(options))
@@ -141,7 +141,9 @@ class _Landing:
         self._lock = threading.Lock()
         self._scheduled = False
 
-    def expect(self, reference: Any, attempt: Attempt, options: StepOptions, on_outcome: OnOutcome) -> RayTicket:
+    def expect(
+        self, reference: Any, attempt: Attempt, options: StepOptions, on_outcome: OnOutcome
+    ) -> RayTicket:
         loop = asyncio.get_running_loop()
         ticket = RayTicket(reference, attempt, options, on_outcome)
         # The ticket is held by the callback, and holds the reference: Ray drops a task nobody refers to.

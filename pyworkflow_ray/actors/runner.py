@@ -72,7 +72,9 @@ def values_of(attempt: Attempt) -> Values:
     return configured_values(attempt.payload_codec, attempt.payload_limit)
 
 
-def completed(value: Any, attempt: Attempt, values: Values, started_at: datetime, node: str) -> AttemptOutcome:
+def completed(
+    value: Any, attempt: Attempt, values: Values, started_at: datetime, node: str
+) -> AttemptOutcome:
     """The outcome of an attempt that returned; a value that cannot be stored fails it."""
     try:
         encoded = values.encode(value, f"the result of step {attempt.step_id!r}")
@@ -278,4 +280,3 @@ def remote_runners() -> tuple[Any, Any]:
     plain = ray.remote(max_retries=0, num_cpus=1)(run_attempt)
     gpu = ray.remote(max_retries=0, num_cpus=1, num_gpus=1, max_calls=1)(run_attempt)
     return plain, gpu
-

@@ -1,0 +1,137 @@
+"""The actors of one engine on a Ray cluster: their names, and handles to them, made on demand."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from loguru import logger
+
+from pyworkflow_ray.actors.engines import Engine
+from pyworkflow_ray.exceptions import ConfigurationError
+
+TIMER = "timer"
+CONCURRENCY = 10_000
+"""Calls that one coordinator holds at once: one for each run that somebody waits for."""
+
+_lock = threading.RLock()
+
+
+class Cluster:
+    """Makes and finds the engine's actors. Every method may block: call it off the event loop."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._handles: dict[str, Any] = {}
+
+    def known(self, name: str) -> Any:
+        """The handle of an actor that this process has used before, or None."""
+        return self._handles.get(name)
+
+    def coordinator(self, name: str) -> Any:
+        """The coordinator of this name, created if it is not there."""
+        from pyworkflow_ray.actors.remote import coordinator_class
+
+        return self._get(name, coordinator_class, name)
+
+    def timer(self) -> Any:
+        """The timer, created if it is not there."""
+        from pyworkflow_ray.actors.remote import timer_class
+
+        return self._get(TIMER, timer_class)
+
+    def forget(self, name: str) -> None:
+        """Look an actor up anew next time: the one we knew is gone."""
+        self._handles.pop(name, None)
+
+    def _get(self, name: str, make_class: Callable[[], Any], *args: Any) -> Any:
+        with _lock:
+            handle = self._handles.get(name)
+            if handle is None:
+                handle = make_class().options(**self._options(name)).remote(*args, self.engine)
+                self._handles[name] = handle
+            return handle
+
+    def _options(self, name: str) -> dict[str, Any]:
+        options: dict[str, Any] = {
+            "name": name,
+            "namespace": self.engine.namespace,
+            "lifetime": "detached",
+            "get_if_exists": True,
+            "num_cpus": 0,
+            "max_restarts": -1,
+            "max_task_retries": 0,
+            "max_concurrency": CONCURRENCY,
+        }
+        if self.engine.node_id is not None:
+            from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(self.engine.node_id, soft=False)
+        return options
+
+
+def connect(address: str | None, namespace: str) -> None:
+    """Join the Ray cluster, or start a local one when none is named and none is running.
+
+    Raises:
+        ConfigurationError: The cluster that was named is not there.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    address = address or os.environ.get("RAY_ADDRESS")
+    try:
+        ray.init(address=address, namespace=namespace, log_to_driver=False, configure_logging=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ConfigurationError(
+            f"The Ray cluster at {address or 'this machine'} cannot be joined: {error}. Start one with "
+            "`ray start --head`, name another with configure(address='...') or RAY_ADDRESS, or leave the "
+            "address out to run on a local cluster of this process."
+        ) from error
+    if address is None:
+        logger.debug("Joined Ray at {}", ray.get_runtime_context().gcs_address)
+
+
+def placed_on(engine: Engine, is_file: bool, slots: int | str | None) -> Engine:
+    """The engine as it is on the cluster that this process has joined.
+
+    Args:
+        engine: As configured.
+        is_file: Whether the storage is a file, which only this node has.
+        slots: The setting `coordinators`: a number, "per_run", or None for twice the cluster's CPUs.
+    """
+    import ray
+
+    if slots == "per_run":
+        count = 0
+    elif isinstance(slots, int):
+        count = slots
+    else:
+        count = max(4, int(2 * ray.cluster_resources().get("CPU", 1)))
+    context = ray.get_runtime_context()
+    return replace(
+        engine,
+        slots=count,
+        environment=_environment(dict(context.runtime_env)),
+        node_id=str(context.get_node_id()) if is_file else None,
+    )
+
+
+def _environment(runtime_env: dict[str, Any]) -> str:
+    """A short hash of what of a job's `runtime_env` matters to where its runs may live.
+
+    The working directory does not: a run carries its code, and a job's directory is deleted after it.
+    """
+    import hashlib
+    import json
+
+    ignored = ("working_dir", "excludes", "config", "_ray_release", "_ray_commit")
+    relevant = {k: v for k, v in runtime_env.items() if k not in ignored and v}
+    if not relevant:
+        return ""
+    return hashlib.sha256(json.dumps(relevant, sort_keys=True, default=str).encode()).hexdigest()[:8]

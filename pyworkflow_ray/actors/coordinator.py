@@ -1,0 +1,281 @@
+"""The coordinator: an actor that drives the runs placed with it.
+
+Theory of operation. `__init__` stores its arguments and nothing else: an exception there would end a
+detached actor for good. The actor then calls its own `open`, also after every restart, which claims what
+its predecessor of the same name held and drives it on. Runs come in by `drive` (a client has accepted one)
+and `wake` (the timer found one due). A background task renews the leases of all runs at once; another
+lets the process go when it has had nothing to do for a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+from loguru import logger
+
+from pyworkflow_ray.actors.codes import CodeLoader
+from pyworkflow_ray.actors.dispatchers import Dispatcher, LocalDispatcher
+from pyworkflow_ray.actors.drives import Drive, Host, RunEnd
+from pyworkflow_ray.actors.engines import Engine
+from pyworkflow_ray.actors.payloads import Payloads, configured_values
+from pyworkflow_ray.clock import Clock, SystemClock
+from pyworkflow_ray.exceptions import ConfigurationError
+from pyworkflow_ray.storage.blobs import load_blob
+from pyworkflow_ray.storage.leases import claim, claim_placed, renew_leases
+from pyworkflow_ray.storage.records import RunRecord
+from pyworkflow_ray.storage.storages import Storage
+
+ENGINE_THREADS = 16
+SLOW_FEED = 5.0
+"""Seconds of workflow code without a pause after which its stack is reported."""
+VISIBLE_AFTER = 1.0
+"""Seconds after which a run shows as an actor call of its own in Ray's dashboard."""
+
+_end_encoder = msgspec.msgpack.Encoder()
+_record_decoder = msgspec.msgpack.Decoder(RunRecord)
+
+
+class Coordinator:
+    """Drives the runs placed with it.
+
+    Args:
+        name: The name runs are placed by.
+        engine: The settings of all actors.
+        storage: Where to record; opened from `engine` by default.
+        dispatcher: What runs steps; in this process by default.
+        clock: The system's by default.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        engine: Engine,
+        *,
+        storage: Storage | None = None,
+        dispatcher: Dispatcher | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.name = name
+        self.engine = engine
+        self.owner = f"{name}:{secrets.token_hex(4)}"
+        self.is_leaving = False
+        self._storage = storage
+        self._dispatcher = dispatcher
+        self._clock = clock or SystemClock()
+        self._host: Host | None = None
+        self._drives: dict[str, Drive] = {}
+        self._ends: dict[str, asyncio.Task[RunEnd]] = {}
+        self._opening: asyncio.Task[None] | None = None
+        self._background: list[asyncio.Task[None]] = []
+        self._idle_since = time.monotonic()
+        self._storage_id = ""
+
+    # --- opening and leaving ------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Be ready: the storage is open, and what a predecessor of this name held is driven on."""
+        if self._opening is None:
+            self._opening = asyncio.get_running_loop().create_task(self._open())
+        await asyncio.shield(self._opening)
+
+    async def _open(self) -> None:
+        storage = self._storage or self.engine.open_storage()
+        self._storage = storage
+        values = configured_values(self.engine.payload_codec, self.engine.payload_limit)
+        self._host = Host(
+            engine=self.engine,
+            owner=self.owner,
+            storage=storage,
+            dispatcher=self._dispatcher or LocalDispatcher(),
+            clock=self._clock,
+            payloads=Payloads(values, _blob_fetcher(storage), self.engine.blob_threshold),
+            loader=CodeLoader(),
+            threads=ThreadPoolExecutor(ENGINE_THREADS, thread_name_prefix="pyworkflow-engine"),
+            on_suspended=self.on_suspended,
+        )
+        self._storage_id = (await asyncio.to_thread(storage.facts))["storage_id"]
+        ttl = self.engine.lease_ttl.total_seconds()
+        runs = await asyncio.wrap_future(
+            storage.submit(lambda connection: claim_placed(connection, self.name, self.owner, ttl))
+        )
+        for run in runs:
+            self._begin(run)
+        self._background = [
+            asyncio.get_running_loop().create_task(work()) for work in (self._renew, self._watch)
+        ]
+
+    async def close(self) -> None:
+        """Drop every run where it stands and let the storage go; another coordinator may go on with them."""
+        for task in (*self._background, *self._ends.values()):
+            task.cancel()
+        await asyncio.gather(*self._background, *self._ends.values(), return_exceptions=True)
+        if self._host is not None:
+            self._host.threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _renew(self) -> None:
+        ttl = self.engine.lease_ttl.total_seconds()
+        while True:
+            await asyncio.sleep(ttl / 3)
+            if not self._drives or self._storage is None:
+                continue
+            with contextlib.suppress(Exception):  # the writer reports and retries; the next turn is soon
+                await asyncio.wrap_future(self._storage.submit(self._renew_both))
+
+    def _renew_both(self, connection: Any) -> None:
+        # A run is born held by its coordinator's name, and after a claim by this very process.
+        ttl = self.engine.lease_ttl.total_seconds()
+        for owner in (self.owner, self.name):
+            renew_leases(connection, owner, ttl)
+
+    async def _watch(self) -> None:
+        """Report workflow code that blocks, make long runs visible, and leave when there is nothing to do."""
+        while True:
+            await asyncio.sleep(1.0)
+            now = time.monotonic()
+            for drive in list(self._drives.values()):
+                self._report_blocked(drive, now)
+                if now - drive.began_at >= VISIBLE_AFTER:
+                    self.show(drive)
+            if self._drives:
+                self._idle_since = now
+            elif now - self._idle_since > self.engine.coordinator_ttl.total_seconds():
+                self.is_leaving = True
+                self.leave()
+                self._idle_since = now
+
+    def _report_blocked(self, drive: Drive, now: float) -> None:
+        feeding = drive.feeding
+        if feeding is None or now - feeding[0] < SLOW_FEED:
+            return
+        frame = sys._current_frames().get(feeding[1])
+        stack = "".join(traceback.format_stack(frame)[-6:]) if frame is not None else "(unknown)"
+        logger.warning(
+            "Workflow code of run {} has blocked for {:.0f} s; do slow work in a step. It is at:\n{}",
+            drive.run_id,
+            now - feeding[0],
+            stack,
+        )
+
+    # --- what a runtime adds ------------------------------------------------------------------
+
+    def on_suspended(self, run_id: str, wake_at: datetime | None) -> None:
+        """Called when a run is suspended; a hint for the timer, since the row says it all."""
+
+    def show(self, drive: Drive) -> None:
+        """Called each second for each run that has been here for a while."""
+
+    def leave(self) -> None:
+        """Called when there has been nothing to do for `coordinator_ttl`."""
+
+    # --- runs ---------------------------------------------------------------------------------
+
+    async def drive(self, record: bytes, storage_id: str = "") -> bytes:
+        """Drive a run that was accepted with this coordinator's lease, and tell how that ended.
+
+        Raises:
+            ConfigurationError: The run is in another storage than this engine's.
+        """
+        await self.open()
+        if storage_id and storage_id != self._storage_id:
+            raise ConfigurationError(
+                f"An engine with another storage runs in the namespace {self.engine.namespace!r} of this "
+                "cluster. Use its storage, or give this one a namespace of its own: "
+                "configure(namespace='...')."
+            )
+        run = _record_decoder.decode(record)
+        task = self._ends.get(run.run_id) or self._begin(run)
+        return _end_encoder.encode(await asyncio.shield(task))
+
+    async def wake(self, run_ids: Iterable[str]) -> list[str]:
+        """Claim and drive runs that nobody holds; the ids of those that are driven here now."""
+        await self.open()
+        here = []
+        for run_id in run_ids:
+            if run_id in self._ends or await self._claim(run_id):
+                here.append(run_id)
+        return here
+
+    async def _claim(self, run_id: str) -> bool:
+        assert self._storage is not None
+        ttl = self.engine.lease_ttl.total_seconds()
+        run = await asyncio.wrap_future(
+            self._storage.submit(
+                lambda connection: claim(connection, run_id, self.owner, ttl, force_from=self.name)
+            )
+        )
+        if run is None:
+            return False
+        if run_id not in self._ends:
+            self._begin(run)
+        return True
+
+    async def wait(self, run_id: str, timeout: float | None = None) -> bytes | None:
+        """How the run's drive ended, or None when it is not driven here or the time is up."""
+        await self.open()
+        task = self._ends.get(run_id)
+        if task is None:
+            return None
+        with contextlib.suppress(TimeoutError):
+            return _end_encoder.encode(await asyncio.wait_for(asyncio.shield(task), timeout))
+        return None
+
+    def _begin(self, run: RunRecord) -> asyncio.Task[RunEnd]:
+        assert self._host is not None
+        self._idle_since = time.monotonic()
+        drive = Drive(self._host, run)
+        self._drives[run.run_id] = drive
+        task = asyncio.get_running_loop().create_task(self._contain(drive), name=run.run_id)
+        self._ends[run.run_id] = task
+        return task
+
+    async def _contain(self, drive: Drive) -> RunEnd:
+        """Drive a run; whatever goes wrong with it stays with it."""
+        try:
+            return await drive.drive()
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            # The lease is left to run out: the sweep gives the run to a coordinator afresh.
+            logger.opt(exception=error).error("Driving run {} failed", drive.run_id)
+            return RunEnd(drive.run_id, "lost")
+        finally:
+            if self._drives.get(drive.run_id) is drive:
+                del self._drives[drive.run_id]
+                del self._ends[drive.run_id]
+
+    async def status(self) -> dict[str, Any]:
+        """What this coordinator is doing, for tools."""
+        return {
+            "name": self.name,
+            "owner": self.owner,
+            "runs": list(self._drives),
+            "threads": threading.active_count(),
+        }
+
+    def __repr__(self) -> str:
+        return f"Coordinator({self.name!r}, {len(self._drives)} runs)"
+
+
+def _blob_fetcher(storage: Storage) -> Callable[[str], bytes]:
+    @lru_cache(maxsize=64)
+    def fetch(digest: str) -> bytes:
+        return storage.read(lambda connection: load_blob(connection, digest))
+
+    return fetch
+
+
+def decode_end(data: bytes) -> RunEnd:
+    """The end that `drive` or `wait` told."""
+    return msgspec.msgpack.decode(data, type=RunEnd)

@@ -1,0 +1,69 @@
+"""What every actor of one engine must know: which database, which names, which limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import Any
+
+from pyworkflow_ray.config import Settings
+from pyworkflow_ray.storage.placements import Placement
+from pyworkflow_ray.storage.storages import Storage
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """The settings that travel to actors; the storage's URL is kept out of `repr`.
+
+    Args:
+        slots: How many coordinators runs are spread over; 0 gives each run one of its own.
+        node_id: The node that coordinators must live on, since only there is the SQLite file.
+        environment: Hash of the job's `runtime_env`, part of its coordinators' names.
+    """
+
+    storage_url: str = field(repr=False)
+    synchronous: str = "FULL"
+    namespace: str = "pyworkflow"
+    slots: int = 4
+    environment: str = ""
+    node_id: str | None = None
+    suspend_after: timedelta | None = timedelta(seconds=2)
+    coordinator_ttl: timedelta = timedelta(seconds=60)
+    lease_ttl: timedelta = timedelta(seconds=30)
+    worker_ttl: timedelta = timedelta(seconds=60)
+    sweep_interval: timedelta = timedelta(seconds=5)
+    default_retries: int = 3
+    payload_limit: int | None = None
+    payload_codec: str | None = None
+    blob_threshold: int = 128 * 2**10
+
+    @classmethod
+    def configured(cls, settings: Settings, **changes: Any) -> Engine:
+        """The engine that this process's settings describe."""
+        engine = cls(
+            storage_url=settings.storage_url,
+            synchronous=settings.sqlite_synchronous,
+            namespace=settings.namespace,
+            suspend_after=settings.suspend_after,
+            coordinator_ttl=settings.coordinator_ttl,
+            lease_ttl=settings.lease_ttl,
+            worker_ttl=settings.worker_ttl,
+            sweep_interval=settings.sweep_interval,
+            default_retries=settings.default_retries,
+            payload_limit=settings.payload_limit,
+            payload_codec=settings.payload_codec,
+            blob_threshold=settings.blob_threshold,
+        )
+        return replace(engine, **changes)
+
+    def open_storage(self, *, create: bool = False) -> Storage:
+        """The engine's storage; actors never create it, since a new empty one would hide a wrong path."""
+        return Storage(self.storage_url, create=create, synchronous=self.synchronous)
+
+    def placement(self, environment: str | None = None) -> Placement | None:
+        """The slots to place a run in; None when each run has a coordinator of its own."""
+        if self.slots <= 0:
+            return None
+        return Placement(
+            slots=self.slots, environment=self.environment if environment is None else environment
+        )

@@ -1,0 +1,119 @@
+"""The timer: wakes runs whose time has come, and finds those that nobody cares for.
+
+Rows are the truth. The timer holds nothing but the instant at which it looks next; kill it at any moment,
+and its next incarnation looks at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from loguru import logger
+
+from pyworkflow_ray.actors.engines import Engine
+from pyworkflow_ray.storage.placements import place
+from pyworkflow_ray.storage.storages import Storage
+from pyworkflow_ray.storage.sweeps import due, orphans
+
+Nudge = Callable[[str, list[str]], None]
+"""Tells a coordinator, by name, to wake runs; it may fail, since the next sweep tells again."""
+
+
+class Timer:
+    """Wakes and sweeps for all runs of a storage.
+
+    Args:
+        engine: The settings of all actors.
+        nudge: How coordinators are told.
+    """
+
+    def __init__(self, engine: Engine, nudge: Nudge) -> None:
+        self.engine = engine
+        self._nudge = nudge
+        self._storage: Storage | None = None
+        self._hurry = asyncio.Event()
+        self._next_at = 0.0
+        self._sweep_at = 0.0
+        self.wakes = 0
+
+    async def run(self) -> None:
+        """Look, wake, and sleep until the next run is due or the next sweep is; for ever."""
+        while True:
+            try:
+                await self._look()
+            except Exception as error:
+                logger.opt(exception=error).warning("The timer could not look for due runs; it tries again")
+                self._next_at = time.monotonic() + 1.0
+            self._hurry.clear()
+            pause = self._next_at - time.monotonic()
+            if pause > 0:
+                try:
+                    async with asyncio.timeout(pause):
+                        await self._hurry.wait()
+                except TimeoutError:
+                    pass
+
+    async def arm(self, seconds: float) -> None:
+        """Look again in this many seconds at the latest: a run that was just suspended is due then."""
+        at = time.monotonic() + max(seconds, 0.0)
+        if at < self._next_at:
+            self._next_at = at
+            self._hurry.set()
+
+    async def _look(self) -> None:
+        storage = self._open()
+        interval = self.engine.sweep_interval.total_seconds()
+        now = time.monotonic()
+        # The next look must be set before the rows are read, so that an `arm` meanwhile is not lost.
+        self._next_at = now + interval
+        found = await asyncio.to_thread(storage.read, lambda c: due(c, horizon_seconds=interval))
+        ready = [(run.run_id, run.environment) for run in found if run.seconds_until <= 0]
+        later = [run.seconds_until for run in found if run.seconds_until > 0]
+        if later:
+            self._next_at = min(self._next_at, now + min(later))
+        if now >= self._sweep_at:
+            self._sweep_at = now + interval
+            lost = await asyncio.to_thread(storage.read, orphans)
+            ready += [(run.run_id, run.environment) for run in lost]
+        if ready:
+            await self._wake(storage, ready)
+
+    async def _wake(self, storage: Storage, ready: Iterable[tuple[str, str]]) -> None:
+        by_environment: dict[str, list[str]] = defaultdict(list)
+        for run_id, environment in ready:
+            by_environment[environment].append(run_id)
+        for environment, run_ids in by_environment.items():
+            for name, group in (await self._place(storage, environment, run_ids)).items():
+                self.wakes += len(group)
+                self._nudge(name, group)
+
+    async def _place(self, storage: Storage, environment: str, run_ids: list[str]) -> dict[str, list[str]]:
+        """The runs by the coordinator that each is placed with now."""
+        placement = self.engine.placement(environment)
+        if placement is None:
+            return {coordinator_of(run_id): [run_id] for run_id in run_ids}
+        placed = await asyncio.wrap_future(
+            storage.submit(lambda connection: place(connection, run_ids, placement))
+        )
+        groups: dict[str, list[str]] = defaultdict(list)
+        for run_id, name in placed.items():
+            groups[name].append(run_id)
+        return groups
+
+    def _open(self) -> Storage:
+        if self._storage is None:
+            self._storage = self.engine.open_storage()
+        return self._storage
+
+    async def status(self) -> dict[str, Any]:
+        """What the timer has done, for tools."""
+        return {"wakes": self.wakes, "next_look_in": max(self._next_at - time.monotonic(), 0.0)}
+
+
+def coordinator_of(run_id: str) -> str:
+    """The name of the coordinator that one run has for itself."""
+    return f"coordinator-{run_id}"
