@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from pyworkflow_ray.actors.codes import Code, pack
+from pyworkflow_ray.actors.codes import pack
 from pyworkflow_ray.actors.runner import Attempt, remote_runners, run_async
 from pyworkflow_ray.engine.attempts import AttemptFailed, AttemptOutcome, decode_outcome
 from pyworkflow_ray.engine.options import StepOptions
@@ -116,7 +117,7 @@ class RayDispatcher:
         known = self._codes.get(id(function))
         if known is not None and known[0] is function:
             return known[1]
-        code: Code = pack(function, f"step {getattr(function, 'name', function)!r}")
+        code = pack(function, f"step {getattr(function, 'name', function)!r}")
         data: Any = msgspec.msgpack.encode(code)
         if len(data) > INLINE_CODE:
             import ray
@@ -156,10 +157,8 @@ class _Landing:
             if self._scheduled:
                 return
             self._scheduled = True
-        try:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
             loop.call_soon_threadsafe(self._deliver)
-        except RuntimeError:
-            pass  # the loop is closed: the process ends
 
     def _deliver(self) -> None:
         with self._lock:

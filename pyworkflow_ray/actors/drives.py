@@ -148,8 +148,8 @@ class Drive:
         execution = Execution(self.run_id, function, self._host.payloads, limits)
         execution.is_durable = self.run.durable
         self._execution = execution
-        if self._position == 0 and not (self.run.was_interrupted and not self.run.durable):
-            await self._turn([self._started()])
+        if self._position == 0 and (self.run.durable or not self.run.was_interrupted):
+            await self._start()
             return
         history = await asyncio.to_thread(
             self._host.storage.read, lambda connection: read_events(connection, self.run_id)
@@ -191,12 +191,26 @@ class Drive:
             kwargs=Raw(self.run.input_kwargs.encode()),
         )
 
+    async def _start(self) -> None:
+        if self.run.was_interrupted:
+            # Nothing is recorded yet: perhaps nobody came for the run, or its first lines end the process.
+            self._recovery_attempts += 1
+            changes = {"recovery_attempts": self._recovery_attempts}
+            await self._append(_Activation(changes=changes), release=False)
+            if self._recovery_attempts > self._allowed_recoveries() + 1:
+                await self._give_up([self._started()])
+                return
+        await self._turn([self._started()])
+
+    def _allowed_recoveries(self) -> int:
+        run = self.run
+        return run.max_recovery_attempts if run.recover_on_worker_loss and run.durable else 0
+
     async def _recover(self) -> None:
         """Record that the run was taken over after a crash, or end it when that has happened too often."""
         self._recovery_attempts += 1
         run = self.run
-        allowed = run.max_recovery_attempts if run.recover_on_worker_loss and run.durable else 0
-        if self._recovery_attempts <= allowed:
+        if self._recovery_attempts <= self._allowed_recoveries():
             interrupted = WorkflowInterrupted(
                 reason=f"its coordinator {run.previous_owner} went away",
                 worker_id=self._host.owner,
@@ -204,15 +218,17 @@ class Drive:
             )
             await self._turn([interrupted])
             return
+        await self._give_up([])
+
+    async def _give_up(self, events: list[Event]) -> None:
         error = WorkerDiedError(
             f"The coordinator of run {self.run_id!r} went away {self._recovery_attempts} time(s) in a row "
-            f"without the run getting further, and {allowed} recoveries are allowed "
+            f"without the run getting further, and {self._allowed_recoveries()} recoveries are allowed "
             "(recover_on_worker_loss, max_recovery_attempts)."
         )
         activation = _Activation()
-        self._record_event(
-            activation, WorkflowFailed(**failure_fields(capture(error))), self._host.clock.now()
-        )
+        for event in (*events, WorkflowFailed(**failure_fields(capture(error)))):
+            self._record_event(activation, event, self._host.clock.now())
         await self._commit_and_act(activation)
 
     async def _resume_step(self, pending: PendingStep) -> None:
@@ -241,9 +257,9 @@ class Drive:
         for outcome in outcomes:
             self._feed_one(activation, outcome, now)
         for step_id, attempt, attempt_outcome in arrived:
-            event = (
-                None if execution.is_finished else execution.conclude(step_id, attempt, attempt_outcome, now)
-            )
+            if execution.is_finished:
+                break
+            event = execution.conclude(step_id, attempt, attempt_outcome, now)
             if event is not None:
                 self._feed_one(activation, event, now)
         while not execution.is_finished and (timer := execution.next_timer()) is not None and timer[0] <= now:

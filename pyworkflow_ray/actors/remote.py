@@ -22,7 +22,7 @@ from pyworkflow_ray.actors.timer import Timer
 def coordinator_class() -> Any:
     """The coordinator as a Ray actor class."""
 
-    @ray.remote(num_cpus=0, concurrency_groups={"health": 4})
+    @ray.remote(num_cpus=0, concurrency_groups={"health": 4})  # type: ignore[call-overload]
     class CoordinatorActor(Coordinator):
         def __init__(self, name: str, engine: Engine) -> None:
             super().__init__(name, engine)
@@ -71,10 +71,10 @@ def coordinator_class() -> Any:
                 self.is_leaving = False
                 return
             await self.close()
-            ray.actor.exit_actor()
+            ray.actor.exit_actor()  # type: ignore[no-untyped-call]
 
         @ray.method(concurrency_group="health")
-        async def status(self) -> dict[str, Any]:
+        async def status(self) -> dict[str, Any]:  # type: ignore[override]
             return await super().status()
 
         @ray.method(concurrency_group="health")

@@ -19,13 +19,14 @@ from typing import Any
 
 import msgspec
 
-from pyworkflow_ray.actors.codes import Code, CodeLoader
+from pyworkflow_ray.actors.codes import CodeLoader
 from pyworkflow_ray.actors.payloads import configured_values
 from pyworkflow_ray.context import StepContext, current_step
 from pyworkflow_ray.durations import format_duration
 from pyworkflow_ray.engine.attempts import AttemptCompleted, AttemptFailed, AttemptOutcome, encode_outcome
 from pyworkflow_ray.exceptions import StepTimeoutError
 from pyworkflow_ray.failures import capture
+from pyworkflow_ray.storage.codes import Code
 from pyworkflow_ray.values import Values
 
 KILL_GRACE = 5.0
@@ -49,7 +50,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _TimedOut(BaseException):
-    """Unwinds a `def` step whose time is up; not an `Exception`, so the step does not catch it by accident."""
+    """Unwinds a `def` step whose time is up; not an `Exception`, so the step does not catch it by chance."""
 
 
 def context_of(attempt: Attempt) -> StepContext:
@@ -141,7 +142,7 @@ async def _in_time(call: Awaitable[Any], attempt: Attempt) -> Any:
 
 
 def run_blocking(function: Any, attempt: Attempt, node: str) -> AttemptOutcome:
-    """Run an attempt in the main thread of a worker process, which it may end if the step ignores its timeout."""
+    """Run an attempt in the main thread of a worker, ended if the step ignores its timeout."""
     with _ended_after(attempt.timeout):
         if inspect.iscoroutinefunction(function):
             return _run_loop(function, attempt, node)
@@ -256,8 +257,9 @@ def keep_warm(seconds: float) -> None:
             import ray
 
             _warmth["reference"] = ray.put(b"")
-            _warmth["thread"] = threading.Thread(target=_cool_down, name="pyworkflow-warmth", daemon=True)
-            _warmth["thread"].start()
+            thread = threading.Thread(target=_cool_down, name="pyworkflow-warmth", daemon=True)
+            _warmth["thread"] = thread
+            thread.start()
 
 
 def _cool_down() -> None:
