@@ -144,11 +144,17 @@ def _attributes_of(value: Any) -> dict[str, Any] | None:
 
 
 def _take_dataclass(value: Any) -> dict[str, Any] | None:
-    names = [field.name for field in dataclasses.fields(value)]
+    fields = dataclasses.fields(value)
     attributes = _attributes_of(value)
-    if attributes is None or attributes.keys() != set(names):
+    if attributes is None:
         return None
-    return {"fields": {name: attributes[name] for name in names}}
+    for field in fields:
+        # Such a field's default stands on the class until someone sets the field.
+        if not field.init and field.default is not dataclasses.MISSING:
+            attributes.setdefault(field.name, field.default)
+    if attributes.keys() != {field.name for field in fields}:
+        return None
+    return {"fields": {field.name: attributes[field.name] for field in fields}}
 
 
 def _put_dataclass(cls: Any, state: dict[str, Any]) -> Any:

@@ -91,6 +91,8 @@ def tagged(value: Any, place: Place | None, depth: int = MAX_DEPTH) -> Plain:
     if not depth:
         raise TooDeepError
     kind = type(value)
+    if value is None or kind is bool:
+        return value
     if kind in _CONTAINERS:
         return _CONTAINERS[kind](value, place, depth - 1)
     if kind in _SCALARS:
@@ -290,8 +292,6 @@ _PATHS: dict[str, Any] = {
 }
 
 _SCALARS: dict[type, Callable[[Any], Plain]] = {
-    type(None): lambda value: value,
-    bool: lambda value: value,
     int: _tagged_int,
     float: _tagged_float,
     str: _tagged_str,

@@ -197,11 +197,17 @@ def unseal(data: Data, codec: PayloadCodec | None) -> bytes:
     if codec is None:
         untagged({"$": "sealed"})  # raises, and says what to do
     try:
-        inner = base64.b64decode(text[len(_SEALED_PREFIX) : -2], validate=True)
+        inner = base64.b64decode(_taken_from_seal(text), validate=True)
     except ValueError as error:
         raise SerializationError(f"A sealed value is damaged: {error}.") from error
     assert codec is not None
     return _coded(codec, "decode", inner)
+
+
+def _taken_from_seal(text: bytes) -> bytes:
+    if not text.endswith(b'"}'):
+        raise ValueError("its end is missing")
+    return text[len(_SEALED_PREFIX) : -2]
 
 
 def _coded(codec: PayloadCodec, verb: str, data: bytes) -> bytes:
