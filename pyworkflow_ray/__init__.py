@@ -1,0 +1,117 @@
+"""Durable workflows in ordinary async Python, run by actors on Ray, remembered in SQL."""
+
+from pyworkflow_ray.client.handles import RunHandle
+from pyworkflow_ray.client.loops import run_sync
+from pyworkflow_ray.client.records import Event, WorkflowRun
+from pyworkflow_ray.client.runs import get_workflow_events, get_workflow_run, list_runs, resume
+from pyworkflow_ray.client.starts import run_workflow, start, start_sync
+from pyworkflow_ray.config import configure, configure_from_yaml, get_config, reset_config
+from pyworkflow_ray.context import get_context, has_context, patched, set_attributes, side_effect
+from pyworkflow_ray.engine.races import as_completed, gather, wait
+from pyworkflow_ray.engine.retries import RetryPolicy
+from pyworkflow_ray.exceptions import (
+    CancellationError,
+    ChildWorkflowError,
+    ChildWorkflowFailedError,
+    ConfigurationError,
+    DiscoveryError,
+    EventLimitExceededError,
+    FatalError,
+    HookAlreadyReceivedError,
+    HookConflictError,
+    HookExpiredError,
+    HookNotFoundError,
+    HookValidationError,
+    InvalidTokenError,
+    MaxNestingDepthError,
+    NonDeterminismError,
+    PayloadTooLargeError,
+    RetryableError,
+    SerializationError,
+    StepFailedError,
+    StepTimeoutError,
+    StepValidationError,
+    StorageError,
+    WorkerDiedError,
+    WorkflowAlreadyRunningError,
+    WorkflowError,
+    WorkflowFailedError,
+    WorkflowNotFoundError,
+    WorkflowTimeoutError,
+)
+from pyworkflow_ray.statuses import HookStatus, OverlapPolicy, RunStatus, ScheduleStatus, StepStatus
+from pyworkflow_ray.steps import Step, get_step, list_steps, run_step, step
+from pyworkflow_ray.timers import sleep
+from pyworkflow_ray.workflows import Workflow, get_workflow, list_workflows, workflow
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CancellationError",
+    "ChildWorkflowError",
+    "ChildWorkflowFailedError",
+    "ConfigurationError",
+    "DiscoveryError",
+    "Event",
+    "EventLimitExceededError",
+    "FatalError",
+    "HookAlreadyReceivedError",
+    "HookConflictError",
+    "HookExpiredError",
+    "HookNotFoundError",
+    "HookStatus",
+    "HookValidationError",
+    "InvalidTokenError",
+    "MaxNestingDepthError",
+    "NonDeterminismError",
+    "OverlapPolicy",
+    "PayloadTooLargeError",
+    "RetryPolicy",
+    "RetryableError",
+    "RunHandle",
+    "RunStatus",
+    "ScheduleStatus",
+    "SerializationError",
+    "Step",
+    "StepFailedError",
+    "StepStatus",
+    "StepTimeoutError",
+    "StepValidationError",
+    "StorageError",
+    "WorkerDiedError",
+    "Workflow",
+    "WorkflowAlreadyRunningError",
+    "WorkflowError",
+    "WorkflowFailedError",
+    "WorkflowNotFoundError",
+    "WorkflowRun",
+    "WorkflowTimeoutError",
+    "as_completed",
+    "configure",
+    "configure_from_yaml",
+    "gather",
+    "get_config",
+    "get_context",
+    "get_step",
+    "get_workflow",
+    "get_workflow_events",
+    "get_workflow_run",
+    "has_context",
+    "list_runs",
+    "list_steps",
+    "list_workflows",
+    "patched",
+    "reset_config",
+    "resume",
+    "run_step",
+    "run_sync",
+    "run_workflow",
+    "set_attributes",
+    "side_effect",
+    "sleep",
+    "start",
+    "start_sync",
+    "step",
+    "wait",
+    "workflow",
+]

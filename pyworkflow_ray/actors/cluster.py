@@ -112,7 +112,8 @@ def placed_on(engine: Engine, is_file: bool, slots: int | str | None) -> Engine:
     elif isinstance(slots, int):
         count = slots
     else:
-        count = max(4, int(2 * ray.cluster_resources().get("CPU", 1)))
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        count = max(4, int(2 * resources.get("CPU", 1)))
     context = ray.get_runtime_context()
     return replace(
         engine,

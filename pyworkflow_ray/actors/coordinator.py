@@ -43,8 +43,14 @@ SLOW_FEED = 5.0
 VISIBLE_AFTER = 1.0
 """Seconds after which a run shows as an actor call of its own in Ray's dashboard."""
 
-_end_encoder = msgspec.msgpack.Encoder()
-_record_decoder = msgspec.msgpack.Decoder(RunRecord)
+LONG_POLL = 20.0
+"""Seconds after which a call that waits for runs returns to its caller, who asks again."""
+RECENT_ENDS = 2000
+"""Ends kept for callers that ask just too late; they would have to read the row."""
+LARGEST_RECENT = 64 * 1024
+
+_ends_encoder = msgspec.msgpack.Encoder()
+_records_decoder = msgspec.msgpack.Decoder(list[RunRecord])
 
 
 class Coordinator:
@@ -77,6 +83,7 @@ class Coordinator:
         self._host: Host | None = None
         self._drives: dict[str, Drive] = {}
         self._ends: dict[str, asyncio.Task[RunEnd]] = {}
+        self._recent: dict[str, RunEnd] = {}
         self._opening: asyncio.Task[None] | None = None
         self._background: list[asyncio.Task[None]] = []
         self._idle_since = time.monotonic()
@@ -181,11 +188,11 @@ class Coordinator:
 
     # --- runs ---------------------------------------------------------------------------------
 
-    async def drive(self, record: bytes, storage_id: str = "") -> bytes:
-        """Drive a run that was accepted with this coordinator's lease, and tell how that ended.
+    async def accept(self, records: bytes, storage_id: str = "") -> None:
+        """Take over runs that were accepted with this coordinator's lease; returns once it has them.
 
         Raises:
-            ConfigurationError: The run is in another storage than this engine's.
+            ConfigurationError: The runs are in another storage than this engine's.
         """
         await self.open()
         if storage_id and storage_id != self._storage_id:
@@ -194,9 +201,39 @@ class Coordinator:
                 "cluster. Use its storage, or give this one a namespace of its own: "
                 "configure(namespace='...')."
             )
-        run = _record_decoder.decode(record)
-        task = self._ends.get(run.run_id) or self._begin(run)
-        return _end_encoder.encode(await asyncio.shield(task))
+        await self.accept_runs(_records_decoder.decode(records))
+
+    async def accept_runs(self, runs: Iterable[RunRecord]) -> None:
+        """Drive runs that were accepted with this coordinator's lease."""
+        await self.open()
+        for run in runs:
+            if run.run_id not in self._ends and run.run_id not in self._recent:
+                self._begin(run)
+
+    async def end_of(self, run_id: str) -> RunEnd | None:
+        """How the run's drive ends, or ended of late; None when it is not known here."""
+        task = self._ends.get(run_id)
+        return self._recent.get(run_id) if task is None else await asyncio.shield(task)
+
+    async def ends(self, run_ids: list[str]) -> bytes:
+        """How drives ended: returns when at least one of these has, with all that have.
+
+        A run that is not known here is told with the status "unknown". After a while it returns with
+        nothing, so that a caller that has gone is not waited for.
+        """
+        await self.open()
+        waiting = {run_id: self._ends[run_id] for run_id in run_ids if run_id in self._ends}
+        if len(waiting) == len(run_ids):
+            await asyncio.wait(waiting.values(), timeout=LONG_POLL, return_when=asyncio.FIRST_COMPLETED)
+            if len(waiting) > 1:
+                await asyncio.sleep(min(len(waiting) * 0.0002, 0.02))  # more of a burst end together
+        told = []
+        for run_id in run_ids:
+            if run_id not in waiting:
+                told.append(self._recent.get(run_id) or RunEnd(run_id, "unknown"))
+            elif waiting[run_id].done():
+                told.append(waiting[run_id].result())
+        return _ends_encoder.encode(told)
 
     async def wake(self, run_ids: Iterable[str]) -> list[str]:
         """Claim and drive runs that nobody holds; the ids of those that are driven here now."""
@@ -221,19 +258,10 @@ class Coordinator:
             self._begin(run)
         return True
 
-    async def wait(self, run_id: str, timeout: float | None = None) -> bytes | None:
-        """How the run's drive ended, or None when it is not driven here or the time is up."""
-        await self.open()
-        task = self._ends.get(run_id)
-        if task is None:
-            return None
-        with contextlib.suppress(TimeoutError):
-            return _end_encoder.encode(await asyncio.wait_for(asyncio.shield(task), timeout))
-        return None
-
     def _begin(self, run: RunRecord) -> asyncio.Task[RunEnd]:
         assert self._host is not None
         self._idle_since = time.monotonic()
+        self._recent.pop(run.run_id, None)
         drive = Drive(self._host, run)
         self._drives[run.run_id] = drive
         task = asyncio.get_running_loop().create_task(self._contain(drive), name=run.run_id)
@@ -243,7 +271,7 @@ class Coordinator:
     async def _contain(self, drive: Drive) -> RunEnd:
         """Drive a run; whatever goes wrong with it stays with it."""
         try:
-            return await drive.drive()
+            return self._remember(await drive.drive())
         except asyncio.CancelledError:
             raise
         except BaseException as error:
@@ -254,6 +282,13 @@ class Coordinator:
             if self._drives.get(drive.run_id) is drive:
                 del self._drives[drive.run_id]
                 del self._ends[drive.run_id]
+
+    def _remember(self, end: RunEnd) -> RunEnd:
+        if len(self._recent) >= RECENT_ENDS:
+            self._recent.pop(next(iter(self._recent)))
+        if len(end.result or b"") <= LARGEST_RECENT:
+            self._recent[end.run_id] = end
+        return end
 
     async def status(self) -> dict[str, Any]:
         """What this coordinator is doing, for tools."""
@@ -274,8 +309,3 @@ def _blob_fetcher(storage: Storage) -> Callable[[str], bytes]:
         return storage.read(lambda connection: load_blob(connection, digest))
 
     return fetch
-
-
-def decode_end(data: bytes) -> RunEnd:
-    """The end that `drive` or `wait` told."""
-    return msgspec.msgpack.decode(data, type=RunEnd)

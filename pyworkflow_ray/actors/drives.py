@@ -56,7 +56,7 @@ from pyworkflow_ray.exceptions import (
 from pyworkflow_ray.failures import Failure, capture
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage.codes import load_code
-from pyworkflow_ray.storage.histories import Append, FencedError, append, read_events
+from pyworkflow_ray.storage.histories import Append, Fenced, append, read_events
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.storages import Storage
 
@@ -128,7 +128,7 @@ class Drive:
                 if await self._rest():
                     await self._turn([])
             return self._end
-        except FencedError:
+        except Fenced:
             logger.info("Run {} is driven elsewhere now; dropped here", self.run_id)
             return RunEnd(self.run_id, "lost")
         except WorkflowError as error:
@@ -450,7 +450,7 @@ class Drive:
         }
         try:
             await self._append(_Activation(changes=changes), release=True)
-        except FencedError:
+        except Fenced:
             return RunEnd(self.run_id, "lost")
         return RunEnd(self.run_id, RunStatus.INTERRUPTED.value, failure=failure)
 

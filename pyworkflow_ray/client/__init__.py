@@ -1,0 +1,1 @@
+"""Client: start runs, wait for them, look at them, from any process."""

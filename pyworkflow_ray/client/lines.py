@@ -1,0 +1,127 @@
+"""One coordinator as this process talks to it: many starts and many waits in few calls.
+
+An actor call costs as much as a step. So what is asked while a call is under way goes together in the
+next one: a burst of a thousand starts is a handful of calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+
+import msgspec
+from loguru import logger
+
+from pyworkflow_ray.actors.cluster import Cluster
+from pyworkflow_ray.actors.drives import RunEnd
+from pyworkflow_ray.exceptions import WorkflowError
+from pyworkflow_ray.storage.records import RunRecord
+
+ATTEMPTS = 5
+"""Calls to a coordinator that dies or leaves under us, before its rows are left to the sweep."""
+
+_encoder = msgspec.msgpack.Encoder()
+_ends_decoder = msgspec.msgpack.Decoder(list[RunEnd])
+
+
+class Line:
+    """The way to one coordinator; lives on the client's own event loop.
+
+    Args:
+        cluster: Finds the actor.
+        name: The coordinator's name.
+        storage_id: Tells a coordinator of another storage that it is not meant.
+    """
+
+    def __init__(self, cluster: Cluster, name: str, storage_id: str) -> None:
+        self._cluster, self._name, self._storage_id = cluster, name, storage_id
+        self._starts: list[tuple[RunRecord, Future[None]]] = []
+        self._waits: dict[str, list[Future[RunEnd | None]]] = {}
+        self._starting = self._waiting = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, run: RunRecord) -> Future[None]:
+        """Hand over a run that was accepted; done when the coordinator has it."""
+        done: Future[None] = Future()
+        self._starts.append((run, done))
+        if not self._starting:
+            self._starting = True
+            self._spawn(self._send_starts)
+        return done
+
+    def wait(self, run_id: str) -> Future[RunEnd | None]:
+        """How the run's drive ends; None when the coordinator does not have it."""
+        done: Future[RunEnd | None] = Future()
+        self._waits.setdefault(run_id, []).append(done)
+        if not self._waiting:
+            self._waiting = True
+            self._spawn(self._send_waits)
+        return done
+
+    def _spawn(self, work: Callable[[], Coroutine[object, object, None]]) -> None:
+        task = asyncio.get_running_loop().create_task(work())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _send_starts(self) -> None:
+        while self._starts:
+            batch, self._starts = self._starts, []
+            data = _encoder.encode([run for run, _ in batch])
+            try:
+                await self._call("accept", data, self._storage_id)
+            except WorkflowError as error:
+                _resolve_all([done for _, done in batch], None, error)
+                continue
+            except Exception as error:
+                # The rows are there and placed; the sweep hands them to the coordinator's successor.
+                logger.warning("Coordinator {} cannot be reached now: {}", self._name, error)
+            _resolve_all([done for _, done in batch], None, None)
+        self._starting = False
+
+    async def _send_waits(self) -> None:
+        await asyncio.sleep(0)  # what is asked in this turn of the loop goes together
+        self._waiting = False
+        mine, self._waits = self._waits, {}
+        while mine:
+            try:
+                ends = _ends_decoder.decode(await self._call("ends", list(mine)))
+            except Exception as error:
+                logger.debug("Waiting at coordinator {} failed: {}", self._name, error)
+                for futures in mine.values():
+                    _resolve_all(futures, None, None)
+                return
+            for end in ends:
+                _resolve_all(mine.pop(end.run_id, []), end if end.status != "unknown" else None, None)
+            mine = {run_id: live for run_id, fs in mine.items() if (live := [f for f in fs if not f.done()])}
+
+    async def _call(self, method: str, *args: object) -> bytes:
+        """Call the actor; look it up again, and so create it again, when it has gone."""
+        from ray.exceptions import RayActorError, RayTaskError
+
+        pause = 0.05
+        for attempt in range(1, ATTEMPTS + 1):
+            handle = self._cluster.known(self._name)
+            if handle is None:
+                handle = await asyncio.to_thread(self._cluster.coordinator, self._name)
+            try:
+                result: bytes = await getattr(handle, method).remote(*args)
+                return result
+            except RayTaskError as error:
+                raise (error.cause if isinstance(error.cause, WorkflowError) else error) from None
+            except RayActorError:
+                self._cluster.forget(self._name)
+                if attempt == ATTEMPTS:
+                    raise
+                await asyncio.sleep(pause)
+                pause *= 3
+        raise AssertionError("unreachable")
+
+
+def _resolve_all(futures: list[Future], result: object, error: Exception | None) -> None:  # type: ignore[type-arg]
+    for future in futures:
+        if future.set_running_or_notify_cancel():
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(error)

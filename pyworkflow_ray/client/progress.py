@@ -1,0 +1,81 @@
+"""What a run does, line by line, for whoever waits for it at a terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+from pyworkflow_ray.client.records import Event
+from pyworkflow_ray.client.sessions import Session
+from pyworkflow_ray.storage.histories import read_events
+
+INTERVAL = 0.25
+
+
+class Progress:
+    """Prints a run's events to a terminal while its block lasts; silent where nobody watches."""
+
+    def __init__(self, of: Session, run_id: str, stream: TextIO | None = None) -> None:
+        self._session, self._run_id = of, run_id
+        self._stream = stream or sys.stderr
+        self._task: asyncio.Task[None] | None = None
+        self._seen = -1
+        self._started: dict[str, Any] = {}
+
+    async def __aenter__(self) -> Self:
+        if self._stream.isatty():
+            self._task = asyncio.get_running_loop().create_task(self._follow())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await self._print_new()
+
+    async def _follow(self) -> None:
+        while True:
+            await self._print_new()
+            await asyncio.sleep(INTERVAL)
+
+    async def _print_new(self) -> None:
+        rows = await asyncio.to_thread(
+            self._session.storage.read, lambda c: read_events(c, self._run_id, after=self._seen)
+        )
+        for row in rows:
+            event = Event.of(self._run_id, row)
+            self._seen = event.sequence
+            line = self._line(event)
+            if line:
+                print(f"{event.timestamp.astimezone():%H:%M:%S}  {line}", file=self._stream, flush=True)
+
+    def _line(self, event: Event) -> str | None:
+        data = event.data
+        step = data.get("step_id", "")
+        match event.type:
+            case "workflow.started":
+                return f"▶ {data['workflow_name']}  {self._run_id}"
+            case "step.started":
+                self._started[step] = event.timestamp
+                return None
+            case "step.completed":
+                took = (event.timestamp - self._started.get(step, event.timestamp)).total_seconds()
+                again = f", attempt {data['attempt']}" if data["attempt"] > 1 else ""
+                return f"✓ {step}  {took:.2f} s{again}"
+            case "step.retrying":
+                return f"↻ {step}  {data['error_type']}: {data['error']}; attempt {data['attempt']} follows"
+            case "step.failed":
+                return f"✗ {step}  {data['error_type']}: {data['error']}"
+            case "sleep.started":
+                return f"… {data['sleep_id']} until {data['resume_at']}"
+            case "workflow.interrupted":
+                return f"⚡ {data['reason']}; going on (recovery {data['recovery_attempt']})"
+            case "workflow.completed":
+                return "■ completed"
+            case "workflow.failed":
+                return f"■ failed  {data['error_type']}: {data['error']}"
+            case _:
+                return None

@@ -1,0 +1,175 @@
+"""Where runs are driven: by coordinator actors on Ray, or by one in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from dataclasses import replace
+from typing import Any
+
+from pyworkflow_ray.actors.cluster import Cluster, connect, placed_on
+from pyworkflow_ray.actors.coordinator import Coordinator
+from pyworkflow_ray.actors.drives import RunEnd
+from pyworkflow_ray.actors.engines import Engine
+from pyworkflow_ray.actors.timer import coordinator_of
+from pyworkflow_ray.client.lines import Line
+from pyworkflow_ray.client.loops import on_client_loop
+from pyworkflow_ray.config import Settings
+from pyworkflow_ray.exceptions import ConfigurationError
+from pyworkflow_ray.storage.placements import Placement, place
+from pyworkflow_ray.storage.records import RunRecord
+from pyworkflow_ray.storage.storages import Storage
+
+LOCAL = "local"
+
+
+class RayRuntime:
+    """Runs are driven by coordinator actors on a Ray cluster, which is joined when it is first needed."""
+
+    name = "ray"
+
+    def __init__(self, settings: Settings, storage: Storage) -> None:
+        self._settings, self._storage = settings, storage
+        self._cluster: Cluster | None = None
+        self._lines: dict[str, Line] = {}
+        self._lock = threading.Lock()
+        self._storage_id = ""
+
+    async def open(self) -> None:
+        """Join the cluster.
+
+        Raises:
+            ConfigurationError: It is not there.
+        """
+        if self._cluster is None or not _is_connected():
+            await asyncio.to_thread(self._open)
+
+    def _open(self) -> None:
+        with self._lock:
+            if self._cluster is not None and _is_connected():
+                return
+            connect(self._settings.address, self._settings.namespace)
+            engine = Engine.configured(self._settings)
+            database = self._storage.database
+            if database.is_memory:
+                raise ConfigurationError(
+                    "The storage 'memory' lives in one process, and runs on Ray are driven by others: use a "
+                    "file or PostgreSQL, or configure(default_runtime='local')."
+                )
+            # Absolute: it must mean the same in another process's working directory.
+            engine = replace(engine, storage_url=database.secret_url)
+            self._storage_id = self._storage.facts()["storage_id"]
+            self._lines.clear()
+            self._cluster = Cluster(placed_on(engine, database.path is not None, self._settings.coordinators))
+            # Not waited for: it wakes what sleeps, and picks up what a driver that vanished has left.
+            self._cluster.timer()
+
+    @property
+    def cluster(self) -> Cluster:
+        assert self._cluster is not None, "open() comes first"
+        return self._cluster
+
+    @property
+    def engine(self) -> Engine:
+        return self.cluster.engine
+
+    def placing(self, run_id: str, isolated: bool) -> dict[str, Any]:
+        """What a new run's row says of where it lives."""
+        placement = None if isolated else self.engine.placement()
+        if placement is None:
+            return {"coordinator": coordinator_of(run_id), "environment": self.engine.environment}
+        return {"placement": placement}
+
+    async def start(self, run: RunRecord) -> None:
+        """Hand over a run that was accepted."""
+        await on_client_loop(self._start(run))
+
+    async def _start(self, run: RunRecord) -> None:
+        await asyncio.wrap_future(self._line(run.coordinator or coordinator_of(run.run_id)).start(run))
+
+    async def wait(self, run: RunRecord) -> RunEnd | None:
+        """How the run's drive ends; None when no coordinator has it now."""
+        if run.coordinator is None:
+            return None
+        return await on_client_loop(self._wait(run.coordinator, run.run_id))
+
+    async def _wait(self, coordinator: str, run_id: str) -> RunEnd | None:
+        return await asyncio.wrap_future(self._line(coordinator).wait(run_id))
+
+    async def wake(self, run: RunRecord) -> None:
+        """Have a run that nobody holds go on."""
+        placement = self.engine.placement(run.environment)
+        if placement is None:
+            name = coordinator_of(run.run_id)
+        else:
+            placed = await _place(self._storage, run.run_id, placement)
+            if placed is None:
+                return
+            name = placed
+        handle = await asyncio.to_thread(self.cluster.coordinator, name)
+        await handle.wake.remote([run.run_id])
+
+    def _line(self, name: str) -> Line:
+        line = self._lines.get(name)
+        if line is None:
+            line = self._lines[name] = Line(self.cluster, name, self._storage_id)
+        return line
+
+
+class LocalRuntime:
+    """Runs are driven in this process, on the event loop that starts them."""
+
+    name = LOCAL
+
+    def __init__(self, settings: Settings, storage: Storage) -> None:
+        self._engine = Engine.configured(settings, slots=1)
+        self._storage = storage
+        self._coordinators: dict[asyncio.AbstractEventLoop, Coordinator] = {}
+
+    async def open(self) -> None:
+        for loop in [loop for loop in self._coordinators if loop.is_closed()]:
+            del self._coordinators[loop]
+        await self._coordinator().open()
+
+    def _coordinator(self) -> Coordinator:
+        loop = asyncio.get_running_loop()
+        if loop not in self._coordinators:
+            name = f"{LOCAL}-{id(loop):x}"
+            self._coordinators[loop] = Coordinator(name, self._engine, storage=self._storage)
+        return self._coordinators[loop]
+
+    @property
+    def engine(self) -> Engine:
+        return self._engine
+
+    def placing(self, run_id: str, isolated: bool) -> dict[str, Any]:
+        """What a new run's row says of where it lives."""
+        return {"coordinator": self._coordinator().name}
+
+    async def start(self, run: RunRecord) -> None:
+        """Drive a run that was accepted until it ends or is suspended."""
+        await self._coordinator().accept_runs([run])
+        await self._coordinator().end_of(run.run_id)
+
+    async def wait(self, run: RunRecord) -> RunEnd | None:
+        """How the run's drive ends; None when it is not driven on this loop."""
+        return await self._coordinator().end_of(run.run_id)
+
+    async def wake(self, run: RunRecord) -> None:
+        """Have a run that nobody holds go on, until it ends or is suspended again."""
+        await self._coordinator().wake([run.run_id])
+        await self._coordinator().end_of(run.run_id)
+
+
+Runtime = RayRuntime | LocalRuntime
+
+
+async def _place(storage: Storage, run_id: str, placement: Placement) -> str | None:
+    placed = await asyncio.wrap_future(storage.submit(lambda c: place(c, [run_id], placement)))
+    return placed.get(run_id)
+
+
+def _is_connected() -> bool:
+    import ray
+
+    return bool(ray.is_initialized())
