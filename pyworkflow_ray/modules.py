@@ -186,7 +186,7 @@ def _local_modules_by_value() -> Iterator[None]:
 
 
 def _register_local_modules() -> None:
-    global _pickling  # noqa: PLW0603
+    global _pickling
     known = cloudpickle.list_registry_pickle_by_value()
     for module in _local_modules():
         # What the user has registered is theirs to take back.
@@ -197,7 +197,7 @@ def _register_local_modules() -> None:
 
 
 def _unregister_local_modules() -> None:
-    global _pickling  # noqa: PLW0603
+    global _pickling
     _pickling -= 1
     if _pickling:
         return
@@ -214,7 +214,7 @@ _local: tuple[ModuleType, ...] = ()
 
 def _local_modules() -> tuple[ModuleType, ...]:
     """Stand-ins for the loaded modules to register: local ones, the topmost of each package."""
-    global _seen_modules, _local  # noqa: PLW0603
+    global _seen_modules, _local
     seen = tuple(sys.modules.values())
     # The same modules in the same order need no second look; telling so costs microseconds.
     if len(seen) == len(_seen_modules) and all(map(operator.is_, seen, _seen_modules)):

@@ -55,7 +55,7 @@ class UnstorableError(Exception):
 _ATOMS = frozenset({str, bool, type(None)})
 
 
-def is_plain(value: Any, depth: int = MAX_DEPTH) -> bool:  # noqa: PLR0911  # flat because every value passes
+def is_plain(value: Any, depth: int = MAX_DEPTH) -> bool:  # flat because every value passes
     """Whether JSON holds this value as it is, type and all; text is taken to be well-formed."""
     kind = type(value)
     if kind in _ATOMS:

@@ -23,8 +23,10 @@ def view(plain: Plain) -> Plain:
     if show is not None:
         try:
             return show(plain)
-        except (LookupError, TypeError, ValueError):
-            pass  # damaged: show it as it stands
+        except RecursionError:
+            raise
+        except Exception:  # damaged, in whatever way
+            pass
     return {key: view(item) for key, item in plain.items()}
 
 
