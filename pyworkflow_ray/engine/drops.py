@@ -5,6 +5,10 @@ When a suspended coroutine is collected, Python throws `GeneratorExit` into it, 
 cancelled. Python skips this for an object whose finalizer has run before, and `mark_finalized` sets that
 mark by hand. It is checked once, on a coroutine of our own; where the mark cannot be set (another
 interpreter, another layout), dropped runs are kept alive until their process ends instead.
+
+What is marked: the coroutines themselves, whatever they wait in, and the generators and context managers
+that their frames hold, in plain containers or on the stack. A generator that only an attribute of a
+user's object leads to is not looked for.
 """
 
 from __future__ import annotations
@@ -15,22 +19,35 @@ import gc
 import sys
 from collections import deque
 from collections.abc import Iterable
-from types import AsyncGeneratorType, CoroutineType, GeneratorType, MethodType
+from types import (
+    AsyncGeneratorType,
+    BuiltinFunctionType,
+    CodeType,
+    CoroutineType,
+    FrameType,
+    FunctionType,
+    GeneratorType,
+    ModuleType,
+    TracebackType,
+)
 from typing import Any
 
 _SUSPENDABLE = (CoroutineType, GeneratorType, AsyncGeneratorType)
-_ON_THE_WAY = (
-    MethodType,
-    tuple,
-    list,
-    deque,
-    dict,
-    contextlib.ExitStack,
-    contextlib.AsyncExitStack,
-    contextlib._GeneratorContextManagerBase,
+_CONTEXT_MANAGERS = (contextlib._GeneratorContextManagerBase, contextlib.ExitStack, contextlib.AsyncExitStack)
+# Containers, iterators, cells, bound methods: types of these modules lead on to what a frame holds.
+_ON_THE_WAY = frozenset({"builtins", "itertools", "functools", "collections"})
+_ELSEWHERE = (
+    type,
+    ModuleType,
+    FunctionType,
+    BuiltinFunctionType,
+    CodeType,
+    FrameType,
+    TracebackType,
+    BaseException,
 )
-_ON_THE_WAY_NAMES = {"async_generator_asend", "async_generator_athrow", "coroutine_wrapper"}
-_MAX_VISITED = 20_000
+_MAX_DATA = 100_000
+"""How much of the run's data is looked through for generators; coroutines are followed without bound."""
 
 _kept: list[Any] = []
 
@@ -53,20 +70,38 @@ def _reachable(roots: Iterable[Any]) -> list[Any]:
     """The suspendable objects among what the roots' frames hold, themselves included."""
     seen: set[int] = set()
     found: list[Any] = []
-    queue = deque(roots)
-    while queue and len(seen) < _MAX_VISITED:
-        item = queue.popleft()
+    suspended = deque(roots)
+    data: deque[Any] = deque()
+    looked_at = 0
+    while suspended or (data and looked_at < _MAX_DATA):
+        # Coroutines first: no amount of data in one frame may hide the frames below it.
+        item = suspended.popleft() if suspended else data.popleft()
         if id(item) in seen:
             continue
         seen.add(id(item))
         if isinstance(item, _SUSPENDABLE):
             found.append(item)
-        elif not (isinstance(item, _ON_THE_WAY) or type(item).__name__ in _ON_THE_WAY_NAMES):
-            continue
-        if isinstance(item, dict) and "__builtins__" in item:
-            continue  # a module's globals: not a frame's own
-        queue.extend(gc.get_referents(item))
+        else:
+            looked_at += 1
+        for referent in gc.get_referents(item):
+            if isinstance(referent, _SUSPENDABLE):
+                suspended.append(referent)
+            elif _leads_on(referent):
+                (suspended if _is_short(referent) else data).append(referent)
     return found
+
+
+def _leads_on(item: Any) -> bool:
+    if not gc.is_tracked(item) or isinstance(item, _ELSEWHERE):
+        return False
+    if isinstance(item, dict) and "__builtins__" in item:
+        return False  # a module's globals: not a frame's own
+    return type(item).__module__ in _ON_THE_WAY or isinstance(item, _CONTEXT_MANAGERS)
+
+
+def _is_short(item: Any) -> bool:
+    """Whether it is a link between frames (a bound method, an `asend()`), and not a container of data."""
+    return not hasattr(item, "__len__")
 
 
 def _mark_finalized(item: Any) -> None:
