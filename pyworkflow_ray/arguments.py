@@ -12,6 +12,7 @@ from pydantic.errors import PydanticUserError
 
 from pyworkflow_ray.exceptions import StepValidationError
 
+_BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -28,13 +29,18 @@ class Arguments:
         self._function = function
         self._what = what
         self._checks: dict[str, _Check] | None = None
+        self._exact: tuple[type | None, ...] | None = None
 
-    def check(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def check(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments as the function will get them, validated and rebuilt by pydantic where annotated.
 
         Raises:
             StepValidationError: The arguments do not fit; it names function, parameter and expected type.
         """
+        if self._exact is not None and not kwargs and _are_exact(args, self._exact):
+            return args, {}
         try:
             bound = self.signature.bind(*args, **kwargs)
         except TypeError as error:
@@ -44,10 +50,21 @@ class Arguments:
             ) from None
         if self._checks is None:
             self._checks = self._build_checks()
+            self._exact = self._exact_types(self._checks)
         for name, check in self._checks.items():
             if name in bound.arguments:
                 bound.arguments[name] = check(bound.arguments[name])
         return bound.args, bound.kwargs
+
+    def _exact_types(self, checks: Mapping[str, _Check]) -> tuple[type | None, ...] | None:
+        """The types of which a call by position needs no closer look; None if no call is that simple."""
+        exact: list[type | None] = []
+        for name, parameter in self.signature.parameters.items():
+            check = checks.get(name)
+            if parameter.kind not in _BY_POSITION or (check is not None and check.exact is None):
+                return None
+            exact.append(None if check is None else check.exact)
+        return tuple(exact)
 
     def _build_checks(self) -> dict[str, _Check]:
         try:
@@ -65,16 +82,26 @@ class Arguments:
         return checks
 
 
+def _are_exact(args: tuple[Any, ...], types: tuple[type | None, ...]) -> bool:
+    # The short way for most calls: as many as there are parameters, all of the very types annotated.
+    if len(args) != len(types):
+        return False
+    for value, exact in zip(args, types, strict=True):
+        if exact is not None and type(value) is not exact:
+            return False
+    return True
+
+
 class _Check:
     """Validates one parameter."""
 
     def __init__(self, what: str, name: str, annotation: Any, adapter: TypeAdapter[Any]) -> None:
         self._what, self._name, self._annotation, self._adapter = what, name, annotation, adapter
         # Exact instances of a class need no rebuilding, and most arguments are such.
-        self._exact = annotation if isinstance(annotation, type) else None
+        self.exact = annotation if isinstance(annotation, type) else None
 
     def __call__(self, value: Any) -> Any:
-        if type(value) is self._exact:
+        if type(value) is self.exact:
             return value
         try:
             return self._adapter.validate_python(value)
