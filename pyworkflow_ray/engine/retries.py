@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pyworkflow_ray.durations import Duration, parse_duration
@@ -38,10 +39,10 @@ class RetryPolicy:
     max_elapsed: Duration | None = None
 
     def __post_init__(self) -> None:
-        parse_duration(self.initial), parse_duration(self.maximum)
-        if self.max_elapsed is not None:
-            parse_duration(self.max_elapsed)
-        if self.factor < 1 or self.jitter < 0:
+        for duration in (self.initial, self.maximum, self.max_elapsed):
+            if duration is not None:
+                parse_duration(duration)
+        if not (self.factor >= 1 and 0 <= self.jitter < math.inf):  # "not", for NaN
             raise ValueError(f"A retry policy wants factor >= 1 and jitter >= 0, not {self!r}.")
         if self.max_attempts is not None and self.max_attempts < 1:
             raise ValueError(f"A retry policy wants max_attempts >= 1, not {self.max_attempts}.")
@@ -95,7 +96,10 @@ class Pauses:
         if self.policy is None:
             return self._list[min(failures, len(self._list)) - 1]
         pause = self.policy.pause(failures)
-        return pause * (1 + self.policy.jitter * source.random())
+        try:
+            return pause * (1 + self.policy.jitter * source.random())
+        except OverflowError:
+            return pause
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +138,7 @@ def next_attempt_at(
     """
     if cause in WORKER_LOSS:
         losses = attempts.losses + 1
-        return now + RetryPolicy(jitter=0).pause(losses) / 2 if losses <= max_losses else None
+        return _later(now, RetryPolicy(jitter=0).pause(losses) / 2) if losses <= max_losses else None
     failures = attempts.failures + 1
     policy = pauses.policy
     if policy is not None and policy.max_attempts is not None:
@@ -142,13 +146,20 @@ def next_attempt_at(
     if not failure.is_retryable or failures > max_retries or not may_retry():
         return None
     if failure.retry_after is not None:
-        due_at = now + timedelta(seconds=failure.retry_after)
+        due_at = _later(now, timedelta(seconds=failure.retry_after))
     else:
-        due_at = now + pauses.after(failures, source)
+        due_at = _later(now, pauses.after(failures, source))
     if policy is not None and policy.max_elapsed is not None:
-        if due_at > attempts.scheduled_at + parse_duration(policy.max_elapsed):
-            return None
+        last_at = _later(attempts.scheduled_at, parse_duration(policy.max_elapsed))
+        return due_at if due_at <= last_at else None
     return due_at
+
+
+def _later(instant: datetime, pause: timedelta) -> datetime:
+    try:
+        return instant + pause
+    except OverflowError:  # beyond the calendar's end: as late as can be told
+        return datetime.max.replace(tzinfo=UTC)
 
 
 def as_retry_on(value: Any) -> RetryOn | None:
@@ -161,8 +172,12 @@ def as_retry_on(value: Any) -> RetryOn | None:
         return None
     if isinstance(value, type) and issubclass(value, BaseException):
         return (value,)
-    if isinstance(value, tuple | list) and all(isinstance(v, type) and issubclass(v, BaseException) for v in value):
+    if isinstance(value, tuple | list) and all(
+        isinstance(v, type) and issubclass(v, BaseException) for v in value
+    ):
         return tuple(value)
     if callable(value):
         return value  # type: ignore[no-any-return]
-    raise TypeError(f"retry_on is {value!r}: give an exception type, several, or a predicate of the exception.")
+    raise TypeError(
+        f"retry_on is {value!r}: give an exception type, several, or a predicate of the exception."
+    )
