@@ -55,7 +55,7 @@ registry: Registry[StepFunction[Any, Any]] = Registry("step")
 
 
 class StepFunction(Generic[P, T]):
-    """A step: in a workflow a call of it is recorded and runs elsewhere; anywhere else it is the plain function.
+    """A step: in a workflow a call of it is recorded and runs elsewhere; else it is the plain function.
 
     `fn` is the plain function itself.
     """
@@ -243,7 +243,8 @@ def step(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         timeout: How long one attempt may take; then it is stopped, and counts as failed.
         metadata: Kept on the step for tools to show.
         local: Run it in the coordinator's process: for a cheap call, one commit and no task.
-        on_cancel: What becomes of an attempt when the run is cancelled: "wait", "interrupt", "kill", "abandon".
+        on_cancel: What becomes of an attempt when the run is cancelled: "wait", "interrupt", "kill" or
+            "abandon".
         compensate: The step that undoes this one.
         retry_on: Exception types, or a predicate of the exception: others are not tried again.
         idempotent: False when a second run could do harm: a lost worker then fails the step.
@@ -287,12 +288,14 @@ def function_name(fn: Callable[..., Any], kind: str) -> str:
         ConfigurationError: The function is a generator, which cannot be run as one call.
     """
     if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
-        raise ConfigurationError(f"A {kind} cannot be a generator: {fn.__qualname__} yields. Return a list instead.")
+        raise ConfigurationError(
+            f"A {kind} cannot be a generator: {fn.__qualname__} yields. Return a list instead."
+        )
     return getattr(fn, "__name__", type(fn).__name__)
 
 
 async def run_step(fn: Callable[..., Any], /, *args: Any, **options_and_kwargs: Any) -> Any:
-    """Call a function that nobody decorated as a step of this run: ``await run_step(fetch, url, num_cpus=2)``.
+    """Call a function that nobody decorated as a step: ``await run_step(fetch, url, num_cpus=2)``.
 
     Keywords that are options of `step` are its options; the rest go to the function.
     """

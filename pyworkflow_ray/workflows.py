@@ -126,7 +126,9 @@ def workflow(
         ConfigurationError: The function is not `async def`, an option is not accepted, or another workflow
             has this name.
     """
-    options = _build_options(durable, max_duration, tags, recover_on_worker_loss, max_recovery_attempts, isolation)
+    options = _build_options(
+        durable, max_duration, tags, recover_on_worker_loss, max_recovery_attempts, isolation
+    )
 
     def decorate(fn: Callable[..., Any]) -> WorkflowFunction[Any, Any]:
         definition = _define(fn, name, options)
@@ -151,7 +153,9 @@ def _build_options(
     if isolation is not None and isolation not in ISOLATIONS:
         raise ConfigurationError(f"@workflow(isolation={isolation!r}): give 'process' or leave it out.")
     if max_recovery_attempts is not None and max_recovery_attempts < 0:
-        raise ConfigurationError(f"@workflow(max_recovery_attempts={max_recovery_attempts!r}): give 0 or more.")
+        raise ConfigurationError(
+            f"@workflow(max_recovery_attempts={max_recovery_attempts!r}): give 0 or more."
+        )
     try:
         duration = None if max_duration is None else parse_duration(max_duration)
     except (TypeError, ValueError) as error:
@@ -171,7 +175,7 @@ def _define(fn: Callable[..., Any], name: str | None, options: WorkflowOptions) 
 
 
 class Workflow:
-    """A workflow as a class: subclass it and write `async def run(self, ...)`; `start(Order, order_id)` runs it.
+    """A workflow as a class: subclass it, write `async def run(self, ...)`, and `start(Order, order_id)`.
 
     Class attributes `name`, `durable`, `max_duration`, `tags`, `recover_on_worker_loss`,
     `max_recovery_attempts` and `isolation` are its options.

@@ -28,7 +28,7 @@ from pyworkflow_ray.engine.options import StepOptions
 from pyworkflow_ray.failures import Failure
 
 
-class Command(msgspec.Struct, frozen=True):
+class Command(msgspec.Struct, frozen=True, gc=False):
     """The base of all commands."""
 
     def to_event(self) -> Event:

@@ -18,9 +18,7 @@ _COMMAND_OF = {
 _NAMES = ("step_id", "sleep_id", "patch_id", "name")
 
 
-def divergence(
-    run_id: str, recorded: Recorded, asked: tuple[type[Event], str] | None
-) -> NonDeterminismError:
+def divergence(run_id: str, recorded: Recorded, asked: tuple[type[Event], str] | None) -> NonDeterminismError:
     """The error that names what was recorded, what the code asks now, where, and the cure."""
     if asked is None:
         now = "nothing: at this place it waits, or has ended"

@@ -22,8 +22,17 @@ from pyworkflow_ray.failures import Failure
 NONE = Raw(b"null")
 
 
-class Event(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """The base of all events; `type_of(event)` is its name in the log."""
+class Event(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=False):
+    """The base of all events; `type_of(event)` is its name in the log.
+
+    Events hold plain data, never one another in a circle, so the collector need not look at them: it
+    would do so again and again while a long history is read.
+    """
+
+    @property
+    def key(self) -> str:
+        """What tells a command event from others of its kind in its run; "" where nothing does."""
+        return ""
 
 
 # --- outcomes: what the run learns ---------------------------------------------------------------
@@ -134,11 +143,19 @@ class StepScheduled(Event, frozen=True, kw_only=True):
     attempt: int
     options: dict[str, Any] = {}
 
+    @property
+    def key(self) -> str:
+        return self.step_id
+
 
 class StepCancelled(Event, frozen=True, kw_only=True):
     step_id: str
     step_name: str
     reason: str = ""
+
+    @property
+    def key(self) -> str:
+        return self.step_id
 
 
 class TimerStarted(Event, frozen=True, kw_only=True):
@@ -146,15 +163,27 @@ class TimerStarted(Event, frozen=True, kw_only=True):
     resume_at: datetime
     name: str = ""
 
+    @property
+    def key(self) -> str:
+        return self.sleep_id
+
 
 class SideEffectRecorded(Event, frozen=True, kw_only=True):
     name: str
     value: Raw
     failure: Failure | None = None
 
+    @property
+    def key(self) -> str:
+        return self.name
+
 
 class PatchApplied(Event, frozen=True, kw_only=True):
     patch_id: str
+
+    @property
+    def key(self) -> str:
+        return self.patch_id
 
 
 class AttributesSet(Event, frozen=True, kw_only=True):
@@ -198,7 +227,7 @@ OUTCOMES: tuple[type[Event], ...] = (
 ENDINGS: tuple[type[Event], ...] = (WorkflowCompleted, WorkflowFailed)
 
 
-class Recorded(msgspec.Struct, frozen=True):
+class Recorded(msgspec.Struct, frozen=True, gc=False):
     """An event with its place in a history."""
 
     position: int
@@ -239,4 +268,6 @@ def decode_event(type_: str, data: bytes | str) -> Event:
 
 def decode_history(rows: Iterable[tuple[int, datetime, str, bytes | str]]) -> list[Recorded]:
     """The events of `(position, timestamp, type, data)` rows, in their order."""
-    return [Recorded(position, timestamp, decode_event(type_, data)) for position, timestamp, type_, data in rows]
+    return [
+        Recorded(position, timestamp, decode_event(type_, data)) for position, timestamp, type_, data in rows
+    ]

@@ -13,19 +13,19 @@ No I/O, no clock, no threads: whoever owns an execution calls it from one thread
 from __future__ import annotations
 
 import asyncio
-import heapq
+import gc
 import random
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextvars import Context, ContextVar
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Any, NoReturn, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import Context, ContextVar, copy_context
+from datetime import datetime, timedelta
+from typing import Any, Protocol, TypeVar
 
 from loguru import logger
 from msgspec import Raw
 
-from pyworkflow_ray.engine.attempts import AttemptFailed, AttemptOutcome
+from pyworkflow_ray.engine.attempts import AttemptOutcome
 from pyworkflow_ray.engine.commands import (
     ApplyPatch,
     CancelStep,
@@ -37,6 +37,7 @@ from pyworkflow_ray.engine.commands import (
     SetAttributes,
     StartTimer,
 )
+from pyworkflow_ray.engine.conclusions import Limits, PendingStep, conclude, step_error
 from pyworkflow_ray.engine.divergences import divergence
 from pyworkflow_ray.engine.drops import drop_suspended
 from pyworkflow_ray.engine.events import (
@@ -58,18 +59,19 @@ from pyworkflow_ray.engine.events import (
     WorkflowFailed,
     WorkflowInterrupted,
     WorkflowStarted,
-    failure_fields,
 )
-from pyworkflow_ray.engine.loop import LoopTimer, RunLoop, RunTask
+from pyworkflow_ray.engine.loop import EPOCH, LoopTimer, RunLoop, RunTask
 from pyworkflow_ray.engine.options import StepOptions
-from pyworkflow_ray.engine.retries import WORKER_LOSS, Attempts, next_attempt_at
-from pyworkflow_ray.exceptions import NonDeterminismError, StepFailedError
-from pyworkflow_ray.failures import Failure, capture, restore
+from pyworkflow_ray.engine.timers import Timers, Waiting
+from pyworkflow_ray.exceptions import FatalError, NonDeterminismError, StepFailedError
+from pyworkflow_ray.failures import capture, restore
 from pyworkflow_ray.ids import Ordinals
+
+__all__ = ["Codec", "Execution", "Limits", "PendingStep", "current"]
 
 _T = TypeVar("_T")
 _E = TypeVar("_E", bound=Event)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MANY_EVENTS = 1000
 
 current: ContextVar[Execution | None] = ContextVar("pyworkflow_ray_execution", default=None)
 """The execution whose code is running; None in steps and outside of runs."""
@@ -85,32 +87,6 @@ class Codec(Protocol):
     def decode(self, data: Raw) -> Any:
         """The value that the text holds."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The bounds within which a run's steps are tried again.
-
-    Args:
-        default_retries: `max_retries` of steps that say nothing.
-        max_losses: Workers that may die under one step before it fails; 0 fails it at the first.
-    """
-
-    default_retries: int = 3
-    max_losses: int = 3
-
-
-@dataclass(slots=True)
-class PendingStep:
-    """A step that was scheduled and has no outcome yet."""
-
-    command: ScheduleStep
-    future: asyncio.Future[StepCompleted | StepFailed]
-    scheduled_at: datetime
-    attempt: int = 1
-    failures: int = 0
-    losses: int = 0
-    retry_at: datetime | None = None
 
 
 class _Halt(BaseException):
@@ -141,14 +117,15 @@ class Execution:
         self._function = function
         self._codec = codec
         self._limits = limits or Limits()
-        self._loop = RunLoop(self)  # type: ignore[abstract]  # what it lacks, it refuses
+        self._loop = RunLoop(self, run_id)  # type: ignore[abstract]  # what it lacks, it refuses
         self._loop.on_callback_error = self._report_callback
-        self._now = _EPOCH
-        self._ordinals = Ordinals()
+        self._now = EPOCH
+        self._step_ordinals = Ordinals()
         self._step_ids: set[str] = set()
-        self._timers: dict[str, LoopTimer | asyncio.Future[None]] = {}
-        self._due: list[tuple[datetime, int, str]] = []
-        self._timer_count = 0
+        self._timer_ordinals = Ordinals()
+        self._timers = Timers()
+        self._effect_ordinals = Ordinals()
+        self._unpatched: set[str] = set()
         self._history: Sequence[Recorded] = ()
         self._cursor = 0
         self._commands: list[Command] = []
@@ -161,20 +138,23 @@ class Execution:
         """Bring a fresh execution to where its history ends.
 
         Returns:
-            Commands beyond the history: none when it holds whole activations, as every commit does.
+            Commands beyond the history, to be recorded before anything else is fed. There are none when it
+            holds whole activations, as every commit does, unless the code now asks for more at its end.
 
         Raises:
             NonDeterminismError: The code does not ask for what the history records.
         """
         self._history, self._cursor = history, 0
+        # Of a history that holds a start alone, none of the code has run before.
+        self.is_replaying = len(history) > 1
         try:
-            while self._cursor < len(history):
-                recorded = history[self._cursor]
-                if not isinstance(recorded.event, OUTCOMES):
-                    raise divergence(self.run_id, recorded, None)
-                self._cursor += 1
-                self.is_replaying = True
-                self._apply(recorded.event, recorded.timestamp)
+            with self._loop.entered(), _collector_paused(len(history)):
+                while self._cursor < len(history):
+                    recorded = history[self._cursor]
+                    if type(recorded.event) not in OUTCOMES:
+                        raise self._diverge(recorded, None)
+                    self._cursor += 1
+                    self._apply(recorded.event, recorded.timestamp)
         finally:
             self.is_replaying = False
             self._history, self._cursor = (), 0
@@ -186,7 +166,8 @@ class Execution:
         Raises:
             NonDeterminismError: The outcome answers nothing that the code has asked for.
         """
-        self._apply(event, at)
+        with self._loop.entered():
+            self._apply(event, at)
         return self._take_commands()
 
     def _take_commands(self) -> list[Command]:
@@ -194,29 +175,42 @@ class Execution:
         return commands
 
     def _apply(self, event: Event, at: datetime) -> None:
+        if self._divergence is not None:
+            raise self._divergence
         if self.is_finished:
-            raise NonDeterminismError(f"Run {self.run_id!r} has ended, yet its history goes on with {event!r}.")
-        self._now = max(at, self._now)
-        self._loop.set_time((self._now - _EPOCH) / timedelta(seconds=1))
+            raise NonDeterminismError(
+                f"Run {self.run_id!r} has ended, yet its history goes on with {event!r}."
+            )
+        if at > self._now:
+            self._now = at
+            self._loop.set_time(at)
+        self._resolve(event)
+        try:
+            self._loop.run_until_idle()
+            main = self._main
+            if main is not None and main.done() and self._divergence is None:
+                self._end(_error_of(main))
+        except FatalError as spinning:
+            self._end(spinning)
+        if self._divergence is not None:
+            raise self._divergence
+
+    def _resolve(self, event: Event) -> None:
         match event:
-            case WorkflowStarted():
-                self._start(event)
             case StepCompleted() | StepFailed():
                 self._pending(event).future.set_result(event)
                 del self.steps[event.step_id]
-            case StepRetrying():
-                self._retry(event)
             case TimerFired():
                 self._fire(event)
+            case StepRetrying():
+                self._pending(event).retry(event)
+            case WorkflowStarted():
+                self._start(event)
             case WorkflowInterrupted():
-                self._lose_attempts()
+                for pending in self.steps.values():
+                    pending.lose_attempt(self._now)
             case _:
                 raise NonDeterminismError(f"Run {self.run_id!r}: {event!r} is not an outcome.")
-        self._loop.run_until_idle()
-        if self._divergence is None and self._main is not None and self._main.done():
-            self._finish(self._main)
-        if self._divergence is not None:
-            raise self._divergence
 
     def _start(self, event: WorkflowStarted) -> None:
         self.workflow_name = event.workflow_name
@@ -238,55 +232,49 @@ class Execution:
             )
         return pending
 
-    def _retry(self, event: StepRetrying) -> None:
-        pending = self._pending(event)
-        pending.attempt, pending.retry_at = event.attempt, event.retry_at
-        if event.cause in WORKER_LOSS:
-            pending.losses += 1
-        else:
-            pending.failures += 1
-
     def _fire(self, event: TimerFired) -> None:
-        waiting = self._timers.pop(event.sleep_id, None)
+        try:
+            waiting = self._timers.fire(event.sleep_id)
+        except KeyError:
+            raise NonDeterminismError(
+                f"Run {self.run_id!r}: its history says that timer {event.sleep_id!r} fired, "
+                "which the code has not started."
+            ) from None
         match waiting:
             case None:
-                raise NonDeterminismError(
-                    f"Run {self.run_id!r}: its history says that timer {event.sleep_id!r} fired, "
-                    "which the code has not started, or waits for no more."
-                )
+                pass
             case LoopTimer():
                 self._loop.fire(waiting)
             case _:
                 waiting.set_result(None)
 
-    def _lose_attempts(self) -> None:
-        for pending in self.steps.values():
-            if pending.retry_at is None or pending.retry_at <= self._now:
-                pending.attempt += 1
-                pending.retry_at = None
-
-    def _finish(self, main: RunTask[Any]) -> None:
-        for pending in list(self.steps.values()):
-            self._cancel_step(pending, "the workflow ended")
-        self._timers.clear()
+    def _end(self, error: BaseException | None) -> None:
+        """Say how the workflow's function ended: it returned, or raised this error."""
         try:
-            if main.cancelled():
-                raise asyncio.CancelledError("The workflow's function was cancelled from within.")
-            result = main.result()
-            if self._recorded(WorkflowCompleted, "") is None:
-                self._commands.append(CompleteRun(Raw(self._codec.encode(result, "the workflow's result"))))
-        except _Halt:
-            return
-        except BaseException as error:
-            self._fail(error)
-        self.is_finished = self._divergence is None
-
-    def _fail(self, error: BaseException) -> None:
-        try:
-            if self._recorded(WorkflowFailed, "") is None:
+            for pending in list(self.steps.values()):
+                self._cancel_step(pending, "the workflow ended")
+            if error is None:
+                error = self._complete()
+            if error is not None and self._recorded(WorkflowFailed) is None:
                 self._commands.append(FailRun(capture(error)))
         except _Halt:
-            pass
+            return
+        self.is_finished = True
+        self.drop()
+
+    def _complete(self) -> Exception | None:
+        """Complete the run with its function's result, or return why that cannot be stored."""
+        if self._peek(WorkflowCompleted) is not None:
+            self._cursor += 1
+            return None
+        assert self._main is not None
+        try:
+            result = Raw(self._codec.encode(self._main.result(), "the workflow's result"))
+        except Exception as error:
+            return error
+        self._recorded(WorkflowCompleted)  # a divergence, if anything else is recorded here
+        self._commands.append(CompleteRun(result))
+        return None
 
     def _report_callback(self, context: dict[str, Any]) -> None:
         if not self.is_replaying:
@@ -297,7 +285,7 @@ class Execution:
 
     def drop(self) -> None:
         """Let go of the run's code where it stands; nothing of it runs any more, not even `finally`."""
-        self._loop.close()
+        self._loop.discard()
         tasks = list(self._loop.tasks)
         drop_suspended([*(task.get_coro() for task in tasks), *self._loop.async_generators])
         for task in tasks:
@@ -309,24 +297,37 @@ class Execution:
 
     # --- recorded or new -----------------------------------------------------------------------
 
-    def _recorded(self, kind: type[_E], key: str) -> _E | None:
+    def _recorded(self, kind: type[_E], key: str = "") -> _E | None:
         """The event recorded for the decision that the code makes now; None when it is a new one."""
-        if self._divergence is not None:
-            raise _Halt
-        if self._cursor >= len(self._history):
-            return None
-        recorded = self._history[self._cursor]
-        event = recorded.event
-        if type(event) is kind and _key_of(event) == key:
-            self._cursor += 1
-            return event
-        self._divergence = divergence(self.run_id, recorded, (kind, key))
-        self._loop.stop()
+        if self._divergence is None:
+            if self._cursor >= len(self._history):
+                self.is_replaying = False
+                return None
+            recorded = self._history[self._cursor]
+            event = recorded.event
+            if type(event) is kind and event.key == key:
+                self._cursor += 1
+                return event
+            self._diverge(recorded, (kind, key))
         raise _Halt
 
-    @property
-    def _is_beyond_history(self) -> bool:
-        return self._cursor >= len(self._history)
+    def _peek(self, kind: type[_E], key: str = "") -> _E | None:
+        """The recorded event that comes next, if it is this one."""
+        if self._divergence is None and self._cursor < len(self._history):
+            event = self._history[self._cursor].event
+            if type(event) is kind and event.key == key:
+                return event
+        return None
+
+    def _diverge(self, recorded: Recorded, asked: tuple[type[Event], str] | None) -> NonDeterminismError:
+        self._divergence = divergence(self.run_id, recorded, asked)
+        self._loop.halt()
+        return self._divergence
+
+    async def _stall(self) -> None:
+        # Code that waits here after a divergence stays here. An exception would run its `finally` blocks,
+        # and a loop around a bare `except` would try again for ever.
+        await asyncio.Future(loop=self._loop)
 
     # --- steps --------------------------------------------------------------------------------------
 
@@ -334,20 +335,31 @@ class Execution:
         self, function: Any, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: StepOptions
     ) -> Any:
         """Schedule a step and wait for its result; raises what the step gave up with."""
-        step_id = options.step_id or self._ordinals.next(name)
-        if step_id in self._step_ids:
-            raise ValueError(f"Step id {step_id!r} is used twice in run {self.run_id!r}: ids are unique in a run.")
-        self._step_ids.add(step_id)
-        pending = self._schedule(function, step_id, name, args, kwargs, options)
+        step_id = self._step_id(name, options.step_id)
         try:
-            event = await pending.future
-        except asyncio.CancelledError:
-            if step_id in self.steps:
-                self._cancel_step(pending, "the workflow waits for it no more")
-            raise
+            pending = self._schedule(function, step_id, name, args, kwargs, options)
+            try:
+                event = await pending.future
+            except asyncio.CancelledError:
+                if step_id in self.steps:
+                    self._cancel_step(pending, "the workflow waits for it no more")
+                raise
+        except _Halt:
+            await self._stall()
         if isinstance(event, StepCompleted):
             return self._codec.decode(event.result)
-        raise _step_error(event)
+        raise step_error(event)
+
+    def _step_id(self, name: str, given: str | None) -> str:
+        step_id = given or self._step_ordinals.next(name)
+        while step_id in self._step_ids:
+            if given:
+                raise ValueError(
+                    f"Step id {given!r} is used twice in run {self.run_id!r}: ids are unique in a run."
+                )
+            step_id = self._step_ordinals.next(name)
+        self._step_ids.add(step_id)
+        return step_id
 
     def _schedule(
         self,
@@ -358,9 +370,9 @@ class Execution:
         kwargs: Mapping[str, Any],
         options: StepOptions,
     ) -> PendingStep:
-        what = f"step {step_id!r}"
         recorded = self._peek(StepScheduled, step_id)
         if recorded is None:
+            what = f"step {step_id!r}"
             raw_args = Raw(self._codec.encode(list(args), f"the arguments of {what}"))
             raw_kwargs = Raw(self._codec.encode(dict(kwargs), f"the keyword arguments of {what}"))
             self._recorded(StepScheduled, step_id)  # a divergence, if anything else is recorded here
@@ -369,27 +381,19 @@ class Execution:
         else:
             self._cursor += 1
             command = ScheduleStep(step_id, name, function, recorded.args, recorded.kwargs, options)
-        pending = PendingStep(command, self._loop.create_future(), self._now)
+        pending = PendingStep(command, asyncio.Future(loop=self._loop), self._now)
         self.steps[step_id] = pending
         return pending
-
-    def _peek(self, kind: type[_E], key: str) -> _E | None:
-        if self._divergence is None and self._cursor < len(self._history):
-            event = self._history[self._cursor].event
-            if type(event) is kind and _key_of(event) == key:
-                return event
-        return None
 
     def _cancel_step(self, pending: PendingStep, reason: str) -> None:
         command = pending.command
         del self.steps[command.step_id]
-        try:
-            if self._recorded(StepCancelled, command.step_id) is None:
-                self._commands.append(CancelStep(command.step_id, command.step_name, reason))
-        except _Halt:
-            pass
+        if self._recorded(StepCancelled, command.step_id) is None:
+            self._commands.append(CancelStep(command.step_id, command.step_name, reason))
 
-    def conclude(self, step_id: str, attempt: int, outcome: AttemptOutcome, now: datetime) -> Event | None:
+    def conclude(
+        self, step_id: str, attempt: int, outcome: AttemptOutcome, now: datetime
+    ) -> StepCompleted | StepRetrying | StepFailed | None:
         """The event that an attempt's outcome makes: completed, retrying or failed.
 
         Returns:
@@ -398,56 +402,7 @@ class Execution:
         pending = self.steps.get(step_id)
         if pending is None or pending.attempt != attempt:
             return None
-        name = pending.command.step_name
-        if not isinstance(outcome, AttemptFailed):
-            return StepCompleted(
-                step_id=step_id,
-                step_name=name,
-                result=Raw(outcome.result),
-                attempt=attempt,
-                started_at=outcome.started_at,
-                node=outcome.node,
-                worker_pid=outcome.worker_pid,
-            )
-        retry_at = self._retry_at(pending, outcome, now)
-        if retry_at is None:
-            return StepFailed(
-                step_id=step_id,
-                step_name=name,
-                attempt=attempt,
-                cause=outcome.cause,
-                started_at=outcome.started_at,
-                node=outcome.node,
-                worker_pid=outcome.worker_pid,
-                **failure_fields(outcome.failure),
-            )
-        return StepRetrying(
-            step_id=step_id,
-            step_name=name,
-            attempt=attempt + 1,
-            retry_at=retry_at,
-            error=outcome.failure.error,
-            error_type=outcome.failure.error_type,
-            traceback=outcome.failure.traceback,
-            cause=outcome.cause,
-            node=outcome.node,
-            worker_pid=outcome.worker_pid,
-        )
-
-    def _retry_at(self, pending: PendingStep, outcome: AttemptFailed, now: datetime) -> datetime | None:
-        options = pending.command.options
-        retries = options.max_retries
-        return next_attempt_at(
-            outcome.failure,
-            outcome.cause,
-            Attempts(pending.scheduled_at, pending.failures, pending.losses),
-            now=now,
-            max_retries=self._limits.default_retries if retries is None else retries,
-            pauses=options.pauses,
-            may_retry=lambda: _may_retry(options, outcome.failure),
-            max_losses=self._limits.max_losses if options.idempotent else 0,
-            source=random.Random(f"{self.run_id}:{pending.command.step_id}:{pending.attempt}"),
-        )
+        return conclude(pending, outcome, now=now, limits=self._limits, seed=self.run_id)
 
     # --- timers -------------------------------------------------------------------------------------
 
@@ -455,42 +410,39 @@ class Execution:
         """Wait for an instant; the past returns at once and leaves no event."""
         if resume_at <= self._now:
             return
-        sleep_id = self._ordinals.next(name or "sleep")
-        future: asyncio.Future[None] = self._loop.create_future()
-        self._start_timer(sleep_id, resume_at, name, future)
+        sleep_id = self._timer_ordinals.next(name or "sleep")
+        future: asyncio.Future[None] = asyncio.Future(loop=self._loop)
+        try:
+            self._start_timer(sleep_id, resume_at, name, future)
+        except _Halt:
+            await self._stall()
         try:
             await future
         finally:
-            self._timers.pop(sleep_id, None)
+            self._timers.forget(sleep_id)
 
     def start_loop_timer(self, handle: LoopTimer) -> None:
-        handle.timer_id = self._ordinals.next("sleep")
         try:
-            resume_at = _EPOCH + timedelta(seconds=handle.when())
+            resume_at = EPOCH + timedelta(seconds=handle.when())
         except (OverflowError, ValueError):
             raise ValueError("A timer in a workflow must be due before the year 10000.") from None
+        handle.timer_id = self._timer_ordinals.next("sleep")
         self._start_timer(handle.timer_id, resume_at, "", handle)
 
     def cancel_loop_timer(self, handle: LoopTimer) -> None:
-        self._timers.pop(handle.timer_id, None)
+        self._timers.forget(handle.timer_id)
 
-    def _start_timer(
-        self, sleep_id: str, resume_at: datetime, name: str, waiting: LoopTimer | asyncio.Future[None]
-    ) -> None:
+    def _start_timer(self, sleep_id: str, resume_at: datetime, name: str, waiting: Waiting) -> None:
         recorded = self._recorded(TimerStarted, sleep_id)
         if recorded is None:
             self._commands.append(StartTimer(sleep_id, resume_at, name))
         else:
             resume_at = recorded.resume_at
-        self._timers[sleep_id] = waiting
-        self._timer_count += 1
-        heapq.heappush(self._due, (resume_at, self._timer_count, sleep_id))
+        self._timers.start(sleep_id, resume_at, waiting)
 
     def next_timer(self) -> tuple[datetime, str] | None:
         """The timer that is due first, with its instant; timers due together fire in their order."""
-        while self._due and self._due[0][2] not in self._timers:
-            heapq.heappop(self._due)
-        return (self._due[0][0], self._due[0][2]) if self._due else None
+        return self._timers.first()
 
     # --- replay-equal values --------------------------------------------------------------------------
 
@@ -506,75 +458,75 @@ class Execution:
     def side_effect(self, function: Callable[[], _T], name: str = "side_effect") -> _T:
         """What the function returned, or raised, when the code first came here.
 
-        The function must be quick and return a small value.
+        The function must be quick and return a small value. It runs outside of the run, so that nothing
+        it does is missing in a replay, where it does not run.
         """
-        effect = self._ordinals.next(name)
+        effect = self._effect_ordinals.next(name)
         recorded = self._recorded(SideEffectRecorded, effect)
-        if recorded is not None:
-            if recorded.failure is not None:
-                raise restore(recorded.failure, fallback=StepFailedError)
-            value: _T = self._codec.decode(recorded.value)
-            return value
+        if recorded is None:
+            command = self._run_side_effect(function, effect)
+            self._commands.append(command)
+            value, failure = command.value, command.failure
+        else:
+            value, failure = recorded.value, recorded.failure
+        # Now as in every replay: what comes out of the history.
+        if failure is not None:
+            raise restore(failure, fallback=StepFailedError)
+        result: _T = self._codec.decode(value)
+        return result
+
+    def _run_side_effect(self, function: Callable[[], Any], effect: str) -> RecordSideEffect:
+        random_state = self.random.getstate()
+        outside = copy_context()
+        outside.run(current.set, None)
         try:
-            value = function()
-            encoded = self._codec.encode(value, f"side effect {effect!r}")
+            value = outside.run(function)
+            return RecordSideEffect(effect, Raw(self._codec.encode(value, f"side effect {effect!r}")))
         except Exception as error:
-            self._commands.append(RecordSideEffect(effect, NONE, capture(error)))
-            raise
-        self._commands.append(RecordSideEffect(effect, Raw(encoded)))
-        return value
+            return RecordSideEffect(effect, NONE, capture(error))
+        finally:
+            self.random.setstate(random_state)
 
     def patched(self, patch_id: str) -> bool:
-        """Whether this place of the history has the change: True in new code's runs, False in old ones'."""
-        if self._is_beyond_history:
-            self._commands.append(ApplyPatch(patch_id))
+        """Whether this place of the history has the change: True in new code's runs, False in old ones'.
+
+        A run that has gone the old way once keeps to it beyond its history.
+        """
+        if self._peek(PatchApplied, patch_id) is not None:
+            self._cursor += 1
             return True
-        if self._peek(PatchApplied, patch_id) is None:
+        if self._cursor < len(self._history):
+            self._unpatched.add(patch_id)
+        if patch_id in self._unpatched or self._divergence is not None:
             return False
-        self._cursor += 1
+        self.is_replaying = False
+        self._commands.append(ApplyPatch(patch_id))
         return True
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
         """Merge attributes into the run's; they are shown and can be searched for."""
         raw = Raw(self._codec.encode(dict(attributes), "the run's attributes"))
-        recorded = self._recorded(AttributesSet, "")
+        recorded = self._recorded(AttributesSet)
         if recorded is None:
             self._commands.append(SetAttributes(raw))
         self.attributes.update(attributes)
 
 
-def _key_of(event: Event) -> str:
-    match event:
-        case StepScheduled(step_id=key) | StepCancelled(step_id=key):
-            return key
-        case TimerStarted(sleep_id=key):
-            return key
-        case SideEffectRecorded(name=key):
-            return key
-        case PatchApplied(patch_id=key):
-            return key
-        case _:
-            return ""
-
-
-def _may_retry(options: StepOptions, failure: Failure) -> bool:
-    retry_on = options.retry_on
-    if retry_on is None:
-        return True
-    error = restore(failure, fallback=StepFailedError)
-    if isinstance(retry_on, tuple):
-        return isinstance(error, retry_on)
+@contextmanager
+def _collector_paused(events: int) -> Iterator[None]:
+    # A long replay makes thousands of objects that all stay, and the collector would go through them again
+    # and again: that is half the time of a wide one.
+    if events < _MANY_EVENTS or not gc.isenabled():
+        yield
+        return
+    gc.disable()
     try:
-        return bool(retry_on(error))
-    except Exception as predicate_error:
-        logger.opt(exception=predicate_error).warning("retry_on raised; the step is not tried again")
-        return False
+        yield
+    finally:
+        gc.enable()
 
 
-def _step_error(event: StepFailed) -> BaseException:
-    error = restore(event.failure, fallback=StepFailedError)
-    attempts = "1 attempt" if event.attempt == 1 else f"{event.attempt} attempts"
-    where = f", last on node {event.node} (pid {event.worker_pid})" if event.node else ""
-    error.add_note(f"Step {event.step_id!r} gave up after {attempts}{where}; cause: {event.cause}.")
-    return error
-
+def _error_of(main: RunTask[Any]) -> BaseException | None:
+    if main.cancelled():
+        return asyncio.CancelledError("The workflow's function was cancelled from within.")
+    return main.exception()

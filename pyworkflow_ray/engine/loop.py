@@ -17,15 +17,23 @@ from __future__ import annotations
 import asyncio
 import sys
 import weakref
+import zlib
 from asyncio import events
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
-from contextvars import Context
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
+from contextlib import contextmanager
+from contextvars import Context, copy_context
+from datetime import UTC, datetime, timedelta
+from types import FrameType
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from pyworkflow_ray.exceptions import FatalError
 
 _T = TypeVar("_T")
+_SECOND = timedelta(seconds=1)
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+"""Where a loop's `time()` is 0."""
 
 MAX_CALLBACKS = 5_000_000
 """Callbacks in one activation after which the code is taken to spin: it would never come to rest."""
@@ -41,6 +49,27 @@ class TimerSource(Protocol):
     def cancel_loop_timer(self, handle: LoopTimer) -> None:
         """Forget a timer that the code no longer waits for."""
         ...
+
+
+class LoopHandle(asyncio.Handle):
+    """A `call_soon`, without what the base class does for debugging."""
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        callback: Callable[..., object],
+        args: tuple[Any, ...],
+        loop: asyncio.AbstractEventLoop,
+        context: Context | None,
+    ) -> None:
+        self._context = copy_context() if context is None else context
+        self._callback = callback
+        self._args = args
+        self._loop = loop
+        self._cancelled = False
+        self._repr = None
+        self._source_traceback = None
 
 
 class LoopTimer(asyncio.TimerHandle):
@@ -91,23 +120,43 @@ class RunTask(asyncio.Task[_T]):
 
 
 class RunLoop(asyncio.AbstractEventLoop):
-    """The event loop of one run."""
+    """The event loop of one run.
 
-    def __init__(self, timers: TimerSource) -> None:
+    Args:
+        timers: Who makes its timers durable.
+        seed: The run's id. Equal seeds give equal hashes, and so equal orders of sets; different ones keep
+            the tasks of a process's many runs apart in asyncio's one set of all tasks.
+    """
+
+    def __init__(self, timers: TimerSource, seed: str = "") -> None:
         self._timers = timers
         self._ready: deque[asyncio.Handle] = deque()
-        self._now = 0.0
-        self._ordinal = 0
-        self._stopped = False
-        self._closed = False
+        self._at = EPOCH
+        self._time: float | None = 0.0
+        self._ordinal = zlib.crc32(seed.encode()) << 28
+        self._halted = False
+        self._discarded = False
         self.tasks: dict[RunTask[Any], None] = {}
         self.async_generators: weakref.WeakSet[AsyncGenerator[Any, Any]] = weakref.WeakSet()
         self.on_callback_error: Callable[[dict[str, Any]], None] | None = None
 
     # --- stepping -------------------------------------------------------------------------------
 
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Make this the running loop of the thread; what was, is again afterwards."""
+        outer_loop = events._get_running_loop()
+        outer_hooks = sys.get_asyncgen_hooks()
+        events._set_running_loop(self)
+        sys.set_asyncgen_hooks(firstiter=self.async_generators.add, finalizer=self._close_generator)
+        try:
+            yield
+        finally:
+            sys.set_asyncgen_hooks(*outer_hooks)
+            events._set_running_loop(outer_loop)
+
     def run_until_idle(self) -> None:
-        """Run what is ready, and what that makes ready, until nothing is.
+        """Run what is ready, and what that makes ready, until nothing is; the loop must be entered.
 
         Contains whatever a callback raises, `SystemExit` and `KeyboardInterrupt` included: a task keeps
         its own exception, and anything else goes to `call_exception_handler`.
@@ -116,72 +165,71 @@ class RunLoop(asyncio.AbstractEventLoop):
             FatalError: The code spins: it goes on for ever without waiting for anything.
         """
         ready = self._ready
-        outer_loop = events._get_running_loop()
-        outer_hooks = sys.get_asyncgen_hooks()
-        events._set_running_loop(self)
-        sys.set_asyncgen_hooks(firstiter=self.async_generators.add, finalizer=None)
         count = 0
-        try:
-            while ready and not self._stopped:
-                handle = ready.popleft()
-                if handle._cancelled:
-                    continue
-                try:
-                    handle._context.run(handle._callback, *handle._args)  # type: ignore[attr-defined]
-                except (SystemExit, KeyboardInterrupt):
-                    pass  # the task that raised it has it as its exception; asyncio raises it on top
-                except BaseException as error:
+        while ready and not self._halted:
+            handle = ready.popleft()
+            if handle._cancelled:
+                continue
+            try:
+                handle._context.run(handle._callback, *handle._args)  # type: ignore[attr-defined]
+            except BaseException as error:
+                # A task has kept such an error as its own already; asyncio raises it on top.
+                if not isinstance(error, SystemExit | KeyboardInterrupt) or not _is_of_task(handle):
                     self.call_exception_handler({"message": "Exception in callback", "exception": error})
-                count += 1
-                if count > MAX_CALLBACKS:
-                    raise FatalError(
-                        f"The workflow's code ran {count} callbacks without waiting for anything that takes "
-                        "time. A loop around asyncio.sleep(0) never ends in a workflow, where time stands "
-                        "still while code runs: wait with sleep(), an asyncio.Event, or in a step."
-                    )
-        finally:
-            sys.set_asyncgen_hooks(*outer_hooks)
-            events._set_running_loop(outer_loop)
+            count += 1
+            if count > MAX_CALLBACKS:
+                raise FatalError(
+                    f"The workflow's code ran {count} callbacks without waiting for anything that takes "
+                    "time. A loop around asyncio.sleep(0) never ends in a workflow, where time stands "
+                    "still while code runs: wait with sleep(), an asyncio.Event, or in a step."
+                )
 
-    def set_time(self, seconds: float) -> None:
-        """Say what time it is, in seconds since 1970-01-01 UTC."""
-        self._now = seconds
+    def set_time(self, at: datetime) -> None:
+        """Say what time it is."""
+        self._at, self._time = at, None
 
     def fire(self, handle: LoopTimer) -> None:
         """Make a timer's callback ready."""
         self._ready.append(handle)
 
-    def stop(self) -> None:
+    def halt(self) -> None:
         """Run nothing more, not even what is ready."""
-        self._stopped = True
+        self._halted = True
 
-    def close(self) -> None:
-        self._stopped = self._closed = True
+    def discard(self) -> None:
+        """Run nothing more, and be silent about what is left."""
+        self._halted = self._discarded = True
         self._ready.clear()
 
     def next_ordinal(self) -> int:
         self._ordinal += 1
         return self._ordinal
 
+    def _close_generator(self, generator: AsyncGenerator[Any, Any]) -> None:
+        # Python calls this when the last reference goes, which is as deterministic as the code; or from
+        # a garbage collection at any time, in any thread, and then the generator just goes.
+        if self.is_running() and not self._halted:
+            self.create_task(generator.aclose())
+
     # --- what asyncio asks of a loop --------------------------------------------------------------
 
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.Handle:
-        handle = asyncio.Handle(callback, args, self, context)
+        handle = LoopHandle(callback, args, self, context)
         self._ready.append(handle)
         return handle
 
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        return self.call_at(self._now + delay, callback, *args, context=context)
+        return self.call_at(self.time() + delay, callback, *args, context=context)
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
         handle = LoopTimer(when, callback, args, self, context)
-        if when <= self._now:
+        if when <= self.time():
             self._ready.append(handle)
         else:
             self._timers.start_loop_timer(handle)
@@ -192,7 +240,9 @@ class RunLoop(asyncio.AbstractEventLoop):
             self._timers.cancel_loop_timer(handle)
 
     def time(self) -> float:
-        return self._now
+        if self._time is None:
+            self._time = (self._at - EPOCH) / _SECOND
+        return self._time
 
     def create_future(self) -> RunFuture[Any]:
         return RunFuture(loop=self)
@@ -205,6 +255,7 @@ class RunLoop(asyncio.AbstractEventLoop):
         context: Context | None = None,
         **_: Any,
     ) -> RunTask[_T]:
+        _refuse_unordered(sys._getframe(1))
         task = RunTask(coro, loop=self, name=name, context=context)
         # asyncio holds tasks weakly; one that only waits could be collected at a moment of the
         # collector's choosing, which replay would not repeat.
@@ -219,7 +270,7 @@ class RunLoop(asyncio.AbstractEventLoop):
         return events._get_running_loop() is self
 
     def is_closed(self) -> bool:
-        return self._closed
+        return self._discarded
 
     def get_debug(self) -> bool:
         return False
@@ -228,14 +279,26 @@ class RunLoop(asyncio.AbstractEventLoop):
         pass
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        if self.on_callback_error is not None and not self._closed:
+        if self.on_callback_error is not None and not self._discarded:
             self.on_callback_error(context)
 
     def default_exception_handler(self, context: dict[str, Any]) -> None:
         self.call_exception_handler(context)
 
-    async def shutdown_asyncgens(self) -> None:
-        pass
+
+def _is_of_task(handle: asyncio.Handle) -> bool:
+    return isinstance(getattr(handle._callback, "__self__", None), asyncio.Task)  # type: ignore[attr-defined]
+
+
+def _refuse_unordered(frame: FrameType | None) -> None:
+    while frame is not None and frame.f_globals is vars(asyncio.tasks):
+        if "as_completed" in frame.f_code.co_name or "_AsCompleted" in frame.f_code.co_qualname:
+            raise FatalError(
+                "asyncio.as_completed() puts coroutines into a set and starts them in the order of their "
+                "addresses, which a replay does not repeat. Use pyworkflow_ray.as_completed(), or pass "
+                "tasks: asyncio.as_completed([asyncio.create_task(call) for call in calls])."
+            )
+        frame = frame.f_back
 
 
 def _refuse(name: str) -> Callable[..., NoReturn]:
@@ -250,14 +313,43 @@ def _refuse(name: str) -> Callable[..., NoReturn]:
     return refused
 
 
-_REFUSED = (
-    "run_forever run_until_complete call_soon_threadsafe run_in_executor set_default_executor "
-    "shutdown_default_executor getaddrinfo getnameinfo create_connection create_server start_tls sendfile "
-    "create_unix_connection create_unix_server create_datagram_endpoint connect_accepted_socket "
-    "connect_read_pipe connect_write_pipe subprocess_shell subprocess_exec add_reader remove_reader "
-    "add_writer remove_writer sock_recv sock_recv_into sock_recvfrom sock_recvfrom_into sock_sendall "
-    "sock_sendto sock_connect sock_accept sock_sendfile add_signal_handler remove_signal_handler "
-    "set_task_factory"
-).split()
+_REFUSED = [
+    "run_forever",
+    "run_until_complete",
+    "call_soon_threadsafe",
+    "run_in_executor",
+    "set_default_executor",
+    "shutdown_default_executor",
+    "getaddrinfo",
+    "getnameinfo",
+    "create_connection",
+    "create_server",
+    "start_tls",
+    "sendfile",
+    "create_unix_connection",
+    "create_unix_server",
+    "create_datagram_endpoint",
+    "connect_accepted_socket",
+    "connect_read_pipe",
+    "connect_write_pipe",
+    "subprocess_shell",
+    "subprocess_exec",
+    "add_reader",
+    "remove_reader",
+    "add_writer",
+    "remove_writer",
+    "sock_recv",
+    "sock_recv_into",
+    "sock_recvfrom",
+    "sock_recvfrom_into",
+    "sock_sendall",
+    "sock_sendto",
+    "sock_connect",
+    "sock_accept",
+    "sock_sendfile",
+    "add_signal_handler",
+    "remove_signal_handler",
+    "set_task_factory",
+]
 for _name in _REFUSED:
     setattr(RunLoop, _name, _refuse(_name))

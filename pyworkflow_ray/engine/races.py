@@ -46,7 +46,7 @@ async def wait(
 async def as_completed(
     awaitables: Iterable[Awaitable[T]], *, timeout: Duration | None = None
 ) -> AsyncIterator[asyncio.Future[T]]:
-    """Each as it is done, in the order in which they end: ``async for done in as_completed(calls): await done``.
+    """Each as it is done, in the order of their ends: ``async for done in as_completed(calls): await done``.
 
     Raises:
         TimeoutError: Not all were done within the timeout.
