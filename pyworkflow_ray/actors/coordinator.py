@@ -290,6 +290,11 @@ class Coordinator:
             self._recent[end.run_id] = end
         return end
 
+    @property
+    def drives(self) -> list[Drive]:
+        """The runs that are here now."""
+        return list(self._drives.values())
+
     async def status(self) -> dict[str, Any]:
         """What this coordinator is doing, for tools."""
         return {

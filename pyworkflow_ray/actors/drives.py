@@ -56,7 +56,7 @@ from pyworkflow_ray.exceptions import (
 from pyworkflow_ray.failures import Failure, capture
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage.codes import load_code
-from pyworkflow_ray.storage.histories import Append, Fenced, append, read_events
+from pyworkflow_ray.storage.histories import Append, FencedError, append, read_events
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.storages import Storage
 
@@ -120,6 +120,11 @@ class Drive:
         self._recovery_attempts = run.recovery_attempts
         self._end: RunEnd | None = None
 
+    @property
+    def in_flight(self) -> int:
+        """How many step attempts are under way, or have ended and are not fed yet."""
+        return len(self._tickets) + len(self._arrived)
+
     async def drive(self) -> RunEnd:
         """Drive the run until it ends, is suspended, or is lost to another coordinator."""
         try:
@@ -128,7 +133,7 @@ class Drive:
                 if await self._rest():
                     await self._turn([])
             return self._end
-        except Fenced:
+        except FencedError:
             logger.info("Run {} is driven elsewhere now; dropped here", self.run_id)
             return RunEnd(self.run_id, "lost")
         except WorkflowError as error:
@@ -450,7 +455,7 @@ class Drive:
         }
         try:
             await self._append(_Activation(changes=changes), release=True)
-        except Fenced:
+        except FencedError:
             return RunEnd(self.run_id, "lost")
         return RunEnd(self.run_id, RunStatus.INTERRUPTED.value, failure=failure)
 

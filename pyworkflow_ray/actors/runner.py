@@ -87,9 +87,22 @@ def completed(
 def failed(error: BaseException, started_at: datetime, node: str) -> AttemptOutcome:
     """The outcome of an attempt that raised."""
     cause = "timeout" if isinstance(error, StepTimeoutError) else "error"
+    _forget_frames_of_ours(error)
     return AttemptFailed(
         failure=capture(error), cause=cause, started_at=started_at, node=node, worker_pid=os.getpid()
     )
+
+
+def _forget_frames_of_ours(error: BaseException) -> None:
+    """Let the traceback begin where the step's own code does."""
+    frame = error.__traceback__
+    begin = None
+    while frame is not None:
+        if frame.tb_frame.f_code.co_filename == __file__:
+            begin = frame.tb_next
+        frame = frame.tb_next
+    if begin is not None:
+        error.__traceback__ = begin
 
 
 def timeout_error(attempt: Attempt) -> StepTimeoutError:

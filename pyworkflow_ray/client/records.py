@@ -28,12 +28,14 @@ class Event:
     timestamp: datetime
     data: dict[str, Any]
     sequence: int
+    stored: str = field(default="", repr=False)
+    """The data as it is in the storage, which `testing.replay` reads."""
 
     @classmethod
     def of(cls, run_id: str, row: EventRow) -> Event:
         position, timestamp, type_, data = row
-        shown = values.describe(data)
-        return cls(f"{run_id}:{position}", run_id, type_, timestamp, shown, position)
+        text = data if isinstance(data, str) else data.decode()
+        return cls(f"{run_id}:{position}", run_id, type_, timestamp, values.describe(text), position, text)
 
 
 @dataclass(frozen=True, slots=True)

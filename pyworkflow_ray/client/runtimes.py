@@ -14,6 +14,7 @@ from pyworkflow_ray.actors.engines import Engine
 from pyworkflow_ray.actors.timer import coordinator_of
 from pyworkflow_ray.client.lines import Line
 from pyworkflow_ray.client.loops import on_client_loop
+from pyworkflow_ray.clock import Clock
 from pyworkflow_ray.config import Settings
 from pyworkflow_ray.exceptions import ConfigurationError
 from pyworkflow_ray.storage.placements import Placement, place
@@ -121,21 +122,25 @@ class LocalRuntime:
 
     name = LOCAL
 
-    def __init__(self, settings: Settings, storage: Storage) -> None:
+    def __init__(self, settings: Settings, storage: Storage, clock: Clock | None = None) -> None:
         self._engine = Engine.configured(settings, slots=1)
         self._storage = storage
+        self._clock = clock
         self._coordinators: dict[asyncio.AbstractEventLoop, Coordinator] = {}
 
     async def open(self) -> None:
         for loop in [loop for loop in self._coordinators if loop.is_closed()]:
             del self._coordinators[loop]
-        await self._coordinator().open()
+        await self.coordinator().open()
 
-    def _coordinator(self) -> Coordinator:
+    def coordinator(self) -> Coordinator:
+        """The coordinator that lives on the running event loop."""
         loop = asyncio.get_running_loop()
         if loop not in self._coordinators:
             name = f"{LOCAL}-{id(loop):x}"
-            self._coordinators[loop] = Coordinator(name, self._engine, storage=self._storage)
+            self._coordinators[loop] = Coordinator(
+                name, self._engine, storage=self._storage, clock=self._clock
+            )
         return self._coordinators[loop]
 
     @property
@@ -144,21 +149,21 @@ class LocalRuntime:
 
     def placing(self, run_id: str, isolated: bool) -> dict[str, Any]:
         """What a new run's row says of where it lives."""
-        return {"coordinator": self._coordinator().name}
+        return {"coordinator": self.coordinator().name}
 
     async def start(self, run: RunRecord) -> None:
         """Drive a run that was accepted until it ends or is suspended."""
-        await self._coordinator().accept_runs([run])
-        await self._coordinator().end_of(run.run_id)
+        await self.coordinator().accept_runs([run])
+        await self.coordinator().end_of(run.run_id)
 
     async def wait(self, run: RunRecord) -> RunEnd | None:
         """How the run's drive ends; None when it is not driven on this loop."""
-        return await self._coordinator().end_of(run.run_id)
+        return await self.coordinator().end_of(run.run_id)
 
     async def wake(self, run: RunRecord) -> None:
         """Have a run that nobody holds go on, until it ends or is suspended again."""
-        await self._coordinator().wake([run.run_id])
-        await self._coordinator().end_of(run.run_id)
+        await self.coordinator().wake([run.run_id])
+        await self.coordinator().end_of(run.run_id)
 
 
 Runtime = RayRuntime | LocalRuntime

@@ -53,7 +53,8 @@ class Starter:
     async def __call__(
         self, fn: WorkflowFunction[P, T] | Callable[P, Any], *args: P.args, **kwargs: P.kwargs
     ) -> RunHandle[T]:
-        return cast(RunHandle[T], await _start(self._options, fn, args, kwargs))
+        of = session(self._options.runtime, self._options.storage)
+        return cast(RunHandle[T], await start_run(of, self._options, fn, args, kwargs))
 
 
 class Start:
@@ -89,7 +90,7 @@ class Start:
             runtime=runtime, durable=durable, storage=storage, idempotency_key=idempotency_key
         )
         _refuse_ambiguous(fn, options)
-        return cast(RunHandle[T], await _start(options, fn, args, kwargs))
+        return cast(RunHandle[T], await start_run(session(runtime, storage), options, fn, args, kwargs))
 
     def options(
         self,
@@ -130,7 +131,7 @@ def run_workflow(fn: WorkflowFunction[P, T], *args: P.args, **kwargs: P.kwargs) 
     refuse_in_workflow("run_workflow")
 
     async def work() -> T:
-        run = await _start(StartOptions(), fn, args, kwargs)
+        run = await start_run(session(), StartOptions(), fn, args, kwargs)
         async with Progress(run._session, str(run)):
             return cast(T, await run.result())
 
@@ -155,13 +156,13 @@ def _refuse_ambiguous(fn: Any, options: StartOptions) -> None:
             )
 
 
-async def _start(
-    options: StartOptions, fn: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+async def start_run(
+    of: Session, options: StartOptions, fn: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> RunHandle[Any]:
+    """Accept a run in the session's storage and hand it to its runtime; see `Start`."""
     refuse_in_workflow("start")
     definition = as_workflow(fn)
     checked_args, checked_kwargs = definition.check_arguments(args, kwargs)
-    of = session(options.runtime, options.storage)
     await of.runtime.open()
     new = _new_run(of, options, definition, checked_args, checked_kwargs)
     accepted = await asyncio.wrap_future(of.storage.submit(lambda connection: accept(connection, new)))

@@ -1,0 +1,7 @@
+"""Test kit: workflows in this process, on a clock of the test's, and replays of recorded histories."""
+
+from pyworkflow_ray.testing.clocks import VirtualClock
+from pyworkflow_ray.testing.environments import WorkflowEnvironment
+from pyworkflow_ray.testing.replays import replay
+
+__all__ = ["VirtualClock", "WorkflowEnvironment", "replay"]

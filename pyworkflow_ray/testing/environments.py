@@ -1,0 +1,130 @@
+"""Workflows in a test: this process, a database in memory, and time that skips what is waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from datetime import datetime
+from types import TracebackType
+from typing import Any, ParamSpec, Self, TypeVar
+
+from pyworkflow_ray.actors.payloads import configured_values
+from pyworkflow_ray.client.handles import RunHandle
+from pyworkflow_ray.client.runtimes import LocalRuntime
+from pyworkflow_ray.client.sessions import Session
+from pyworkflow_ray.client.starts import StartOptions, start_run
+from pyworkflow_ray.config import get_config
+from pyworkflow_ray.durations import Duration, parse_duration
+from pyworkflow_ray.storage.records import RunRecord
+from pyworkflow_ray.storage.storages import Storage
+from pyworkflow_ray.testing.clocks import VirtualClock
+from pyworkflow_ray.workflows import WorkflowFunction
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_POLL = 0.001
+
+
+class _Runtime(LocalRuntime):
+    """The in-process runtime, whose `start` does not wait for the run."""
+
+    name = "test"
+
+    async def start(self, run: RunRecord) -> None:
+        await self.coordinator().accept_runs([run])
+
+
+class WorkflowEnvironment:
+    """Runs workflows in this process on a clock of its own: a sleep of 30 days takes milliseconds.
+
+    The same coordinator, engine and storage as on Ray, with steps called in this process and a database in
+    memory. Use it as ``async with WorkflowEnvironment() as env: assert await env.run(order, 42) == ...``.
+
+    Args:
+        skip_time: Whether time jumps to what is due next whenever all runs wait; False leaves it to
+            `advance`.
+        start_time: What time it is at first.
+        storage: Another database than one in memory.
+        settings: Settings for the runs, such as `default_retries=0`.
+    """
+
+    def __init__(
+        self,
+        *,
+        skip_time: bool = True,
+        start_time: datetime | None = None,
+        storage: str = "memory",
+        **settings: Any,
+    ) -> None:
+        self.clock = VirtualClock(start_time)
+        self._skip_time = skip_time
+        self._storage = Storage(storage, synchronous="OFF")
+        # A run that waits stays in memory here: it is this clock that it waits for, and no timer actor.
+        forever = {"suspend_after": None}
+        self._settings = get_config().model_copy(update={**settings, **forever})
+        self._runtime = _Runtime(self._settings, self._storage, self.clock)
+        self._session = Session(
+            self._settings,
+            self._storage,
+            self._runtime,
+            configured_values(self._settings.payload_codec, self._settings.payload_limit),
+        )
+        self._skipper: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        await self._runtime.open()
+        if self._skip_time:
+            self._skipper = asyncio.get_running_loop().create_task(self._skip())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._skipper is not None:
+            self._skipper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._skipper
+        await self._runtime.coordinator().close()
+        self._storage.close()
+
+    async def start(self, fn: WorkflowFunction[P, T], *args: P.args, **kwargs: P.kwargs) -> RunHandle[T]:
+        """Start a run; it goes on while the test awaits other things."""
+        return await start_run(self._session, StartOptions(), fn, args, kwargs)
+
+    async def run(self, fn: WorkflowFunction[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The result of a new run, or what it raised."""
+        handle = await self.start(fn, *args, **kwargs)
+        return await handle.result()
+
+    def now(self) -> datetime:
+        """What time it is here."""
+        return self.clock.now()
+
+    async def advance(self, duration: Duration) -> None:
+        """Let time pass, and let everything happen that is due on the way."""
+        await self.settle()
+        target = self.clock.now() + parse_duration(duration)
+        while (next_at := self.clock.next_at()) is not None and next_at <= target:
+            self.clock.set_forward(next_at)
+            await self.settle()
+        self.clock.set_forward(target)
+        await self.settle()
+
+    async def settle(self) -> None:
+        """Wait until every run has ended, or waits for time or for something from outside."""
+        while not self._is_settled():
+            await asyncio.sleep(_POLL)
+
+    def _is_settled(self) -> bool:
+        drives = self._runtime.coordinator().drives
+        return self.clock.sleepers == len(drives) and not any(drive.in_flight for drive in drives)
+
+    async def _skip(self) -> None:
+        while True:
+            next_at = self.clock.next_at()
+            if next_at is not None and self._is_settled():
+                self.clock.set_forward(next_at)
+                await asyncio.sleep(0)
+            else:
+                await asyncio.sleep(_POLL)
