@@ -18,108 +18,108 @@ from pyworkflow_ray.actors.engines import Engine
 from pyworkflow_ray.actors.timer import Timer
 
 
+class CoordinatorActor(Coordinator):
+    """A coordinator in a process of its own, which Ray restarts."""
+
+    def __init__(self, name: str, engine: Engine) -> None:
+        super().__init__(name, engine)
+        self._cluster = Cluster(engine)
+        self._shown: set[str] = set()
+        # Runs again after every restart: the way to resume by itself.
+        self._me().open.options(name="open").remote()
+
+    def _me(self) -> Any:
+        return ray.get_runtime_context().current_actor
+
+    async def _open(self) -> None:
+        self._dispatcher = RayDispatcher()
+        await super()._open()
+
+    def on_suspended(self, run_id: str, wake_at: datetime | None) -> None:
+        if wake_at is None:
+            return
+        seconds = (wake_at - datetime.now(UTC)).total_seconds()
+        if seconds <= 2 * self.engine.sweep_interval.total_seconds():
+            _in_background(self._arm_timer, seconds)
+
+    def _arm_timer(self, seconds: float) -> None:
+        self._cluster.timer().arm.remote(seconds)
+
+    def show(self, drive: Drive) -> None:
+        if drive.run_id not in self._shown:
+            self._shown.add(drive.run_id)
+            self._me().follow.options(name=f"{drive.run.workflow_name}:{drive.run_id}").remote(drive.run_id)
+
+    async def follow(self, run_id: str) -> None:
+        """A call that lasts as long as the run is here, so that the dashboard lists the run."""
+        task = self._ends.get(run_id)
+        if task is not None:
+            await asyncio.wait([task])
+        self._shown.discard(run_id)
+
+    def leave(self) -> None:
+        self._me().exit.remote()
+
+    async def exit(self) -> None:
+        """End this process, unless a run has come in."""
+        if self._drives:
+            self.is_leaving = False
+            return
+        await self.close()
+        ray.actor.exit_actor()  # type: ignore[no-untyped-call]
+
+    @ray.method(concurrency_group="health")
+    async def status(self) -> dict[str, Any]:  # type: ignore[override]
+        return await super().status()
+
+    @ray.method(concurrency_group="health")
+    async def ping(self) -> str:
+        """The owner id of this incarnation, also while the main loop is busy."""
+        return self.owner
+
+    @ray.method(concurrency_group="health")
+    async def pid(self) -> int:
+        import os
+
+        return os.getpid()
+
+
+class TimerActor(Timer):
+    """The timer in a process of its own, which Ray restarts."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine, self._tell)
+        self._cluster = Cluster(engine)
+        ray.get_runtime_context().current_actor.run.options(name="run").remote()
+
+    def _tell(self, coordinator: str, run_ids: list[str]) -> None:
+        _in_background(self._call, coordinator, run_ids)
+
+    def _call(self, coordinator: str, run_ids: list[str]) -> None:
+        reference = self._cluster.coordinator(coordinator).wake.options(name="wake").remote(run_ids)
+        try:
+            ray.get(reference, timeout=60)
+        except Exception as error:
+            # Gone, or going: the next sweep finds the runs and asks its successor.
+            self._cluster.forget(coordinator)
+            logger.info("Coordinator {} did not answer: {}", coordinator, type(error).__name__)
+
+    async def pid(self) -> int:
+        import os
+
+        return os.getpid()
+
+
 @lru_cache(maxsize=1)
 def coordinator_class() -> Any:
     """The coordinator as a Ray actor class."""
-
-    @ray.remote(num_cpus=0, concurrency_groups={"health": 4})  # type: ignore[call-overload]
-    class CoordinatorActor(Coordinator):
-        def __init__(self, name: str, engine: Engine) -> None:
-            super().__init__(name, engine)
-            self._cluster = Cluster(engine)
-            self._shown: set[str] = set()
-            # Runs again after every restart: the way to resume by itself.
-            self._me().open.options(name="open").remote()
-
-        def _me(self) -> Any:
-            return ray.get_runtime_context().current_actor
-
-        async def _open(self) -> None:
-            self._dispatcher = RayDispatcher()
-            await super()._open()
-
-        def on_suspended(self, run_id: str, wake_at: datetime | None) -> None:
-            if wake_at is None:
-                return
-            seconds = (wake_at - datetime.now(UTC)).total_seconds()
-            if seconds <= 2 * self.engine.sweep_interval.total_seconds():
-                _in_background(self._arm_timer, seconds)
-
-        def _arm_timer(self, seconds: float) -> None:
-            self._cluster.timer().arm.remote(seconds)
-
-        def show(self, drive: Drive) -> None:
-            if drive.run_id not in self._shown:
-                self._shown.add(drive.run_id)
-                self._me().follow.options(name=f"{drive.run.workflow_name}:{drive.run_id}").remote(
-                    drive.run_id
-                )
-
-        async def follow(self, run_id: str) -> None:
-            """A call that lasts as long as the run is here, so that the dashboard lists the run."""
-            task = self._ends.get(run_id)
-            if task is not None:
-                await asyncio.wait([task])
-            self._shown.discard(run_id)
-
-        def leave(self) -> None:
-            self._me().exit.remote()
-
-        async def exit(self) -> None:
-            """End this process, unless a run has come in."""
-            if self._drives:
-                self.is_leaving = False
-                return
-            await self.close()
-            ray.actor.exit_actor()  # type: ignore[no-untyped-call]
-
-        @ray.method(concurrency_group="health")
-        async def status(self) -> dict[str, Any]:  # type: ignore[override]
-            return await super().status()
-
-        @ray.method(concurrency_group="health")
-        async def ping(self) -> str:
-            """The owner id of this incarnation, also while the main loop is busy."""
-            return self.owner
-
-        @ray.method(concurrency_group="health")
-        async def pid(self) -> int:
-            import os
-
-            return os.getpid()
-
-    return CoordinatorActor
+    return ray.remote(concurrency_groups={"health": 4})(CoordinatorActor)  # type: ignore[call-overload]
 
 
 @lru_cache(maxsize=1)
 def timer_class() -> Any:
     """The timer as a Ray actor class."""
-
-    @ray.remote(num_cpus=0)
-    class TimerActor(Timer):
-        def __init__(self, engine: Engine) -> None:
-            super().__init__(engine, self._tell)
-            self._cluster = Cluster(engine)
-            ray.get_runtime_context().current_actor.run.options(name="run").remote()
-
-        def _tell(self, coordinator: str, run_ids: list[str]) -> None:
-            _in_background(self._call, coordinator, run_ids)
-
-        def _call(self, coordinator: str, run_ids: list[str]) -> None:
-            reference = self._cluster.coordinator(coordinator).wake.options(name="wake").remote(run_ids)
-            try:
-                ray.get(reference, timeout=60)
-            except Exception as error:
-                # Gone, or going: the next sweep finds the runs and asks its successor.
-                self._cluster.forget(coordinator)
-                logger.info("Coordinator {} did not answer: {}", coordinator, type(error).__name__)
-
-        async def pid(self) -> int:
-            import os
-
-            return os.getpid()
-
-    return TimerActor
+    return ray.remote(TimerActor)
 
 
 def _in_background(call: Any, *args: Any) -> None:
