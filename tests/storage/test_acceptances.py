@@ -1,0 +1,200 @@
+"""What acceptance promises: a run exists once, with its code, whoever asks twice."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from functools import partial
+
+from pyworkflow_ray.statuses import RunStatus
+from pyworkflow_ray.storage.acceptances import accept
+from pyworkflow_ray.storage.codes import Code, load_code
+from pyworkflow_ray.storage.placements import Placement
+from pyworkflow_ray.storage.runs import get_by_idempotency_key, get_run, list_runs
+from pyworkflow_ray.storage.storages import Storage
+from tests.storage.builders import NOON, accepted, appended, claimed, new_run, read, write
+
+
+def test_an_accepted_run_is_pending_with_all_that_was_given(storage: Storage) -> None:
+    given = {
+        "input_args": '[1,{"a":"ü\\u0000"}]',
+        "input_kwargs": '{"b":2.5}',
+        "input_hash": "abc",
+        "code_hash": "c0de",
+        "metadata": "{}",
+        "attributes": '{"customer":"x"}',
+        "tags": '["t"]',
+        "max_duration": 2.5,
+        "durable": False,
+        "recover_on_worker_loss": False,
+        "max_recovery_attempts": 7,
+        "parent_run_id": "run_0",
+        "root_run_id": "run_root",
+        "nesting_depth": 2,
+        "continued_from_run_id": "run_before",
+        "idempotency_key": "key",
+        "start_at": NOON,
+        "wake_at": NOON + timedelta(microseconds=1),
+        "created_at": NOON,
+        "coordinator": "coordinator-7",
+        "environment": "env",
+    }
+
+    result = write(storage, accept, new_run(**given))
+
+    assert result.is_new
+    assert {name: getattr(result.run, name) for name in given} == given
+    assert result.run.status is RunStatus.PENDING
+    assert (result.run.position, result.run.epoch, result.run.owner) == (0, 0, None)
+    assert read(storage, get_run, "run_1") == result.run
+
+
+def test_a_top_level_run_is_its_own_root_and_is_dated_by_the_database(storage: Storage) -> None:
+    run = accepted(storage)
+    assert run.root_run_id == "run_1"
+    assert run.created_at == run.updated_at
+    assert run.created_at.utcoffset() == timedelta(0)
+
+
+def test_an_accept_whose_commit_was_lost_is_still_new(storage: Storage) -> None:
+    new = new_run(idempotency_key="key", input_hash="a", code=Code(hash="c", kind="value", python="3.11"))
+    first = write(storage, accept, new)
+
+    again = write(storage, accept, new)
+
+    assert again == first
+    assert again.is_new
+
+
+def test_an_idempotency_key_gives_the_run_that_holds_it(storage: Storage) -> None:
+    accepted(storage, "run_1", idempotency_key="key", input_hash="a")
+
+    second = write(storage, accept, new_run("run_2", idempotency_key="key", input_hash="b"))
+    other = write(storage, accept, new_run("run_3", idempotency_key="key", workflow_name="refund"))
+
+    assert (second.run.run_id, second.is_new, second.run.input_hash) == ("run_1", False, "a")
+    assert (other.run.run_id, other.is_new) == ("run_3", True)
+    assert read(storage, get_run, "run_2") is None
+    found = read(storage, get_by_idempotency_key, "key", "order")
+    assert found is not None
+    assert found.run_id == "run_1"
+    newest = read(storage, get_by_idempotency_key, "key")
+    assert newest is not None
+    assert newest.run_id in ("run_1", "run_3")
+    assert read(storage, get_by_idempotency_key, "no such key") is None
+
+
+def test_a_custom_run_id_in_use_is_not_new(storage: Storage) -> None:
+    accepted(storage, "nightly", input_hash="a", created_at=NOON)
+
+    same_input_later = new_run("nightly", input_hash="a", created_at=NOON + timedelta(seconds=1))
+    for other in (new_run("nightly", input_hash="b", created_at=NOON), same_input_later):
+        assert not write(storage, accept, other).is_new
+    assert write(storage, accept, new_run("nightly", input_hash="a", created_at=NOON)).is_new
+
+
+def test_a_run_brings_its_code(storage: Storage) -> None:
+    code = Code(hash="c", kind="value", python="3.11", data=b"\0\1", reference="m:f", source_hash="s")
+    accepted(storage, code=code, code_hash="c")
+    assert read(storage, load_code, "c") == code
+    assert read(storage, load_code, "other") is None
+
+
+def test_concurrent_duplicates_in_threads_give_one_run(storage: Storage) -> None:
+    def start(number: int) -> tuple[str, bool]:
+        result = write(storage, accept, new_run(f"run_{number}", idempotency_key="key"))
+        return result.run.run_id, result.is_new
+
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(start, range(32)))
+
+    assert len({run_id for run_id, _ in results}) == 1
+    assert sum(is_new for _, is_new in results) == 1
+
+
+_START = """
+import sys
+from pyworkflow_ray.storage.acceptances import accept
+from pyworkflow_ray.storage.storages import Storage
+from tests.storage.builders import new_run
+with Storage(sys.argv[1]) as storage:
+    for number in range(20):
+        new = new_run(f"run_{sys.argv[2]}_{number}", idempotency_key=f"key-{number}")
+        print(storage.submit(lambda c: accept(c, new)).result().is_new)
+"""
+
+
+def test_concurrent_duplicates_in_processes_give_one_run(
+    shared_url: str, open_storage: Callable[..., Storage]
+) -> None:
+    processes = [
+        subprocess.Popen([sys.executable, "-c", _START, shared_url, str(number)], stdout=subprocess.PIPE)
+        for number in range(3)
+    ]
+    outputs = [process.communicate(timeout=60)[0].split() for process in processes]
+
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    runs, _ = read(open_storage(shared_url), list_runs)
+    assert len(runs) == 20
+    assert sum(output.count(b"True") for output in outputs) == 20
+
+
+def test_a_placed_run_can_be_born_held_by_its_coordinator(storage: Storage) -> None:
+    run = accepted(storage, placement=Placement(slots=2, environment="e1"), owner_lease=60)
+
+    assert (run.coordinator, run.environment) == ("coordinator-e1-0", "e1")
+    assert (run.owner, run.epoch, run.status) == ("coordinator-e1-0", 1, RunStatus.PENDING)
+    assert run.lease_expires_at is not None
+    assert timedelta(seconds=50) < run.lease_expires_at - run.created_at < timedelta(seconds=70)
+    after = appended(storage, run, "workflow.started", changes={"status": RunStatus.RUNNING})
+    assert after.position == 1
+
+
+def test_runs_take_the_lowest_empty_slot_then_the_least_loaded(storage: Storage) -> None:
+    placement = Placement(slots=3)
+    names = [accepted(storage, f"run_{number}", placement=placement).coordinator for number in range(4)]
+    assert names == ["coordinator-0", "coordinator-1", "coordinator-2", "coordinator-0"]
+
+    for number in (1, 2):
+        run = claimed(storage, f"run_{number}")
+        status = RunStatus.COMPLETED if number == 1 else RunStatus.SUSPENDED
+        appended(storage, run, changes={"status": status}, release=True)
+
+    assert accepted(storage, "run_5", placement=placement).coordinator == "coordinator-1"
+    assert accepted(storage, "run_6", placement=placement).coordinator == "coordinator-2"
+    assert accepted(storage, "run_7", placement=placement).coordinator == "coordinator-1"
+
+
+def test_a_burst_of_runs_spreads_over_all_slots(storage: Storage) -> None:
+    placement = Placement(slots=4)
+    futures = [
+        storage.submit(partial(accept, new=new_run(f"run_{number}", placement=placement)))
+        for number in range(100)
+    ]
+    names = [future.result(timeout=30).run.coordinator for future in futures]
+    assert {name: names.count(name) for name in set(names)} == {
+        f"coordinator-{slot}": 25 for slot in range(4)
+    }
+
+
+def test_full_slots_share_what_comes(storage: Storage) -> None:
+    placement = Placement(slots=1000)  # So many that each is counted to two only.
+    futures = [
+        storage.submit(partial(accept, new=new_run(f"run_{number}", placement=placement)))
+        for number in range(20)
+    ]
+    assert len({future.result(timeout=30).run.coordinator for future in futures}) == 20
+
+
+def test_environments_do_not_share_coordinators(storage: Storage) -> None:
+    first = accepted(storage, "run_1", placement=Placement(slots=2, environment="e1"))
+    second = accepted(storage, "run_2", placement=Placement(slots=2, environment="e2"))
+    third = accepted(storage, "run_3", placement=Placement(slots=2))
+    assert [run.coordinator for run in (first, second, third)] == [
+        "coordinator-e1-0",
+        "coordinator-e2-0",
+        "coordinator-0",
+    ]
