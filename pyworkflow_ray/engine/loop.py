@@ -316,6 +316,8 @@ def _refuse(name: str) -> Callable[..., NoReturn]:
 _REFUSED = [
     "run_forever",
     "run_until_complete",
+    "stop",
+    "close",
     "call_soon_threadsafe",
     "run_in_executor",
     "set_default_executor",
@@ -350,6 +352,10 @@ _REFUSED = [
     "add_signal_handler",
     "remove_signal_handler",
     "set_task_factory",
+    "get_task_factory",
+    "set_exception_handler",
+    "get_exception_handler",
+    "shutdown_asyncgens",
 ]
 for _name in _REFUSED:
     setattr(RunLoop, _name, _refuse(_name))
