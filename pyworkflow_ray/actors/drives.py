@@ -197,8 +197,10 @@ class Drive:
         )
 
     async def _start(self) -> None:
-        if self.run.was_interrupted:
-            # Nothing is recorded yet: perhaps nobody came for the run, or its first lines end the process.
+        previous = self.run.previous_owner
+        if previous is not None and previous != self.run.coordinator:
+            # A process held it and nothing is recorded: perhaps its first lines end the process. A run that
+            # is still held by its coordinator's name was born so, and nobody has come for it yet.
             self._recovery_attempts += 1
             changes = {"recovery_attempts": self._recovery_attempts}
             await self._append(_Activation(changes=changes), release=False)
