@@ -1,0 +1,79 @@
+"""The workflows and steps that are measured: as little work as there can be, so that the engine's shows."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from pyworkflow_ray import sleep, step, workflow
+
+ARGUMENT = "x" * 200
+"""What each remote step is given, and each bare Ray task."""
+
+
+@step
+async def remote_length(text: str) -> int:
+    """How long a text is, found out by a Ray task."""
+    return len(text)
+
+
+@step(local=True)
+async def add(a: int, b: int) -> int:
+    """The sum, found out in the coordinator's process."""
+    return a + b
+
+
+@step
+async def what_time() -> float:
+    """When the step runs."""
+    return time.time()
+
+
+@workflow
+async def one_after_another(count: int) -> int:
+    """The sum of `count` remote steps' results, each awaited before the next."""
+    total = 0
+    for _ in range(count):
+        total += await remote_length(ARGUMENT)
+    return total
+
+
+@workflow
+async def all_at_once(count: int) -> int:
+    """The sum of `count` remote steps' results, all of them under way together."""
+    return sum(await asyncio.gather(*(remote_length(ARGUMENT) for _ in range(count))))
+
+
+@workflow
+async def counting(count: int) -> int:
+    """`count`, reached by as many local steps."""
+    total = 0
+    for _ in range(count):
+        total = await add(total, 1)
+    return total
+
+
+@workflow
+async def one_step(number: int) -> int:
+    """The length of the argument plus the number."""
+    return await remote_length(ARGUMENT) + number
+
+
+@workflow
+async def one_local_step(number: int) -> int:
+    """The number plus one."""
+    return await add(number, 1)
+
+
+@workflow
+async def first_step_at() -> float:
+    """When the first step runs."""
+    return await what_time()
+
+
+@workflow
+async def sleeping(number: int) -> int:
+    """A step, then a day's sleep."""
+    total = await add(number, 1)
+    await sleep("1d")
+    return total
