@@ -155,6 +155,9 @@ class Execution:
                         raise self._diverge(recorded, None)
                     self._cursor += 1
                     self._apply(recorded.event, recorded.timestamp)
+        except NonDeterminismError:
+            self.drop()
+            raise
         finally:
             self.is_replaying = False
             self._history, self._cursor = (), 0
@@ -166,8 +169,12 @@ class Execution:
         Raises:
             NonDeterminismError: The outcome answers nothing that the code has asked for.
         """
-        with self._loop.entered():
-            self._apply(event, at)
+        try:
+            with self._loop.entered():
+                self._apply(event, at)
+        except NonDeterminismError:
+            self.drop()
+            raise
         return self._take_commands()
 
     def _take_commands(self) -> list[Command]:
