@@ -118,12 +118,15 @@ def accept(connection: Connection, new: NewRun) -> Accepted:
     if new.placement is not None:
         environment = new.placement.environment
         coordinator = coordinator or choose_coordinator(connection, new.placement)
-    inserted = _insert_run(connection, new, coordinator, environment)
-    if inserted is None:
-        return _existing(connection, new)
-    if new.blobs:
-        save_blobs(connection, new.run_id, new.blobs)
-    return Accepted(run_record(inserted), is_new=True)
+    while True:
+        inserted = _insert_run(connection, new, coordinator, environment)
+        if inserted is not None:
+            save_blobs(connection, new.run_id, new.blobs)
+            return Accepted(run_record(inserted), is_new=True)
+        existing = _existing(connection, new)
+        if existing is not None:
+            return existing
+        # What the insert met was deleted between the two statements; the way is free now.
 
 
 def _insert_run(connection: Connection, new: NewRun, coordinator: str | None, environment: str) -> Row | None:
@@ -143,15 +146,14 @@ def _insert_run(connection: Connection, new: NewRun, coordinator: str | None, en
     return _INSERTS[new.created_at is not None, is_leased].row(connection, **parameters)
 
 
-def _existing(connection: Connection, new: NewRun) -> Accepted:
+def _existing(connection: Connection, new: NewRun) -> Accepted | None:
     row = _SAME_ID.row(connection, run_id=new.run_id)
     if row is not None:
         run = run_record(row)
         return Accepted(run, is_new=_is_same_request(run, new))
     key, workflow = new.idempotency_key, new.workflow_name
     row = _SAME_KEY.row(connection, idempotency_key=key, workflow_name=workflow)
-    assert row is not None, "the insert met a conflict, so one of the two must be there"
-    return Accepted(run_record(row), is_new=False)
+    return None if row is None else Accepted(run_record(row), is_new=False)
 
 
 def _is_same_request(run: RunRecord, new: NewRun) -> bool:

@@ -121,13 +121,16 @@ class Database:
     def close(self) -> None:
         """Give all connections back; a later use opens the database again (one in memory is gone)."""
         with self._opening, self._one_at_a_time:
-            if self._writer is not None:
-                self._writer.close()
-            for engine in (self._write_engine, self._read_engine):
-                if engine is not None:
-                    engine.dispose()
-            self._writer = self._write_engine = self._read_engine = None
+            self._dispose()
             self._is_open = False
+
+    def _dispose(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        for engine in (self._write_engine, self._read_engine):
+            if engine is not None:
+                engine.dispose()
+        self._writer = self._write_engine = self._read_engine = None
 
     def _writing_connection(self) -> Connection:
         if self._writer is None:
@@ -154,7 +157,11 @@ class Database:
             if not self._is_open:
                 self._prepare_file()
                 self._make_engines()
-                self._prepare_tables()
+                try:
+                    self._prepare_tables()
+                except BaseException:
+                    self._dispose()
+                    raise
                 self._is_open = True
 
     def _prepare_file(self) -> None:

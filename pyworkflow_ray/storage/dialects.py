@@ -41,10 +41,20 @@ _TRANSIENT_SQLITE = frozenset({5, 6, 7, 10, 13, 14, 15})
 _TRANSIENT_POSTGRESQL = ("08", "40001", "40P01", "53", "55P03", "57P0", "58030")
 
 
-def encode_time(instant: datetime) -> str:
-    """The instant as SQLite keeps it: UTC text whose order is the order of time."""
+def require_aware(instant: datetime) -> datetime:
+    """The instant itself; a naive one would mean another time in each process.
+
+    Raises:
+        ValueError: It has no time zone.
+    """
     if instant.tzinfo is None:
         raise ValueError(f"{instant!r} has no time zone; the storage keeps aware instants only.")
+    return instant
+
+
+def encode_time(instant: datetime) -> str:
+    """The instant as SQLite keeps it: UTC text whose order is the order of time."""
+    require_aware(instant)
     utc = instant if instant.tzinfo is UTC else instant.astimezone(UTC)
     return utc.isoformat(" ", "microseconds")[:26]
 
@@ -112,11 +122,9 @@ def _driver(connection: Connection) -> Any:
 
 
 def _encoded(dialect: str, parameters: Parameters) -> Parameters:
-    if dialect != "sqlite":
-        return parameters
+    encode = encode_time if dialect == "sqlite" else require_aware
     return {
-        name: encode_time(value) if isinstance(value, datetime) else value
-        for name, value in parameters.items()
+        name: encode(value) if isinstance(value, datetime) else value for name, value in parameters.items()
     }
 
 

@@ -12,6 +12,7 @@ import msgspec
 from sqlalchemy.engine import Connection
 
 from pyworkflow_ray.exceptions import StorageError
+from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage import schema
 from pyworkflow_ray.storage.blobs import save_blobs
 from pyworkflow_ray.storage.dialects import Statement, decode_time
@@ -22,12 +23,18 @@ EventRow = tuple[int, datetime, str, str]
 _FIXED_COLUMNS = {"run_id", "position", "epoch", "owner", "previous_owner", "lease_expires_at", "created_at"}
 _CHANGEABLE_COLUMNS = {column.name for column in schema.runs.columns} - _FIXED_COLUMNS
 
+_ENDINGS = {status.value for status in RunStatus if status.is_terminal}
+
 _INSERT_EVENT = Statement(
     "INSERT INTO events (run_id, position, type, timestamp, data) "
     "VALUES (:run_id, :position, :type, :timestamp, :data)"
 )
 _MARK_READ = Statement(
     "UPDATE inbox SET read_position = :position, data = '' WHERE id = :id AND run_id = :run_id"
+)
+# What is left when a run ends will never be read; the sweep must not pass by it for ever.
+_MARK_ALL_READ = Statement(
+    "UPDATE inbox SET read_position = :position, data = '' WHERE run_id = :run_id AND read_position IS NULL"
 )
 _HAS_UNREAD = Statement("SELECT 1 FROM inbox WHERE run_id = :run_id AND read_position IS NULL LIMIT 1")
 _FENCE_STATE = Statement("SELECT epoch, position, status FROM runs WHERE run_id = :run_id")
@@ -121,7 +128,7 @@ def _fence(columns: tuple[str, ...], has_events: bool, release: bool) -> Stateme
     return Statement(
         f"UPDATE runs SET {', '.join(assignments)} "
         "WHERE run_id = :_run_id AND epoch = :_epoch AND position = :_old "
-        "AND status NOT IN ('completed', 'failed', 'cancelled', 'continued_as_new')"
+        f"AND NOT {schema.HAS_ENDED}"
     )
 
 
@@ -145,6 +152,8 @@ def _insert(connection: Connection, new: Append) -> None:
     if new.read_inbox:
         rows = [{"run_id": new.run_id, "id": id_, "position": new.position} for id_ in new.read_inbox]
         _MARK_READ.execute_many(connection, rows)
+    if _plain(new.changes.get("status")) in _ENDINGS:
+        _MARK_ALL_READ.execute(connection, run_id=new.run_id, position=new.position)
 
 
 def _require_lost_commit(connection: Connection, new: Append, following: int) -> None:

@@ -12,12 +12,13 @@ import msgspec
 from sqlalchemy.engine import Connection
 
 from pyworkflow_ray.storage.dialects import Statement, decode_time
+from pyworkflow_ray.storage.schema import HAS_ENDED
 
-_POST = Statement(
-    "INSERT INTO inbox (run_id, dedup_key, kind, data, created_at) "
-    "SELECT run_id, :dedup_key, :kind, :data, <now> FROM runs WHERE run_id = :run_id "
-    "ON CONFLICT (run_id, dedup_key) DO NOTHING"
-)
+_POST = Statement(f"""
+    INSERT INTO inbox (run_id, dedup_key, kind, data, created_at)
+    SELECT run_id, :dedup_key, :kind, :data, <now> FROM runs WHERE run_id = :run_id AND NOT {HAS_ENDED}
+    ON CONFLICT (run_id, dedup_key) DO NOTHING
+""")
 _UNREAD = Statement(
     "SELECT id, run_id, dedup_key, kind, data, created_at FROM inbox "
     "WHERE run_id = :run_id AND read_position IS NULL ORDER BY id"
@@ -36,9 +37,10 @@ class InboxRow(msgspec.Struct, frozen=True):
 
 
 def post(connection: Connection, run_id: str, dedup_key: str, kind: str, data: str | bytes) -> bool:
-    """Put something into a run's inbox; False when this key was posted before, or there is no such run.
+    """Put something into a run's inbox; whether it was not there yet.
 
-    After the commit it will reach the run, whoever crashes: the sweep finds what nobody has read.
+    After the commit it will reach the run, whoever crashes: the sweep finds what nobody has read. False says
+    that this key was posted before, that there is no such run, or that it has ended.
     """
     text = data if isinstance(data, str) else bytes(data).decode()
     return _POST.execute(connection, run_id=run_id, dedup_key=dedup_key, kind=kind, data=text) == 1

@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 
 from pyworkflow_ray.storage.dialects import Statement
 from pyworkflow_ray.storage.records import COLUMNS, RunRecord, run_record
-from pyworkflow_ray.storage.schema import IS_LIVE
+from pyworkflow_ray.storage.schema import HAS_ENDED, IS_LIVE
 
 # `previous_owner` is left alone by an owner's second claim: after a COMMIT whose answer was lost, the second
 # try must still tell of the interruption that the first one met.
@@ -30,7 +30,7 @@ _MAY_TAKE = """
 _CLAIM = Statement(f"""
     {_TAKE}
     WHERE run_id = :run_id
-        AND status NOT IN ('completed', 'failed', 'cancelled', 'continued_as_new')
+        AND NOT {HAS_ENDED}
         AND {_MAY_TAKE}
     RETURNING {COLUMNS}
 """)

@@ -6,6 +6,7 @@ import base64
 import binascii
 from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
+from itertools import chain
 
 from sqlalchemy import ColumnElement, Select, TextClause, literal, or_, select, tuple_
 from sqlalchemy.engine import Connection
@@ -104,9 +105,6 @@ def list_runs(
     if query:
         columns = (_C.run_id, _C.workflow_name, _C.idempotency_key)
         conditions.append(or_(*(column.icontains(query, autoescape=True) for column in columns)))
-    if status is not None:
-        statuses = [status] if isinstance(status, RunStatus) else list(status)
-        conditions.append(_C.status.in_([each.value for each in statuses]))
     if workflow is not None:
         conditions.append(_C.workflow_name == workflow)
     if start_time is not None:
@@ -119,8 +117,14 @@ def list_runs(
     conditions += [attribute_equals(dialect, key, value) for key, value in (attributes or {}).items()]
     if cursor is not None:
         conditions.append(_before(cursor))
-    newest_first = _ALL.where(*conditions).order_by(_C.created_at.desc(), _C.run_id.desc())
-    found = _fetch(connection, newest_first.limit(limit + 1))
+    newest_first = _ALL.where(*conditions).order_by(_C.created_at.desc(), _C.run_id.desc()).limit(limit + 1)
+    if status is None:
+        found = _fetch(connection, newest_first)
+    else:
+        # Each status has its runs in order in an index; all of several at once would have to be sorted.
+        wanted = {status} if isinstance(status, RunStatus) else set(status)
+        pages = [_fetch(connection, newest_first.where(_C.status == each.value)) for each in wanted]
+        found = sorted(chain(*pages), key=lambda run: (run.created_at, run.run_id), reverse=True)
     page = found[:limit]
     return page, _cursor_behind(page[-1]) if page and len(found) > limit else None
 

@@ -28,7 +28,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-from pyworkflow_ray.storage.dialects import decode_time, encode_time
+from pyworkflow_ray.storage.dialects import decode_time, encode_time, require_aware
 
 
 class UTCDateTime(TypeDecorator[datetime]):
@@ -43,7 +43,7 @@ class UTCDateTime(TypeDecorator[datetime]):
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
         if value is None:
             return None
-        return encode_time(value) if dialect.name == "sqlite" else value
+        return encode_time(value) if dialect.name == "sqlite" else require_aware(value)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
         return None if value is None else decode_time(value)
@@ -51,24 +51,27 @@ class UTCDateTime(TypeDecorator[datetime]):
 
 metadata = MetaData()
 
+# Names are ordered byte by byte, in either database and in Python: a page of a list is cut in that order.
+_ID = Text().with_variant(Text(collation="C"), "postgresql")
+
 
 def _run_id() -> Column[str]:
-    return Column("run_id", Text, ForeignKey("runs.run_id", ondelete="CASCADE"), nullable=False)
+    return Column("run_id", _ID, ForeignKey("runs.run_id", ondelete="CASCADE"), nullable=False)
 
 
 runs = Table(
     "runs",
     metadata,
-    Column("run_id", Text, primary_key=True),
-    Column("workflow_name", Text, nullable=False),
+    Column("run_id", _ID, primary_key=True),
+    Column("workflow_name", _ID, nullable=False),
     Column("status", Text, nullable=False),
     # Which code it runs, and where.
-    Column("code_hash", Text),
+    Column("code_hash", _ID),
     Column("environment", Text, nullable=False, server_default=""),
-    Column("coordinator", Text),
+    Column("coordinator", _ID),
     # The lease. `owner` without `lease_expires_at` is a holder from whom the run has been taken away.
-    Column("owner", Text),
-    Column("previous_owner", Text),
+    Column("owner", _ID),
+    Column("previous_owner", _ID),
     Column("epoch", Integer, nullable=False, server_default="0"),
     Column("lease_expires_at", UTCDateTime),
     # The position that the next event gets.
@@ -77,12 +80,12 @@ runs = Table(
     Column("start_at", UTCDateTime),
     Column("durable", Boolean, nullable=False),
     # Relations.
-    Column("parent_run_id", Text),
-    Column("root_run_id", Text, nullable=False),
+    Column("parent_run_id", _ID),
+    Column("root_run_id", _ID, nullable=False),
     Column("nesting_depth", Integer, nullable=False, server_default="0"),
-    Column("continued_from_run_id", Text),
-    Column("continued_to_run_id", Text),
-    Column("idempotency_key", Text),
+    Column("continued_from_run_id", _ID),
+    Column("continued_to_run_id", _ID),
+    Column("idempotency_key", _ID),
     # Values.
     Column("input_hash", Text, nullable=False, server_default=""),
     Column("input_args", Text, nullable=False),
@@ -103,6 +106,9 @@ runs = Table(
     Column("started_at", UTCDateTime),
     Column("completed_at", UTCDateTime),
 )
+
+HAS_ENDED = "status IN ('completed', 'failed', 'cancelled', 'continued_as_new')"
+"""The condition of `RunStatus.is_terminal`."""
 
 IS_LIVE = "status IN ('pending', 'running')"
 """The condition of `ix_runs_live`; a query that repeats it word for word is answered from that index."""
@@ -133,7 +139,7 @@ _partial(
 events = Table(
     "events",
     metadata,
-    Column("run_id", Text, ForeignKey("runs.run_id", ondelete="CASCADE"), primary_key=True),
+    Column("run_id", _ID, ForeignKey("runs.run_id", ondelete="CASCADE"), primary_key=True),
     Column("position", Integer, primary_key=True, autoincrement=False),
     Column("type", Text, nullable=False),
     Column("timestamp", UTCDateTime, nullable=False),
@@ -147,7 +153,7 @@ inbox = Table(
     metadata,
     Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
     _run_id(),
-    Column("dedup_key", Text, nullable=False),
+    Column("dedup_key", _ID, nullable=False),
     Column("kind", Text, nullable=False),
     Column("data", Text, nullable=False),
     Column("created_at", UTCDateTime, nullable=False),
@@ -165,9 +171,9 @@ hooks = Table(
     "hooks",
     metadata,
     # Ids are unique in their run only: two runs may both wait for "approval#1".
-    Column("run_id", Text, ForeignKey("runs.run_id", ondelete="CASCADE"), primary_key=True),
-    Column("hook_id", Text, primary_key=True),
-    Column("token", Text, nullable=False, unique=True),
+    Column("run_id", _ID, ForeignKey("runs.run_id", ondelete="CASCADE"), primary_key=True),
+    Column("hook_id", _ID, primary_key=True),
+    Column("token", _ID, nullable=False, unique=True),
     Column("name", Text, nullable=False),
     Column("status", Text, nullable=False),
     Column("created_at", UTCDateTime, nullable=False),
@@ -182,7 +188,7 @@ Index("ix_hooks_created", hooks.c.created_at, hooks.c.token)
 schedules = Table(
     "schedules",
     metadata,
-    Column("schedule_id", Text, primary_key=True),
+    Column("schedule_id", _ID, primary_key=True),
     Column("data", Text, nullable=False),
     Column("status", Text, nullable=False),
     Column("next_at", UTCDateTime, index=True),
@@ -193,7 +199,7 @@ schedules = Table(
 code = Table(
     "code",
     metadata,
-    Column("hash", Text, primary_key=True),
+    Column("hash", _ID, primary_key=True),
     Column("kind", Text, CheckConstraint("kind IN ('reference', 'value')"), nullable=False),
     Column("reference", Text),
     Column("source_hash", Text),
@@ -205,7 +211,7 @@ code = Table(
 blobs = Table(
     "blobs",
     metadata,
-    Column("hash", Text, primary_key=True),
+    Column("hash", _ID, primary_key=True),
     Column("data", LargeBinary, nullable=False),
     Column("size", BigInteger, nullable=False),
     Column("created_at", UTCDateTime, nullable=False),
@@ -215,8 +221,8 @@ blobs = Table(
 run_blobs = Table(
     "run_blobs",
     metadata,
-    Column("run_id", Text, ForeignKey("runs.run_id", ondelete="CASCADE"), primary_key=True),
-    Column("hash", Text, ForeignKey("blobs.hash"), primary_key=True, index=True),
+    Column("run_id", _ID, ForeignKey("runs.run_id", ondelete="CASCADE"), primary_key=True),
+    Column("hash", _ID, ForeignKey("blobs.hash"), primary_key=True, index=True),
     sqlite_with_rowid=False,
 )
 
@@ -224,6 +230,6 @@ run_blobs = Table(
 engine = Table(
     "engine",
     metadata,
-    Column("key", Text, primary_key=True),
+    Column("key", _ID, primary_key=True),
     Column("value", Text, nullable=False),
 )

@@ -132,11 +132,11 @@ def test_concurrent_duplicates_in_processes_give_one_run(
 ) -> None:
     processes = [
         subprocess.Popen([sys.executable, "-c", _START, shared_url, str(number)], stdout=subprocess.PIPE)
-        for number in range(3)
+        for number in range(2)
     ]
     outputs = [process.communicate(timeout=60)[0].split() for process in processes]
 
-    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert [process.returncode for process in processes] == [0, 0]
     runs, _ = read(open_storage(shared_url), list_runs)
     assert len(runs) == 20
     assert sum(output.count(b"True") for output in outputs) == 20

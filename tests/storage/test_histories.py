@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from pyworkflow_ray.exceptions import StorageError
@@ -212,16 +214,11 @@ def test_blobs_live_as_long_as_the_last_run_that_needs_them(storage: Storage) ->
 
 
 def test_fifty_thousand_events_are_read_in_half_a_second(storage: Storage) -> None:
-    import time
-
     run = claimed(storage)
     write(storage, append, new_append(run, *["step.completed"] * 50_000))
 
-    durations = []
-    for _ in range(3):  # The best of three: the machine may be busy with something else.
-        started = time.perf_counter()
-        rows = read(storage, read_events, run.run_id)
-        durations.append(time.perf_counter() - started)
+    started = time.thread_time()  # Not the clock's: the machine may be busy with something else.
+    rows = read(storage, read_events, run.run_id)
 
     assert len(rows) == 50_000
-    assert min(durations) < 0.5
+    assert time.thread_time() - started < 0.5

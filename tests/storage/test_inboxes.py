@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
+from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage.inboxes import post, unread
 from pyworkflow_ray.storage.storages import Storage
 from tests.storage.builders import accepted, appended, claimed, read, write
@@ -37,6 +38,15 @@ def test_a_dedup_key_holds_also_after_it_was_read(storage: Storage) -> None:
 
     assert not write(storage, post, "run_1", "key", "hook", "{}")
     assert read(storage, unread, "run_1") == []
+
+
+def test_an_ended_run_takes_nothing_and_leaves_nothing_unread(storage: Storage) -> None:
+    run = claimed(storage)
+    write(storage, post, "run_1", "too late", "signal", "{}")
+    appended(storage, run, "workflow.completed", changes={"status": RunStatus.COMPLETED}, release=True)
+
+    assert read(storage, unread, "run_1") == []
+    assert not write(storage, post, "run_1", "key", "signal", "{}")
 
 
 def test_posting_to_no_run_has_no_effect(storage: Storage) -> None:

@@ -37,6 +37,26 @@ def test_runs_that_share_a_timestamp_are_all_listed(storage: Storage) -> None:
     assert set(seen) == expected
 
 
+def test_several_statuses_are_paged_as_one_list(storage: Storage) -> None:
+    for number in range(9):
+        accepted(storage, f"run_{'aBé_'[number % 4]}{number}", created_at=NOON)
+    for run, _ in zip(read(storage, list_runs)[0], range(4), strict=False):
+        claimed(storage, run.run_id)
+    everything = _ids(storage)
+
+    seen: list[str] = []
+    cursor = None
+    while True:
+        runs, cursor = read(
+            storage, list_runs, limit=2, cursor=cursor, status=[RunStatus.PENDING, RunStatus.RUNNING]
+        )
+        seen += [run.run_id for run in runs]
+        if cursor is None:
+            break
+
+    assert seen == everything == sorted(everything, reverse=True)
+
+
 def test_the_newest_run_comes_first_and_the_last_page_has_no_cursor(storage: Storage) -> None:
     for number in range(4):
         accepted(storage, f"run_{number}", created_at=NOON + timedelta(microseconds=number))
