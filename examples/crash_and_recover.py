@@ -1,0 +1,134 @@
+"""Kill what runs a workflow while it runs, and watch the run come to its end all the same.
+
+    python examples/crash_and_recover.py
+
+A driver process starts an order of six steps and exits. Then this script sends `kill -9` twice: to the worker
+process in which a step is running, and to the process of the actor that drives the run. The step is tried
+again; the actor comes back, replays the run's history and goes on. At the end every step has exactly one
+recorded result, although two of them ran more than once.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import ray
+
+from pyworkflow_ray import Event, RunHandle, configure, get_config, get_context, start_sync, step, workflow
+
+BEGAN = time.time()
+STEPS = ("reserve", "charge", "pack", "label", "ship", "notify")
+
+
+@step
+def do(work: str, order: str, diary: str) -> str:
+    """One second of work that leaves a line in a diary, so that one can see who ran, and how often."""
+    context = get_context()
+    with Path(diary).open("a") as lines:
+        lines.write(f"{work} {context.attempt} {os.getpid()}\n")
+    time.sleep(1)
+    return f"{work} {order}: done"
+
+
+@workflow
+async def process_order(order: str, diary: str) -> list[str]:
+    return [await do.options(name=work)(work, order, diary) for work in STEPS]
+
+
+def drive(address: str, diary: str) -> None:
+    """The driver: start the run, print its id, and be gone."""
+    configure(address=address)
+    print(start_sync(process_order, "A-17", diary))
+
+
+def main() -> None:
+    ray.init(include_dashboard=False, log_to_driver=False)  # the cluster outlives the driver
+    address = ray.get_runtime_context().gcs_address
+    diary = Path(tempfile.mkdtemp()) / "diary"
+    diary.touch()
+
+    driver = subprocess.run(
+        [sys.executable, __file__, address, str(diary)], stdout=subprocess.PIPE, text=True, check=True
+    )
+    run: RunHandle[list[str]] = RunHandle(driver.stdout.split()[-1])
+    say(f"the driver has started {run} and exited")
+
+    pid = wait_for(diary, "charge", attempt=1)
+    say(f"step 'charge' is running in process {pid}: kill -9")
+    kill(pid)
+    pid = wait_for(diary, "charge", attempt=2)
+    say(f"step 'charge' is running again, in process {pid}")
+
+    wait_for(diary, "label", attempt=1)
+    coordinator, pid = coordinator_of(run)
+    say(f"step 'label' is running, the run is driven by {coordinator}, process {pid}: kill -9")
+    kill(pid)
+    pid = wait_for(diary, "label", attempt=2)
+    say(f"step 'label' is running again, in process {pid}; {coordinator} is process {coordinator_of(run)[1]} now")
+
+    configure(address=address)
+    result = run.wait(timeout=60)
+    say(f"the run is {run.status_sync().value}: {len(result)} results")
+    report(run.events_sync(), diary)
+
+
+def say(text: str) -> None:
+    print(f"{time.time() - BEGAN:6.2f} s  {text}", flush=True)
+
+
+def wait_for(diary: Path, work: str, attempt: int) -> int:
+    """The process in which this attempt runs, as soon as it does."""
+    for _ in range(600):
+        for line in diary.read_text().splitlines():
+            if line.startswith(f"{work} {attempt} "):
+                return int(line.split()[2])
+        time.sleep(0.05)
+    raise SystemExit(f"attempt {attempt} of step {work!r} has not begun within 30 s")
+
+
+def coordinator_of(run: RunHandle[list[str]]) -> tuple[str, int]:
+    """The actor that drives the run, by name, and its process."""
+    from pyworkflow_ray import get_workflow_run, run_sync
+
+    row = run_sync(get_workflow_run(run))
+    actor = ray.get_actor(row.coordinator, namespace=get_config().namespace)
+    return row.coordinator, ray.get(actor.pid.remote())
+
+
+def kill(pid: int) -> None:
+    """`kill -9`, once it is sure that the process is one of Ray's."""
+    command = Path(f"/proc/{pid}/cmdline")
+    if command.exists() and not command.read_bytes().startswith(b"ray::"):
+        raise SystemExit(f"process {pid} is none of Ray's: {command.read_bytes()!r}")
+    os.kill(pid, signal.SIGKILL)
+
+
+def report(events: list[Event], diary: Path) -> None:
+    """The event log, and for each step how often it ran and how many results are recorded."""
+    print("\nthe event log:")
+    for event in events:
+        data = event.data
+        note = data.get("reason") or data.get("error") or data.get("step_id") or ""
+        attempt = f"attempt {data['attempt']}" if "attempt" in data else ""
+        seconds = event.timestamp.timestamp() - BEGAN
+        print(f"{event.sequence:>3} {seconds:6.2f} s  {event.type:<20} {attempt:<10} {note}")
+
+    runs = Counter(line.split()[0] for line in diary.read_text().splitlines())
+    results = Counter(event.data["step_name"] for event in events if event.type == "step.completed")
+    print(f"\n{'step':<8} times run  results recorded")
+    for work in STEPS:
+        print(f"{work:<8} {runs[work]:>9}  {results[work]:>16}")
+    if any(results[work] != 1 for work in STEPS):
+        raise SystemExit("a result was lost or counted twice")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        drive(*sys.argv[1:])
+    else:
+        main()

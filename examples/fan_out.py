@@ -1,0 +1,52 @@
+"""Many steps at once: all together, a few at a time, and each as it is done.
+
+    python examples/fan_out.py
+
+Steps are Ray tasks, so they run on as many CPUs as the cluster has. `asyncio.gather` and the rest of asyncio
+work in a workflow as they do anywhere; after a crash only what has no recorded result runs again.
+"""
+
+import asyncio
+import os
+import time
+
+from pyworkflow_ray import as_completed, run_workflow, step, workflow
+
+
+@step
+def square(number: int) -> int:
+    return number * number
+
+
+@step(num_cpus=0.5)
+def crawl(page: str, seconds: float) -> str:
+    time.sleep(seconds)
+    return f"{page} in process {os.getpid()}"
+
+
+@workflow
+async def all_together(count: int) -> int:
+    return sum(await asyncio.gather(*(square(number) for number in range(count))))
+
+
+@workflow
+async def a_few_at_a_time(count: int) -> int:
+    # Results come in the order of the items; never more than ten steps are under way.
+    return sum(await square.map(range(count), max_in_flight=10))
+
+
+@workflow
+async def first_come(pages: dict[str, float]) -> list[str]:
+    done = []
+    async for page in as_completed([crawl(page, seconds) for page, seconds in pages.items()]):
+        done.append(await page)
+    return done
+
+
+if __name__ == "__main__":
+    for many in (all_together, a_few_at_a_time):
+        began = time.monotonic()
+        print(f"{many.name}: the sum of 200 squares is {run_workflow(many, 200)}", end=", ")
+        print(f"{time.monotonic() - began:.1f} s")
+    for line in run_workflow(first_come, {"slow": 1.5, "quick": 0.1, "middling": 0.7}):
+        print(f"first_come: {line}")
