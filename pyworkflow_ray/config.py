@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
+import tomllib
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    PyprojectTomlConfigSettingsSource,
-    SettingsConfigDict,
-    YamlConfigSettingsSource,
-)
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from pyworkflow_ray.durations import parse_duration
 from pyworkflow_ray.exceptions import ConfigurationError
@@ -32,12 +29,7 @@ class Settings(BaseSettings):
     may hold a password.
     """
 
-    model_config = SettingsConfigDict(
-        env_prefix="PYWORKFLOW_",
-        extra="forbid",
-        frozen=True,
-        pyproject_toml_table_header=("tool", "pyworkflow"),
-    )
+    model_config = SettingsConfigDict(env_prefix="PYWORKFLOW_", extra="forbid", frozen=True)
 
     default_runtime: Literal["ray", "local"] = "ray"
     default_durable: bool = True
@@ -70,10 +62,8 @@ class Settings(BaseSettings):
     @classmethod
     def _read_duration(cls, value: Any) -> timedelta:
         if isinstance(value, str):
-            try:
+            with contextlib.suppress(ValueError):
                 value = float(value)  # the environment has only text: "2.5" is seconds
-            except ValueError:
-                pass
         return parse_duration(value)
 
     @field_validator("storage", mode="before")
@@ -104,29 +94,44 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (init_settings, env_settings, *_file_sources(settings_cls))
+        # The sources come first to last: a call wins over the environment, and that over the file.
+        file = find_file()
+        values = {} if file is None else read_file(file)
+        return init_settings, env_settings, InitSettingsSource(settings_cls, init_kwargs=values)
 
 
-def _file_sources(settings_cls: type[BaseSettings]) -> list[PydanticBaseSettingsSource]:
-    """The nearest configuration file in the working directory or above it."""
+def find_file() -> Path | None:
+    """The nearest file with settings, in the working directory or above it."""
     for folder in (Path.cwd(), *Path.cwd().parents):
-        if (folder / YAML_NAME).is_file():
-            return [_YamlSource(settings_cls, folder / YAML_NAME)]
-        if (folder / "pyproject.toml").is_file():
-            return [PyprojectTomlConfigSettingsSource(settings_cls, folder / "pyproject.toml")]
-    return []
+        for name in (YAML_NAME, "pyproject.toml"):
+            if (folder / name).is_file():
+                return folder / name
+    return None
 
 
-class _YamlSource(YamlConfigSettingsSource):
-    """The YAML file, with its `recovery:` section spread out."""
+def read_file(file: Path) -> dict[str, Any]:
+    """The settings in a YAML file, or in the table `[tool.pyworkflow]` of a TOML file.
 
-    def __call__(self) -> dict[str, Any]:
-        values = dict(super().__call__())
-        recovery = values.pop("recovery", None) or {}
-        for name in ("recover_on_worker_loss", "max_recovery_attempts"):
-            if name in recovery:
-                values[f"default_{name}"] = recovery[name]
-        return values
+    Raises:
+        ConfigurationError: The file cannot be read; it says where it is broken.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+        values = _toml_table(text) if file.suffix == ".toml" else yaml.safe_load(text) or {}
+    except OSError as error:
+        raise ConfigurationError(f"Cannot read {file}: {error.strerror}.") from error
+    except (yaml.YAMLError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{file} is broken: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigurationError(
+            f"{file} must hold settings as `name: value`, not a {type(values).__name__}."
+        )
+    recovery = values.pop("recovery", None) or {}
+    return {**values, **{f"default_{name}": value for name, value in recovery.items()}}
+
+
+def _toml_table(text: str) -> Any:
+    return tomllib.loads(text).get("tool", {}).get("pyworkflow", {})
 
 
 def storage_url(mapping: Mapping[str, Any]) -> str:
@@ -185,21 +190,7 @@ def configure_from_yaml(path: str | os.PathLike[str]) -> Settings:
     Raises:
         ConfigurationError: The file is not there or not readable, or holds what is not accepted.
     """
-    import yaml
-
-    file = Path(path)
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise ConfigurationError(f"Cannot read {file}: {error.strerror}.") from error
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"{file} is not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigurationError(
-            f"{file} must hold settings as `name: value`, not a {type(values).__name__}."
-        )
-    recovery = values.pop("recovery", None) or {}
-    return configure(**values, **{f"default_{name}": value for name, value in recovery.items()})
+    return configure(**read_file(Path(path)))
 
 
 def get_config() -> Settings:
@@ -226,8 +217,6 @@ def _build(overrides: Mapping[str, Any]) -> Settings:
         if first["type"] == "extra_forbidden":
             raise ConfigurationError(_unknown(name)) from None
         raise ConfigurationError(f"Setting {name!r}: {first['msg']}.") from None
-    except Exception as error:
-        raise ConfigurationError(f"The configuration cannot be read: {error}") from error
 
 
 def _unknown(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -85,16 +86,31 @@ def connect(address: str | None, namespace: str) -> None:
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = address or os.environ.get("RAY_ADDRESS")
+    _require_listener(address)
     try:
         ray.init(address=address, namespace=namespace, log_to_driver=False, configure_logging=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ConfigurationError(
-            f"The Ray cluster at {address or 'this machine'} cannot be joined: {error}. Start one with "
-            "`ray start --head`, name another with configure(address='...') or RAY_ADDRESS, or leave the "
-            "address out to run on a local cluster of this process."
-        ) from error
+        raise _not_there(address, error) from error
     if address is None:
         logger.debug("Joined Ray at {}", ray.get_runtime_context().gcs_address)
+
+
+def _require_listener(address: str | None) -> None:
+    """Find out at once that nobody listens at an address; Ray itself tries for minutes."""
+    host, separator, port = (address or "").removeprefix("ray://").rpartition(":")
+    if separator and port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            raise _not_there(address, error) from error
+
+
+def _not_there(address: str | None, error: Exception) -> ConfigurationError:
+    return ConfigurationError(
+        f"The Ray cluster at {address or 'this machine'} cannot be joined: {error}. Start one with "
+        "`ray start --head`, name another with configure(address='...') or RAY_ADDRESS, or leave the "
+        "address out to run on a local cluster of this process."
+    )
 
 
 def placed_on(engine: Engine, is_file: bool, slots: int | str | None) -> Engine:

@@ -186,6 +186,7 @@ def test_a_coordinator_with_nothing_to_do_ends_its_process(engine: EngineUnderTe
 @pr.workflow
 async def poisonous(folder: str) -> None:
     await mark(folder, "before")
+    await asyncio.sleep(0.01)
     os.kill(os.getpid(), signal.SIGKILL)
 
 

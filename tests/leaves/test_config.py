@@ -1,0 +1,83 @@
+"""Settings: their sources, their order, and errors that help."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+import pyworkflow_ray as pr
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pr.reset_config()
+
+
+def test_a_call_wins_over_the_environment_and_that_over_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pyworkflow.config.yaml").write_text(
+        "namespace: file\nlease_ttl: 40s\nrecovery:\n  max_recovery_attempts: 7\n"
+    )
+    monkeypatch.setenv("PYWORKFLOW_NAMESPACE", "environment")
+    settings = pr.get_config()
+    assert (settings.namespace, settings.lease_ttl) == ("environment", timedelta(seconds=40))
+    assert settings.default_max_recovery_attempts == 7
+    assert pr.configure(namespace="call").namespace == "call"
+    assert pr.configure(default_retries=1).namespace == "call", "a second call keeps the first one's"
+
+
+def test_the_table_of_a_projects_own_file_is_read_from_a_folder_below(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pyproject.toml").write_text('[tool.pyworkflow]\nstorage = "x.db"\nsuspend_after = 1.5\n')
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    assert pr.get_config().storage_url == "x.db"
+    assert pr.get_config().suspend_after == timedelta(seconds=1.5)
+
+
+def test_an_unknown_setting_suggests_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(pr.ConfigurationError, match="Did you mean 'storage'"):
+        pr.configure(storrage="x")
+    (tmp_path / "pyworkflow.config.yaml").write_text("nmespace: x\n")
+    with pytest.raises(pr.ConfigurationError, match="Did you mean 'namespace'"):
+        pr.get_config()
+
+
+def test_a_broken_file_is_an_error_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "pyworkflow.config.yaml").write_text("namespace: x\n  storage: [\n")
+    with pytest.raises(pr.ConfigurationError, match="line 2"):
+        pr.get_config()
+    with pytest.raises(pr.ConfigurationError, match="Cannot read"):
+        pr.configure_from_yaml(tmp_path / "absent.yaml")
+
+
+def test_a_value_that_is_not_accepted_names_its_setting() -> None:
+    with pytest.raises(pr.ConfigurationError, match="'lease_ttl'"):
+        pr.configure(lease_ttl="soon")
+    with pytest.raises(pr.ConfigurationError, match="'coordinators'"):
+        pr.configure(coordinators=0)
+
+
+def test_the_storages_password_is_never_shown() -> None:
+    settings = pr.configure(storage="postgresql://user:secret@host/name")
+    assert "secret" not in repr(settings)
+    assert settings.storage_url.endswith("secret@host/name")
+
+
+@pytest.mark.parametrize(
+    ("mapping", "url"),
+    [
+        ({"type": "sqlite", "db_path": "a.db"}, "a.db"),
+        ({"type": "file", "base_path": "data"}, "data/pyworkflow.db"),
+        ({"type": "memory"}, "memory"),
+        ({"type": "postgres", "dsn": "postgresql://h/d"}, "postgresql://h/d"),
+        ({"type": "postgres", "host": "h", "user": "u", "database": "d"}, "postgresql://u@h:5432/d"),
+    ],
+)
+def test_a_storage_may_be_said_as_a_mapping(mapping: dict[str, str], url: str) -> None:
+    assert pr.configure(storage=mapping).storage_url == url
