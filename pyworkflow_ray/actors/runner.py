@@ -21,9 +21,9 @@ import msgspec
 
 from pyworkflow_ray.actors.codes import CodeLoader
 from pyworkflow_ray.actors.payloads import configured_values
-from pyworkflow_ray.context import StepContext, current_step
 from pyworkflow_ray.durations import format_duration
 from pyworkflow_ray.engine.attempts import AttemptCompleted, AttemptFailed, AttemptOutcome, encode_outcome
+from pyworkflow_ray.engine.step_contexts import StepContext, current_step
 from pyworkflow_ray.exceptions import StepTimeoutError
 from pyworkflow_ray.failures import capture
 from pyworkflow_ray.storage.codes import Code

@@ -1,0 +1,59 @@
+"""What a step's code sees of the attempt that it is."""
+
+from __future__ import annotations
+
+import random
+import uuid
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from loguru import logger
+
+
+@dataclass(frozen=True, slots=True)
+class StepContext:
+    """The step attempt that is running.
+
+    Args:
+        attempt: Counted from 1.
+        idempotency_key: The same for every attempt of this step in this run, and for no other: hand it to
+            a payment provider.
+        deadline: When the attempt's timeout passes; None without one.
+    """
+
+    run_id: str
+    workflow_name: str
+    step_id: str
+    step_name: str
+    attempt: int
+    deadline: datetime | None = None
+    is_durable: bool = True
+    is_replaying: bool = False
+
+    @property
+    def idempotency_key(self) -> str:
+        return f"{self.run_id}:{self.step_id}"
+
+    def now(self) -> datetime:
+        """The present instant, in UTC."""
+        return datetime.now(UTC)
+
+    def random(self) -> float:
+        """A random number from 0 up to, and not including, 1."""
+        return random.random()
+
+    def uuid4(self) -> uuid.UUID:
+        """A random UUID."""
+        return uuid.uuid4()
+
+    def log(self, message: str, level: str = "INFO", **fields: Any) -> None:
+        """Log a message with the step's ids."""
+        logger.bind(run_id=self.run_id, step_id=self.step_id, attempt=self.attempt, **fields).log(
+            level, message
+        )
+
+
+current_step: ContextVar[StepContext | None] = ContextVar("pyworkflow_ray_step", default=None)
+"""The step attempt whose code is running; None in workflows and outside of runs."""

@@ -1,0 +1,107 @@
+"""Arrows point down: what each layer may import, held against the imports themselves."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "pyworkflow_ray"
+
+LEAVES = (
+    "exceptions config clock ids durations statuses failures modules values value_tags value_objects value_views"
+).split()
+AUTHORING = "arguments definitions workflows steps timers context".split()
+LAYERS: dict[str, set[str]] = {
+    "leaves": set(),
+    "engine": {"leaves"},
+    "storage": {"leaves", "engine"},
+    "authoring": {"leaves", "engine"},
+    "actors": {"leaves", "engine", "storage"},
+    "client": {"leaves", "engine", "storage", "authoring", "actors"},
+    "testing": {"leaves", "engine", "storage", "authoring", "actors", "client"},
+    "root": {"leaves", "engine", "authoring", "client"},
+}
+"""What each layer may import, besides itself."""
+
+FOREIGN = {"ray": {"actors", "client"}, "sqlalchemy": {"storage"}}
+"""The layers in which a library may appear."""
+
+MAX_LINES = 600
+
+
+def layer_of(module: str) -> str:
+    first = module.removeprefix("pyworkflow_ray").lstrip(".").split(".")[0]
+    if not first:
+        return "root"
+    if first in LEAVES:
+        return "leaves"
+    return "authoring" if first in AUTHORING else first
+
+
+def sources() -> Iterator[tuple[str, Path]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        yield ".".join(part for part in parts if part != "__init__"), path
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Every import in a file, lazy and typing-only ones included."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports are absolute"
+            for alias in node.names:
+                yield node.lineno, f"{node.module}.{alias.name}"
+
+
+@pytest.mark.parametrize(("module", "path"), list(sources()), ids=lambda value: str(value).split("/")[-1])
+def test_a_module_imports_only_from_the_layers_below(module: str, path: Path) -> None:
+    layer = layer_of(module)
+    assert layer in LAYERS, f"{module} is in no layer: add it to the table, here and in ARCHITECTURE.md"
+    for line, imported in imports(path):
+        library = imported.split(".")[0]
+        if library == "pyworkflow_ray":
+            below = layer_of(imported)
+            allowed = LAYERS[layer] | {layer}
+            assert below in allowed, f"{path}:{line}: {layer} must not import {imported} ({below})"
+        elif library in FOREIGN:
+            assert layer in FOREIGN[library], f"{path}:{line}: {library} must not appear in {layer}"
+
+
+def test_the_engine_reads_no_clock() -> None:
+    for _, path in sources():
+        if path.parent.name != "engine" or path.name == "step_contexts.py":  # which is for steps
+            continue
+        text = path.read_text()
+        for reading in ("datetime.now", "time.time(", "monotonic(", "utcnow"):
+            assert reading not in text, f"{path} reads a clock: {reading}"
+
+
+def test_a_file_can_be_read_in_one_sitting() -> None:
+    long = {
+        str(path): count for _, path in sources() if (count := len(path.read_text().splitlines())) > MAX_LINES
+    }
+    assert not long
+
+
+def test_the_root_links_lead_into_the_package() -> None:
+    root = PACKAGE.parent
+    for room in ("actors", "storage"):
+        assert (root / room).is_symlink()
+        assert (root / room).readlink() == Path("pyworkflow_ray") / room
+
+
+def test_importing_the_package_configures_no_logging_and_joins_no_cluster() -> None:
+    import subprocess
+    import sys
+
+    script = (
+        "from loguru import logger; before = repr(logger); import pyworkflow_ray, sys; "
+        "assert repr(logger) == before; assert 'ray' not in sys.modules, 'ray was imported'"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
