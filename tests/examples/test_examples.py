@@ -1,0 +1,150 @@
+"""Each example runs as it stands, in a process and a folder of its own, and shows what its text says.
+
+One Ray head serves them all: starting one costs as much as an example. Each has its own namespace, and so
+its own actors and its own database.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+HEAD = """
+import ray, sys
+ray.init(num_cpus=4, resources={"scanner": 2}, include_dashboard=False, log_to_driver=False,
+         object_store_memory=80 * 2**20)
+print("address", ray.get_runtime_context().gcs_address, flush=True)
+sys.stdin.read()
+"""
+
+Run = Callable[[str], str]
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Ray head of its own process, which ends with its standard input."""
+    head = subprocess.Popen(
+        [sys.executable, "-c", HEAD],
+        cwd=tmp_path_factory.mktemp("head"),
+        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert head.stdout is not None
+    line = next((line for line in head.stdout if line.startswith("address ")), None)
+    assert line is not None, "the Ray head did not start"
+    yield line.split()[1]
+    head.communicate("", timeout=60)
+
+
+@pytest.fixture
+def run(address: str, tmp_path: Path) -> Run:
+    """Runs an example in an empty folder; its standard output."""
+
+    def run(name: str) -> str:
+        done = subprocess.run(
+            [sys.executable, EXAMPLES / f"{name}.py"],
+            cwd=tmp_path,
+            env={**os.environ, "RAY_ADDRESS": address, "PYWORKFLOW_NAMESPACE": f"examples-{name}"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+        assert (tmp_path / ".pyworkflow" / "pyworkflow.db").is_file()
+        return done.stdout
+
+    return run
+
+
+def test_every_example_has_a_test() -> None:
+    tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} <= tested
+
+
+def test_hello(run: Run) -> None:
+    assert run("hello").splitlines() == ["HELLO, WORLD!"]
+
+
+def test_order(run: Run) -> None:
+    output = run("order")
+    assert re.search(r"payment of 12\.50 under run_\w{16}:charge#1, attempt 3", output)
+    assert "box of pears is on its way" in output
+    assert "was declined" in output
+    assert "box of plums is back on its shelf" in output
+
+
+def test_retries(run: Run) -> None:
+    line = re.compile(r"^(.+?)#1 +(\d+)  (\w+) +(.+)$", re.MULTILINE)
+    told = {name: (int(attempts), end, pauses) for name, attempts, end, pauses in line.findall(run("retries"))}
+    assert told.pop("unreliable")[:2] == (4, "completed")  # its pauses have jitter
+    assert told == {
+        "a duration": (3, "completed", "0.20 s, 0.20 s"),
+        "seconds": (2, "completed", "0.30 s"),
+        "a list": (4, "completed", "0.10 s, 0.40 s, 0.40 s"),
+        "a RetryPolicy": (4, "completed", "0.10 s, 0.30 s, 0.50 s"),
+        "rate_limited": (2, "completed", "0.70 s"),
+        "hopeless": (1, "failed", "-"),
+        "picky": (1, "failed", "-"),
+        "fixed": (3, "completed", "60.00 s, 60.00 s"),
+        "an hour": (2, "completed", "3600.00 s"),
+    }
+
+
+def test_long_sleep(run: Run) -> None:
+    output = run("long_sleep")
+    assert re.findall(r"(running|suspended|completed)$", output, re.MULTILINE)[-3:] == [
+        "suspended",
+        "running",
+        "completed",
+    ]
+    assert "coordinator-0 has 0 runs in memory" in output
+    assert re.search(r"30 days in \d+ ms: .*2592000 s later", output)
+
+
+def test_fan_out(run: Run) -> None:
+    output = run("fan_out")
+    assert output.count("the sum of 200 squares is 2646700") == 2
+    assert len(re.findall(r"^first_come: (?:quick|middling|slow) in process \d+$", output, re.MULTILINE)) == 3
+
+
+def test_ray_resources(run: Run) -> None:
+    output = run("ray_resources")
+    assert "a book of 6 pages" in output
+    assert len(re.findall(r"scan#\d +node \w{8} pid \d+ +asked for .*'scanner': 1", output)) == 6
+    assert re.search(r"bind#1 .*asked for {'num_cpus': 0\.1}", output)
+
+
+def test_event_log(run: Run) -> None:
+    by_python, _, by_sql = run("event_log").partition("with SQL:")
+    for told in (by_python, by_sql):
+        types = re.findall(r"^ +\d  \S+  (\S+\.\S+)", told, re.MULTILINE)
+        assert types == [
+            "workflow.started",
+            "step.started",
+            "step.retrying",
+            "step.completed",
+            "sleep.started",
+            "sleep.completed",
+            "step.started",
+            "step.completed",
+            "workflow.completed",
+        ]
+
+
+def test_crash_and_recover(run: Run) -> None:
+    output = run("crash_and_recover")
+    assert output.count("kill -9") == 2
+    assert "the run is completed: 6 results" in output
+    assert "workflow.interrupted" in output
+    table = dict(re.findall(r"^(\w+) +\d+ +(\d+)$", output, re.MULTILINE))
+    assert table == dict.fromkeys(("reserve", "charge", "pack", "label", "ship", "notify"), "1")
