@@ -69,7 +69,9 @@ class Database:
 
     @property
     def secret_url(self) -> str:
-        """The URL with its password, for another process of ours; never to be shown."""
+        """The file's path, or the URL with its password, for another process of ours; never to be shown."""
+        if self.path is not None:
+            return str(self.path)  # A URL cannot say every path: one with a question mark ends there.
         return self._url.render_as_string(hide_password=False)
 
     @property

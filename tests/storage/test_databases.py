@@ -140,9 +140,11 @@ def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
 
 
 def test_missing_directories_are_made(tmp_path: Path) -> None:
-    with Storage(tmp_path / "a" / "b" / "runs with 100% ümlaut?.db") as storage:
+    path = tmp_path / "a" / "b" / "runs with 100% ümlaut?.db"
+    with Storage(path) as storage:
         accepted(storage)
-    assert (tmp_path / "a" / "b" / "runs with 100% ümlaut?.db").stat().st_size > 0
+        assert Database(storage.database.secret_url).path == path
+    assert path.stat().st_size > 0
 
 
 @pytest.mark.parametrize("form", ["path", "text", "url", "driver"])
