@@ -40,9 +40,9 @@ from pyworkflow_ray.exceptions import (
     WorkflowTimeoutError,
 )
 from pyworkflow_ray.statuses import HookStatus, OverlapPolicy, RunStatus, ScheduleStatus, StepStatus
-from pyworkflow_ray.steps import Step, get_step, list_steps, run_step, step
+from pyworkflow_ray.steps import Step, StepFunction, get_step, list_steps, run_step, step
 from pyworkflow_ray.timers import sleep
-from pyworkflow_ray.workflows import Workflow, get_workflow, list_workflows, workflow
+from pyworkflow_ray.workflows import Workflow, WorkflowFunction, get_workflow, list_workflows, workflow
 
 __version__ = "0.1.0"
 
@@ -74,6 +74,7 @@ __all__ = [
     "SerializationError",
     "Step",
     "StepFailedError",
+    "StepFunction",
     "StepStatus",
     "StepTimeoutError",
     "StepValidationError",
@@ -83,6 +84,7 @@ __all__ = [
     "WorkflowAlreadyRunningError",
     "WorkflowError",
     "WorkflowFailedError",
+    "WorkflowFunction",
     "WorkflowNotFoundError",
     "WorkflowRun",
     "WorkflowTimeoutError",

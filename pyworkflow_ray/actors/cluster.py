@@ -123,9 +123,7 @@ def placed_on(engine: Engine, is_file: bool, slots: int | str | None) -> Engine:
     """
     import ray
 
-    if slots == "per_run":
-        count = 0
-    elif isinstance(slots, int):
+    if isinstance(slots, int):
         count = slots
     else:
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]

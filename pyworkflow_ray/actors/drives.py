@@ -153,7 +153,7 @@ class Drive:
         execution = Execution(self.run_id, function, self._host.payloads, limits)
         execution.is_durable = self.run.durable
         self._execution = execution
-        if self._position == 0 and (self.run.durable or not self.run.was_interrupted):
+        if self._position == 0 and (self.run.durable or self.run.started_at is None):
             await self._start()
             return
         history = await asyncio.to_thread(
@@ -303,6 +303,8 @@ class Drive:
                 activation.changes |= {
                     "status": RunStatus.COMPLETED,
                     "result": bytes(result),
+                    "error": None,
+                    "error_type": None,
                     "completed_at": at,
                 }
             case WorkflowFailed(error=error, error_type=error_type):

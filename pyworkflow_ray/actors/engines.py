@@ -16,7 +16,7 @@ class Engine:
     """The settings that travel to actors; the storage's URL is kept out of `repr`.
 
     Args:
-        slots: How many coordinators runs are spread over; 0 gives each run one of its own.
+        slots: How many coordinators runs are spread over.
         node_id: The node that coordinators must live on, since only there is the SQLite file.
         environment: Hash of the job's `runtime_env`, part of its coordinators' names.
     """
@@ -60,10 +60,8 @@ class Engine:
         """The engine's storage; actors never create it, since a new empty one would hide a wrong path."""
         return Storage(self.storage_url, create=create, synchronous=self.synchronous)
 
-    def placement(self, environment: str | None = None) -> Placement | None:
-        """The slots to place a run in; None when each run has a coordinator of its own."""
-        if self.slots <= 0:
-            return None
+    def placement(self, environment: str | None = None) -> Placement:
+        """The slots to place a run in."""
         return Placement(
             slots=self.slots, environment=self.environment if environment is None else environment
         )

@@ -16,8 +16,9 @@ from loguru import logger
 
 from pyworkflow_ray.actors.engines import Engine
 from pyworkflow_ray.storage.placements import place
+from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.storages import Storage
-from pyworkflow_ray.storage.sweeps import due, orphans
+from pyworkflow_ray.storage.sweeps import Due, Orphan, due, orphans
 
 Nudge = Callable[[str, list[str]], None]
 """Tells a coordinator, by name, to wake runs; it may fail, since the next sweep tells again."""
@@ -71,21 +72,24 @@ class Timer:
         # The next look must be set before the rows are read, so that an `arm` meanwhile is not lost.
         self._next_at = now + interval
         found = await asyncio.to_thread(storage.read, lambda c: due(c, horizon_seconds=interval))
-        ready = [(run.run_id, run.environment) for run in found if run.seconds_until <= 0]
+        ready: list[Due | Orphan] = [run for run in found if run.seconds_until <= 0]
         later = [run.seconds_until for run in found if run.seconds_until > 0]
         if later:
             self._next_at = min(self._next_at, now + min(later))
         if now >= self._sweep_at:
             self._sweep_at = now + interval
             lost = await asyncio.to_thread(storage.read, orphans)
-            ready += [(run.run_id, run.environment) for run in lost]
+            ready += lost
         if ready:
             await self._wake(storage, ready)
 
-    async def _wake(self, storage: Storage, ready: Iterable[tuple[str, str]]) -> None:
+    async def _wake(self, storage: Storage, ready: Iterable[Due | Orphan]) -> None:
         by_environment: dict[str, list[str]] = defaultdict(list)
-        for run_id, environment in ready:
-            by_environment[environment].append(run_id)
+        for run in ready:
+            if is_isolated(run):
+                self._nudge(coordinator_of(run.run_id), [run.run_id])
+            else:
+                by_environment[run.environment].append(run.run_id)
         for environment, run_ids in by_environment.items():
             for name, group in (await self._place(storage, environment, run_ids)).items():
                 self.wakes += len(group)
@@ -94,8 +98,6 @@ class Timer:
     async def _place(self, storage: Storage, environment: str, run_ids: list[str]) -> dict[str, list[str]]:
         """The runs by the coordinator that each is placed with now."""
         placement = self.engine.placement(environment)
-        if placement is None:
-            return {coordinator_of(run_id): [run_id] for run_id in run_ids}
         placed = await asyncio.wrap_future(
             storage.submit(lambda connection: place(connection, run_ids, placement))
         )
@@ -117,3 +119,8 @@ class Timer:
 def coordinator_of(run_id: str) -> str:
     """The name of the coordinator that one run has for itself."""
     return f"coordinator-{run_id}"
+
+
+def is_isolated(run: Due | Orphan | RunRecord) -> bool:
+    """Whether a run has a coordinator for itself, and keeps it."""
+    return run.coordinator == coordinator_of(run.run_id)

@@ -7,15 +7,15 @@ import time
 from collections.abc import Generator
 from typing import Any, Generic, TypeVar
 
-from pyworkflow_ray import values
+from pyworkflow_ray import exceptions, values
 from pyworkflow_ray.actors.drives import RunEnd
 from pyworkflow_ray.client.loops import run_sync
 from pyworkflow_ray.client.records import Event, WorkflowRun
 from pyworkflow_ray.client.sessions import Session, session
 from pyworkflow_ray.engine.events import FailureEvent, decode_event
 from pyworkflow_ray.engine.executions import current
-from pyworkflow_ray.exceptions import WorkflowError, WorkflowFailedError, WorkflowNotFoundError
-from pyworkflow_ray.failures import Failure, restore
+from pyworkflow_ray.exceptions import FatalError, WorkflowError, WorkflowFailedError, WorkflowNotFoundError
+from pyworkflow_ray.failures import Failure, capture, restore
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage.blobs import load_blob
 from pyworkflow_ray.storage.histories import latest_event, read_events
@@ -160,11 +160,17 @@ async def _end_of(of: Session, record: RunRecord) -> RunEnd:
         if isinstance(event, FailureEvent) and record.status is RunStatus.FAILED:
             failure = event.failure
         else:
-            failure = Failure(
-                error=record.error or f"the run is {record.status.value}",
-                error_type=record.error_type or "WorkflowError",
-            )
+            failure = _told_failure(record)
     return RunEnd(record.run_id, record.status.value, result, failure)
+
+
+def _told_failure(record: RunRecord) -> Failure:
+    """The failure of a run that was set aside; its row tells the type and the text of an error of ours."""
+    error = record.error or f"The run is {record.status.value}."
+    own = getattr(exceptions, (record.error_type or "").rpartition(".")[2], None)
+    if isinstance(own, type) and issubclass(own, FatalError):
+        return capture(own(error))
+    return Failure(error=error, error_type=record.error_type or "WorkflowError")
 
 
 async def _value_of(of: Session, end: RunEnd) -> Any:

@@ -11,7 +11,7 @@ from pyworkflow_ray.actors.cluster import Cluster, connect, placed_on
 from pyworkflow_ray.actors.coordinator import Coordinator
 from pyworkflow_ray.actors.drives import RunEnd
 from pyworkflow_ray.actors.engines import Engine
-from pyworkflow_ray.actors.timer import coordinator_of
+from pyworkflow_ray.actors.timer import coordinator_of, is_isolated
 from pyworkflow_ray.client.lines import Line
 from pyworkflow_ray.client.loops import on_client_loop
 from pyworkflow_ray.clock import Clock
@@ -76,10 +76,9 @@ class RayRuntime:
 
     def placing(self, run_id: str, isolated: bool) -> dict[str, Any]:
         """What a new run's row says of where it lives."""
-        placement = None if isolated else self.engine.placement()
-        if placement is None:
+        if isolated:
             return {"coordinator": coordinator_of(run_id), "environment": self.engine.environment}
-        return {"placement": placement}
+        return {"placement": self.engine.placement()}
 
     async def start(self, run: RunRecord) -> None:
         """Hand over a run that was accepted."""
@@ -99,14 +98,12 @@ class RayRuntime:
 
     async def wake(self, run: RunRecord) -> None:
         """Have a run that nobody holds go on."""
-        placement = self.engine.placement(run.environment)
-        if placement is None:
-            name = coordinator_of(run.run_id)
+        if is_isolated(run):
+            name: str | None = run.coordinator
         else:
-            placed = await _place(self._storage, run.run_id, placement)
-            if placed is None:
-                return
-            name = placed
+            name = await _place(self._storage, run.run_id, self.engine.placement(run.environment))
+        if name is None:
+            return
         handle = await asyncio.to_thread(self.cluster.coordinator, name)
         await handle.wake.remote([run.run_id])
 

@@ -1,4 +1,4 @@
-"""One Ray cluster for all tests; an engine of its own (namespace and database) for each that breaks things."""
+"""One Ray cluster for all tests; an engine of its own for each that breaks things."""
 
 from __future__ import annotations
 

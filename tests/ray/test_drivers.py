@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,7 @@ def test_a_run_completes_after_a_driver_that_exits_at_once(engine: EngineUnderTe
     assert len(ended) == 12
     # After the pause the driver has long been gone. A new worker process for each step would take most of
     # a second each; this is no benchmark, so anything far below that will do.
-    gaps = sorted(later - earlier for earlier, later in zip(ended[2:], ended[3:], strict=False))
+    gaps = sorted(later - earlier for earlier, later in pairwise(ended[2:]))
     assert gaps[len(gaps) // 2] < 0.4
 
 
@@ -153,7 +154,7 @@ def test_a_run_goes_on_after_the_whole_cluster_was_killed(tmp_path: Path) -> Non
     assert first.stdout is not None
     run = first.stdout.readline().strip()
     assert run.startswith("run_")
-    eventually(lambda: (tmp_path / "step0").exists())
+    eventually((tmp_path / "step0").exists)
     kill_tree(first.pid)
     first.wait()
     second = subprocess.run(

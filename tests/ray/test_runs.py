@@ -59,7 +59,8 @@ async def third_time() -> int:
 
 @pr.step
 def whereabouts() -> tuple[int, str, list[float]]:
-    return os.getpid(), ray.get_runtime_context().get_node_id(), [ray.get_runtime_context().get_assigned_resources()["CPU"]]
+    context = ray.get_runtime_context()
+    return os.getpid(), context.get_node_id(), [context.get_assigned_resources()["CPU"]]
 
 
 @pr.step

@@ -1,0 +1,89 @@
+"""What user code does stays with its run."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+import ray
+
+import pyworkflow_ray as pr
+from tests.ray.conftest import EngineUnderTest, eventually
+
+
+@pr.step(local=True)
+async def near() -> int:
+    return 1
+
+
+@pr.workflow
+async def blocks(seconds: float) -> str:
+    time.sleep(seconds)
+    return "after"
+
+
+@pr.workflow
+async def quick() -> int:
+    return await near()
+
+
+def test_workflow_code_that_blocks_makes_neither_its_coordinator_deaf_nor_other_runs_wait(
+    engine: EngineUnderTest,
+) -> None:
+    slow = pr.start_sync(blocks, 6.0)
+    assert pr.run_workflow(quick) == 1
+    status = ray.get(engine.actor("coordinator-0").status.remote(), timeout=5)
+    assert status["runs"] == [slow]
+    assert slow.wait(timeout=60) == "after"
+
+
+@pr.workflow
+async def diverges(switch: str) -> int:
+    # Decides by something that may differ from one execution to the next.
+    if Path(switch).exists():
+        await near()
+    else:
+        await near.options(name="other")()
+    await pr.sleep(1)
+    return 1
+
+
+def test_a_run_whose_code_leaves_its_history_is_interrupted_until_it_is_mended(
+    engine: EngineUnderTest, tmp_path: Path
+) -> None:
+    switch = tmp_path / "switch"
+    run = pr.start_sync(diverges, str(switch))
+    eventually(lambda: run.status_sync() is pr.RunStatus.SUSPENDED)
+    switch.touch()
+    with pytest.raises(pr.NonDeterminismError, match=r"position 1:\nrecorded StepScheduled\('other#1'\)"):
+        run.wait(timeout=60)
+    assert run.status_sync() is pr.RunStatus.INTERRUPTED
+    switch.unlink()
+    pr.run_sync(pr.resume(run))
+    assert run.wait(timeout=60) == 1
+
+
+@pr.workflow(durable=False)
+async def forgetful() -> int:
+    await asyncio.sleep(0.05)
+    return await near()
+
+
+def test_a_run_that_is_not_durable_leaves_its_row_and_no_history(engine: EngineUnderTest) -> None:
+    run = pr.start_sync(forgetful)
+    assert run.wait(timeout=60) == 1
+    assert run.events_sync() == []
+    assert run.status_sync() is pr.RunStatus.COMPLETED
+
+
+@pr.workflow(isolation="process")
+async def alone() -> int:
+    return await near()
+
+
+def test_an_isolated_run_has_a_coordinator_of_its_own(engine: EngineUnderTest) -> None:
+    run = pr.start_sync(alone)
+    assert run.wait(timeout=60) == 1
+    assert pr.run_sync(run.refresh()).coordinator == f"coordinator-{run}"
