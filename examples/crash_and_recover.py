@@ -16,10 +16,21 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from textwrap import shorten
 
 import ray
 
-from pyworkflow_ray import Event, RunHandle, configure, get_config, get_context, start_sync, step, workflow
+from pyworkflow_ray import (
+    Event,
+    RunHandle,
+    configure,
+    get_config,
+    get_context,
+    run_sync,
+    start_sync,
+    step,
+    workflow,
+)
 
 BEGAN = time.time()
 STEPS = ("reserve", "charge", "pack", "label", "ship", "notify")
@@ -49,6 +60,7 @@ def drive(address: str, diary: str) -> None:
 def main() -> None:
     ray.init(include_dashboard=False, log_to_driver=False)  # the cluster outlives the driver
     address = ray.get_runtime_context().gcs_address
+    configure(address=address)
     diary = Path(tempfile.mkdtemp()) / "diary"
     diary.touch()
 
@@ -69,9 +81,9 @@ def main() -> None:
     say(f"step 'label' is running, the run is driven by {coordinator}, process {pid}: kill -9")
     kill(pid)
     pid = wait_for(diary, "label", attempt=2)
-    say(f"step 'label' is running again, in process {pid}; {coordinator} is process {coordinator_of(run)[1]} now")
+    say(f"step 'label' is running again, in process {pid}")
+    say(f"{coordinator} is process {coordinator_of(run)[1]} now")
 
-    configure(address=address)
     result = run.wait(timeout=60)
     say(f"the run is {run.status_sync().value}: {len(result)} results")
     report(run.events_sync(), diary)
@@ -93,11 +105,10 @@ def wait_for(diary: Path, work: str, attempt: int) -> int:
 
 def coordinator_of(run: RunHandle[list[str]]) -> tuple[str, int]:
     """The actor that drives the run, by name, and its process."""
-    from pyworkflow_ray import get_workflow_run, run_sync
-
-    row = run_sync(get_workflow_run(run))
-    actor = ray.get_actor(row.coordinator, namespace=get_config().namespace)
-    return row.coordinator, ray.get(actor.pid.remote())
+    name = run_sync(run.refresh()).coordinator
+    assert name is not None
+    actor = ray.get_actor(name, namespace=get_config().namespace)
+    return name, ray.get(actor.pid.remote())
 
 
 def kill(pid: int) -> None:
@@ -113,10 +124,10 @@ def report(events: list[Event], diary: Path) -> None:
     print("\nthe event log:")
     for event in events:
         data = event.data
-        note = data.get("reason") or data.get("error") or data.get("step_id") or ""
+        note = data.get("error") or data.get("step_id") or data.get("reason") or ""
         attempt = f"attempt {data['attempt']}" if "attempt" in data else ""
         seconds = event.timestamp.timestamp() - BEGAN
-        print(f"{event.sequence:>3} {seconds:6.2f} s  {event.type:<20} {attempt:<10} {note}")
+        print(f"{event.sequence:>3} {seconds:6.2f} s  {event.type:<20} {attempt:<10} {shorten(note, 66)}".rstrip())
 
     runs = Counter(line.split()[0] for line in diary.read_text().splitlines())
     results = Counter(event.data["step_name"] for event in events if event.type == "step.completed")

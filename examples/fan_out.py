@@ -45,8 +45,6 @@ async def first_come(pages: dict[str, float]) -> list[str]:
 
 if __name__ == "__main__":
     for many in (all_together, a_few_at_a_time):
-        began = time.monotonic()
-        print(f"{many.name}: the sum of 200 squares is {run_workflow(many, 200)}", end=", ")
-        print(f"{time.monotonic() - began:.1f} s")
+        print(f"{many.name}: the sum of 200 squares is {run_workflow(many, 200)}")
     for line in run_workflow(first_come, {"slow": 1.5, "quick": 0.1, "middling": 0.7}):
         print(f"first_come: {line}")

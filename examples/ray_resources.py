@@ -46,4 +46,4 @@ if __name__ == "__main__":
             asked[data["step_id"]] = data["options"]
         elif event.type == "step.completed":
             where = f"node {data['node'][:8]} pid {data['worker_pid']}"
-            print(f"{event.timestamp:%S.%f}  {data['step_id']:<8} {where}  asked for {asked[data['step_id']]}")
+            print(f"{event.timestamp:%S.%f}  {data['step_id']:<7} {where}  asked {asked[data['step_id']]}")

@@ -8,6 +8,7 @@ for.
 """
 
 import asyncio
+from contextlib import suppress
 
 from pyworkflow_ray import (
     Event,
@@ -60,10 +61,8 @@ async def quick() -> None:
     await unreliable.options(name="a RetryPolicy", retry_delay=policy)(works_at=4)
     await rate_limited()
     for fails in (hopeless, picky):
-        try:
+        with suppress(FatalError, ValueError):
             await fails()
-        except (FatalError, ValueError):
-            pass
 
 
 @workflow

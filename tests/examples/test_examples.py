@@ -85,7 +85,9 @@ def test_order(run: Run) -> None:
 
 def test_retries(run: Run) -> None:
     line = re.compile(r"^(.+?)#1 +(\d+)  (\w+) +(.+)$", re.MULTILINE)
-    told = {name: (int(attempts), end, pauses) for name, attempts, end, pauses in line.findall(run("retries"))}
+    told = {
+        name: (int(attempts), end, pauses) for name, attempts, end, pauses in line.findall(run("retries"))
+    }
     assert told.pop("unreliable")[:2] == (4, "completed")  # its pauses have jitter
     assert told == {
         "a duration": (3, "completed", "0.20 s, 0.20 s"),
@@ -120,8 +122,8 @@ def test_fan_out(run: Run) -> None:
 def test_ray_resources(run: Run) -> None:
     output = run("ray_resources")
     assert "a book of 6 pages" in output
-    assert len(re.findall(r"scan#\d +node \w{8} pid \d+ +asked for .*'scanner': 1", output)) == 6
-    assert re.search(r"bind#1 .*asked for {'num_cpus': 0\.1}", output)
+    assert len(re.findall(r"scan#\d +node \w{8} pid \d+ +asked .*'scanner': 1", output)) == 6
+    assert re.search(r"bind#1 .*asked {'num_cpus': 0\.1}", output)
 
 
 def test_event_log(run: Run) -> None:
