@@ -124,10 +124,10 @@ def report(events: list[Event], diary: Path) -> None:
     print("\nthe event log:")
     for event in events:
         data = event.data
-        note = data.get("error") or data.get("step_id") or data.get("reason") or ""
+        note = shorten(data.get("error") or data.get("step_id") or data.get("reason") or "", 66)
         attempt = f"attempt {data['attempt']}" if "attempt" in data else ""
         seconds = event.timestamp.timestamp() - BEGAN
-        print(f"{event.sequence:>3} {seconds:6.2f} s  {event.type:<20} {attempt:<10} {shorten(note, 66)}".rstrip())
+        print(f"{event.sequence:>3} {seconds:6.2f} s  {event.type:<20} {attempt:<10} {note}".rstrip())
 
     runs = Counter(line.split()[0] for line in diary.read_text().splitlines())
     results = Counter(event.data["step_name"] for event in events if event.type == "step.completed")
