@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
-
-from loguru import logger
 
 from pyworkflow_ray.actors.engines import Engine
 from pyworkflow_ray.exceptions import ConfigurationError
@@ -88,11 +87,10 @@ def connect(address: str | None, namespace: str) -> None:
     address = address or os.environ.get("RAY_ADDRESS")
     _require_listener(address)
     try:
-        ray.init(address=address, namespace=namespace, log_to_driver=False, configure_logging=False)
+        # Ray tells of its own doings at length; what a person wants to see are the steps' own lines.
+        ray.init(address=address, namespace=namespace, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise _not_there(address, error) from error
-    if address is None:
-        logger.debug("Joined Ray at {}", ray.get_runtime_context().gcs_address)
 
 
 def _require_listener(address: str | None) -> None:

@@ -158,7 +158,6 @@ class Coordinator:
             if self._drives:
                 self._idle_since = now
             elif now - self._idle_since > self.engine.coordinator_ttl.total_seconds():
-                self.is_leaving = True
                 self.leave()
                 self._idle_since = now
 
@@ -206,6 +205,8 @@ class Coordinator:
     async def accept_runs(self, runs: Iterable[RunRecord]) -> None:
         """Drive runs that were accepted with this coordinator's lease."""
         await self.open()
+        if self.is_leaving:
+            await asyncio.Event().wait()  # the call ends with this process, and is made again to the next
         for run in runs:
             if run.run_id not in self._ends and run.run_id not in self._recent:
                 self._begin(run)
@@ -238,6 +239,8 @@ class Coordinator:
     async def wake(self, run_ids: Iterable[str]) -> list[str]:
         """Claim and drive runs that nobody holds; the ids of those that are driven here now."""
         await self.open()
+        if self.is_leaving:
+            return []
         here = []
         for run_id in run_ids:
             if run_id in self._ends or await self._claim(run_id):

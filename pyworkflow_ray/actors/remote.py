@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from loguru import logger
 
-from pyworkflow_ray.actors.cluster import Cluster
+from pyworkflow_ray.actors.cluster import TIMER, Cluster
 from pyworkflow_ray.actors.coordinator import Coordinator
 from pyworkflow_ray.actors.dispatchers import RayDispatcher
 from pyworkflow_ray.actors.drives import Drive
@@ -33,17 +33,21 @@ class CoordinatorActor(Coordinator):
 
     async def _open(self) -> None:
         self._dispatcher = RayDispatcher()
+        # Whoever created this actor may be gone before the timer was: a run that sleeps must have one.
+        _in_background(self._cluster.timer)
         await super()._open()
 
     def on_suspended(self, run_id: str, wake_at: datetime | None) -> None:
-        if wake_at is None:
-            return
-        seconds = (wake_at - datetime.now(UTC)).total_seconds()
-        if seconds <= 2 * self.engine.sweep_interval.total_seconds():
-            _in_background(self._arm_timer, seconds)
+        if wake_at is not None:
+            _in_background(self._arm_timer, (wake_at - datetime.now(UTC)).total_seconds())
 
     def _arm_timer(self, seconds: float) -> None:
-        self._cluster.timer().arm.remote(seconds)
+        """Tell the timer; also the way to have it made again, should somebody have ended it."""
+        try:
+            ray.get(self._cluster.timer().arm.remote(seconds), timeout=60)
+        except ray.exceptions.RayActorError:
+            self._cluster.forget(TIMER)
+            self._cluster.timer()
 
     def show(self, drive: Drive) -> None:
         if drive.run_id not in self._shown:
@@ -62,8 +66,8 @@ class CoordinatorActor(Coordinator):
 
     async def exit(self) -> None:
         """End this process, unless a run has come in."""
-        if self._drives:
-            self.is_leaving = False
+        self.is_leaving = not self._drives
+        if not self.is_leaving:
             return
         await self.close()
         ray.actor.exit_actor()  # type: ignore[no-untyped-call]

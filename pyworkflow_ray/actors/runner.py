@@ -14,7 +14,10 @@ import signal
 import threading
 import time
 from collections.abc import Awaitable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -29,6 +32,8 @@ from pyworkflow_ray.failures import capture
 from pyworkflow_ray.storage.codes import Code
 from pyworkflow_ray.values import Values
 
+LOCAL_THREADS = 64
+"""Local `def` steps that run at once in one process."""
 KILL_GRACE = 5.0
 """Seconds between a timeout that the step ignores and the end of its process."""
 
@@ -123,7 +128,9 @@ async def run_async(function: Any, attempt: Attempt, node: str) -> AttemptOutcom
         if inspect.iscoroutinefunction(function):
             call = function(*args, **kwargs)
         else:
-            call = asyncio.to_thread(_call_plain, function, args, kwargs)
+            call = asyncio.get_running_loop().run_in_executor(
+                _local_threads(), copy_context().run, _call_plain, function, args, kwargs
+            )
         value = await (call if attempt.timeout is None else _in_time(call, attempt))
         return completed(value, attempt, values, started_at, node)
     except asyncio.CancelledError:
@@ -134,6 +141,12 @@ async def run_async(function: Any, attempt: Attempt, node: str) -> AttemptOutcom
         return failed(error, started_at, node)
     finally:
         current_step.reset(token)
+
+
+@lru_cache(maxsize=1)
+def _local_threads() -> ThreadPoolExecutor:
+    # Apart from the loop's own threads: slow local steps must not keep the storage waiting.
+    return ThreadPoolExecutor(LOCAL_THREADS, thread_name_prefix="pyworkflow-step")
 
 
 def _call_plain(function: Any, args: Any, kwargs: Any) -> Any:
