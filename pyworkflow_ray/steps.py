@@ -267,6 +267,11 @@ class _StepDecorator:
         self._options = dict(options)
         self._name = self._options.pop("name", None)
         self._metadata = self._options.pop("metadata", None)
+        if "step_id" in self._options:
+            raise ConfigurationError(
+                "@step(step_id=...): a step id names one call, and must be unique in its run. Give it there: "
+                "charge.options(step_id='charge-42')(order)."
+            )
         self._built = build_options("@step", StepOptions(), self._options)
 
     @overload

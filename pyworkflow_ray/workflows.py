@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -21,6 +22,16 @@ T = TypeVar("T")
 
 MAX_TAGS = 3
 ISOLATIONS = ("process",)
+_CLASS_OPTIONS = (
+    "durable",
+    "max_duration",
+    "tags",
+    "recover_on_worker_loss",
+    "max_recovery_attempts",
+    "isolation",
+)
+OPTIONS = ("name", *_CLASS_OPTIONS)
+"""The options of `@workflow`."""
 
 registry: Registry[WorkflowFunction[Any, Any]] = Registry("workflow")
 
@@ -110,6 +121,7 @@ def workflow(
     recover_on_worker_loss: bool | None = None,
     max_recovery_attempts: int | None = None,
     isolation: str | None = None,
+    **unknown: Any,
 ) -> Any:
     """Make an `async def` function a workflow; use it bare, or with options.
 
@@ -126,6 +138,10 @@ def workflow(
         ConfigurationError: The function is not `async def`, an option is not accepted, or another workflow
             has this name.
     """
+    for option in unknown:
+        alike = difflib.get_close_matches(option, OPTIONS, n=1)
+        hint = f"did you mean {alike[0]!r}?" if alike else f"the options are {', '.join(OPTIONS)}"
+        raise ConfigurationError(f"Option {option} of @workflow: there is no such option; {hint}")
     options = _build_options(
         durable, max_duration, tags, recover_on_worker_loss, max_recovery_attempts, isolation
     )
@@ -189,19 +205,7 @@ class Workflow:
             return  # a base of other workflows
         if not inspect.iscoroutinefunction(cls.__dict__["run"]):
             raise ConfigurationError(f"{cls.__qualname__}.run must be an `async def` method.")
-        options = _build_options(
-            *(
-                getattr(cls, option, None)
-                for option in (
-                    "durable",
-                    "max_duration",
-                    "tags",
-                    "recover_on_worker_loss",
-                    "max_recovery_attempts",
-                    "isolation",
-                )
-            )
-        )
+        options = _build_options(*(getattr(cls, option, None) for option in _CLASS_OPTIONS))
         definition: WorkflowFunction[Any, Any] = WorkflowFunction(
             _RunMethod(cls), cls.__dict__.get("name") or cls.__name__, options
         )
