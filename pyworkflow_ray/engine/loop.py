@@ -15,7 +15,9 @@ be walked in another order after a restart.
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
+import threading
 import weakref
 import zlib
 from asyncio import events
@@ -206,9 +208,9 @@ class RunLoop(asyncio.AbstractEventLoop):
         return self._ordinal
 
     def _close_generator(self, generator: AsyncGenerator[Any, Any]) -> None:
-        # Python calls this when the last reference goes, which is as deterministic as the code; or from
-        # a garbage collection at any time, in any thread, and then the generator just goes.
-        if self.is_running() and not self._halted:
+        # Python calls this when the last reference goes, which is as deterministic as the code. Or it comes
+        # from a garbage collection, at any time and in any thread: then the generator just goes.
+        if self.is_running() and not self._halted and _collecting_in != threading.get_ident():
             self.create_task(generator.aclose())
 
     # --- what asyncio asks of a loop --------------------------------------------------------------
@@ -284,6 +286,18 @@ class RunLoop(asyncio.AbstractEventLoop):
 
     def default_exception_handler(self, context: dict[str, Any]) -> None:
         self.call_exception_handler(context)
+
+
+_collecting_in: int | None = None
+"""The thread in which the garbage collector is at work."""
+
+
+def _note_collection(phase: str, info: dict[str, int]) -> None:
+    global _collecting_in  # the collector is one for the process, too
+    _collecting_in = threading.get_ident() if phase == "start" else None
+
+
+gc.callbacks.append(_note_collection)
 
 
 def _is_of_task(handle: asyncio.Handle) -> bool:

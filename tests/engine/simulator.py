@@ -173,6 +173,8 @@ def outcome_of(simulation: Simulation) -> tuple[str, Any]:
     """How the run ended, comparable."""
     try:
         return "returned", simulation.run()
+    except AssertionError:
+        raise  # the simulation's own
     except BaseException as error:
         return "raised", (type(error).__name__, str(error))
 

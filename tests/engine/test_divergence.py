@@ -228,21 +228,16 @@ def test_code_that_now_cancels_a_step_is_told() -> None:
         tasks[1].cancel()
         await sleep(1)
 
-    with pytest.raises(NonDeterminismError):
-        simulation = Simulation(old)
-        simulation.start()
-        event = simulation.execution.conclude(
-            "div_a#1", 1, simulation.attempt(_command(simulation), 1), START
-        )
-        assert event is not None
-        simulation.feed(event)
-        simulation.feed(StepCompleted(step_id="div_b#1", step_name="div_b", result=event.result, attempt=1))  # type: ignore[union-attr]
-        simulation.function = new
+    simulation = Simulation(old)
+    simulation.start()
+    command = simulation.execution.steps["div_a#1"].command
+    event = simulation.execution.conclude("div_a#1", 1, simulation.attempt(command, 1), START)
+    assert isinstance(event, StepCompleted)
+    simulation.feed(event)
+    simulation.feed(StepCompleted(step_id="div_b#1", step_name="div_b", result=event.result, attempt=1))
+    simulation.function = new
+    with pytest.raises(NonDeterminismError, match="div_b#1"):
         simulation.resumed(len(simulation.history))
-
-
-def _command(simulation: Simulation) -> Any:
-    return simulation.execution.steps["div_a#1"].command
 
 
 def test_a_history_that_goes_on_after_the_end_is_told() -> None:
@@ -323,7 +318,7 @@ def test_no_handler_can_swallow_a_divergence() -> None:
 def test_a_loop_around_a_bare_except_does_not_go_round_for_ever() -> None:
     async def new() -> None:
         while True:
-            try:
+            try:  # noqa: SIM105
                 await c(1)
             except:  # noqa: E722
                 pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -267,7 +268,7 @@ def test_as_completed_of_asyncio_is_refused_with_coroutines() -> None:
         for done in asyncio.as_completed([double(1), double(2)]):
             await done
 
-    with pytest.raises(FatalError, match="pyworkflow_ray.as_completed"):
+    with pytest.raises(FatalError, match=r"pyworkflow_ray\.as_completed"):
         run(workflow)
 
 
@@ -302,6 +303,32 @@ def test_an_abandoned_async_generator_is_closed_as_under_asyncio() -> None:
         return told
 
     assert run(workflow) == ["left", "closed"]
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_when_the_garbage_collector_comes_makes_no_difference(collects: bool) -> None:
+    async def workflow() -> list[str]:
+        told: list[str] = []
+
+        async def numbers() -> AsyncIterator[int]:
+            try:
+                yield 1
+            finally:
+                await double(1)
+                told.append("closed")
+
+        async def circle() -> None:
+            holder: list[Any] = [numbers()]
+            holder.append(holder)
+            await anext(holder[0])
+
+        await circle()
+        if collects:
+            gc.collect()
+        await double(3)
+        return told
+
+    assert run(workflow) == []
 
 
 def test_shield_lets_a_step_go_on() -> None:

@@ -218,7 +218,7 @@ def test_what_a_workflow_raises_is_what_its_run_fails_with() -> None:
 def test_steps_in_flight_at_the_end_are_cancelled_in_order() -> None:
     async def workflow() -> str:
         for _ in range(3):
-            asyncio.ensure_future(echo(1))
+            asyncio.ensure_future(echo(1))  # noqa: RUF006
         await asyncio.sleep(0)
         raise RuntimeError("over")
 
@@ -400,7 +400,7 @@ def test_a_side_effect_that_gives_what_cannot_be_stored_fails_alike_in_a_replay(
 def test_what_a_side_effect_takes_from_the_run_is_not_missing_in_a_replay() -> None:
     async def workflow() -> list[Any]:
         ctx = get_context()
-        drawn = side_effect(lambda: ctx.random())
+        drawn = side_effect(ctx.random)
         await echo(1)
         return [drawn, ctx.random()]
 

@@ -114,13 +114,13 @@ def test_the_last_pause_of_a_list_repeats() -> None:
 
 @pytest.mark.parametrize("delay", ["soon", "", [], ["soon"], -1, float("nan"), "30"])
 def test_a_delay_that_says_nothing_is_refused(delay: Any) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"\w"):
         Pauses(delay)
 
 
 @pytest.mark.parametrize("delay", [None, object(), True, {"seconds": 1}])
 def test_a_delay_of_another_type_is_refused(delay: Any) -> None:
-    with pytest.raises(TypeError, match="."):
+    with pytest.raises(TypeError, match=r"\w"):
         Pauses(delay)
 
 
@@ -162,7 +162,7 @@ def test_no_attempt_starts_later_than_max_elapsed_after_scheduling() -> None:
     ],
 )
 def test_a_policy_that_cannot_be_meant_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"\w"):
         RetryPolicy(**wrong)
 
 
@@ -267,9 +267,6 @@ def test_what_retry_on_does_not_name_is_not_tried_again() -> None:
 
 @pytest.mark.parametrize("wrong", [3, "ValueError", [ValueError, 3], (int,), object()])
 def test_retry_on_of_another_form_is_refused(wrong: Any) -> None:
-    if wrong == (int,):
-        pytest.raises(TypeError, as_retry_on, wrong)
-        return
     with pytest.raises(TypeError, match="retry_on"):
         as_retry_on(wrong)
 
