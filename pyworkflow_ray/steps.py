@@ -74,7 +74,8 @@ class StepFunction(Generic[P, T]):
         self.metadata = dict(metadata or {})
         self._arguments: Arguments | None = None
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T]:
+    # Not Coroutine[Any, Any, T]: in that, mypy loses the types of a gather of different steps.
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, T]:
         execution = current.get()
         if execution is None:
             return self.fn(*args, **kwargs)  # type: ignore[no-any-return]

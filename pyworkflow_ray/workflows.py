@@ -61,7 +61,8 @@ class WorkflowFunction(Generic[P, T]):
         self.workflow_options = options
         self._arguments: Arguments | None = None
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T]:
+    # Not Coroutine[Any, Any, T]: in that, mypy loses the types of a gather of different steps.
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, T]:
         return self.fn(*args, **kwargs)
 
     def check_arguments(

@@ -37,7 +37,7 @@ class Order(Workflow):
 
 
 async def code() -> None:
-    called_only = assert_type(bare(1), Coroutine[Any, Any, str])
+    called_only = assert_type(bare(1), Coroutine[object, None, str])
     assert_type(await called_only, str)
     assert_type(await empty(1), bool)
     assert_type(await called(1, fast=True), list[int])
@@ -45,7 +45,10 @@ async def code() -> None:
     assert_type(side_effect(lambda: 3), int)
     assert_type(patched("p"), bool)
     assert_type(await sleep("1h"), None)
-    assert_type(await gather(double(1), double(2)), tuple[int, int])
+    assert_type(await gather(double(1), bare(2), double(3)), tuple[int, str, int])
+    task = asyncio.create_task(double(1))
+    assert_type(await task, int)
+    assert_type(await asyncio.wait_for(double(1), 3), int)
     done, pending = await wait([double(1), double(2)], timeout="5m")
     assert_type(done, list[asyncio.Future[int]])
     assert_type(pending, list[asyncio.Future[int]])
