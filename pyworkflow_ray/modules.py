@@ -157,6 +157,17 @@ def pickle_by_value(obj: Any) -> bytes:
     Raises:
         Exception: Whatever the object raises when pickled; `TypeError` and `PicklingError` mostly.
     """
+    for _ in range(_TRIES - 1):
+        try:
+            return _pickled(obj)
+        except RuntimeError as error:
+            # Another thread imports or defines something while this one walks over what it changes.
+            if "changed size during iteration" not in str(error):
+                raise
+    return _pickled(obj)
+
+
+def _pickled(obj: Any) -> bytes:
     with _local_modules_by_value():
         data: bytes = cloudpickle.dumps(obj)
     return data
@@ -167,6 +178,7 @@ def unpickle(data: bytes) -> Any:
     return pickle.loads(data)
 
 
+_TRIES = 10
 _lock = threading.RLock()
 _pickling = 0
 _registered: list[ModuleType] = []

@@ -32,7 +32,7 @@ from pyworkflow_ray.actors.engines import Engine
 from pyworkflow_ray.actors.payloads import Payloads
 from pyworkflow_ray.actors.runner import KILL_GRACE, Attempt
 from pyworkflow_ray.clock import Clock
-from pyworkflow_ray.engine.attempts import AttemptOutcome
+from pyworkflow_ray.engine.attempts import AttemptFailed, AttemptOutcome
 from pyworkflow_ray.engine.commands import CancelStep, Command, ScheduleStep
 from pyworkflow_ray.engine.events import (
     AttributesSet,
@@ -160,10 +160,11 @@ class Drive:
             self._host.storage.read, lambda connection: read_events(connection, self.run_id)
         )
         commands = await self._in_thread(lambda: execution.replay(decode_history(history)))
-        if self.run.was_interrupted:
+        if commands:
+            # Not acted on yet: an interruption gives all attempts new numbers, and all are dispatched below.
+            await self._commit(self._record(_Activation(), commands))
+        if self._end is None and self.run.was_interrupted:
             await self._recover()
-        elif commands:
-            await self._commit_and_act(self._record(_Activation(), commands))
         if self._end is None:
             for pending in list(execution.steps.values()):
                 await self._resume_step(pending)
@@ -242,7 +243,14 @@ class Drive:
         step_id = pending.command.step_id
         if step_id in self._tickets or step_id in self._retries:
             return  # dispatched in the turn that recorded the interruption
-        if pending.retry_at is not None and pending.retry_at > self._host.clock.now():
+        if pending.is_lost:
+            error = WorkerDiedError(
+                f"The coordinator of run {self.run_id!r} went away while step {step_id!r} ran, and the step "
+                "is not idempotent: it is not run again."
+            )
+            lost = AttemptFailed(failure=capture(error), cause="worker_died")
+            self._arrive(step_id, pending.attempt, lost)
+        elif pending.retry_at is not None and pending.retry_at > self._host.clock.now():
             self._retries[step_id] = pending.retry_at
         else:
             await self._dispatch(pending)
@@ -319,11 +327,14 @@ class Drive:
                 activation.changes["attributes"] = encoded
 
     async def _commit_and_act(self, activation: _Activation) -> None:
+        await self._commit(activation)
+        await self._act(activation)
+
+    async def _commit(self, activation: _Activation) -> None:
         end = _end_of(self.run_id, activation.events)
         if activation.rows or activation.changes:
             await self._append(activation, release=end is not None)
         self._end = end
-        await self._act(activation)
 
     async def _append(self, activation: _Activation, *, release: bool) -> bool:
         durable = self.run.durable

@@ -14,7 +14,7 @@ from tests.ray.conftest import EngineUnderTest, eventually
 
 
 @pr.step(local=True)
-async def near() -> int:
+async def at_hand() -> int:
     return 1
 
 
@@ -26,7 +26,7 @@ async def blocks(seconds: float) -> str:
 
 @pr.workflow
 async def quick() -> int:
-    return await near()
+    return await at_hand()
 
 
 def test_workflow_code_that_blocks_makes_neither_its_coordinator_deaf_nor_other_runs_wait(
@@ -43,9 +43,9 @@ def test_workflow_code_that_blocks_makes_neither_its_coordinator_deaf_nor_other_
 async def diverges(switch: str) -> int:
     # Decides by something that may differ from one execution to the next.
     if Path(switch).exists():
-        await near()
+        await at_hand()
     else:
-        await near.options(name="other")()
+        await at_hand.options(name="other")()
     await pr.sleep(1)
     return 1
 
@@ -68,7 +68,7 @@ def test_a_run_whose_code_leaves_its_history_is_interrupted_until_it_is_mended(
 @pr.workflow(durable=False)
 async def forgetful() -> int:
     await asyncio.sleep(0.05)
-    return await near()
+    return await at_hand()
 
 
 def test_a_run_that_is_not_durable_leaves_its_row_and_no_history(engine: EngineUnderTest) -> None:
@@ -80,7 +80,7 @@ def test_a_run_that_is_not_durable_leaves_its_row_and_no_history(engine: EngineU
 
 @pr.workflow(isolation="process")
 async def alone() -> int:
-    return await near()
+    return await at_hand()
 
 
 def test_an_isolated_run_has_a_coordinator_of_its_own(engine: EngineUnderTest) -> None:

@@ -183,7 +183,7 @@ def test_a_coordinator_with_nothing_to_do_ends_its_process(engine: EngineUnderTe
     assert run.wait(timeout=60) == ["first:1", "second:1"], "a new one wakes the run"
 
 
-@pr.workflow
+@pr.workflow(max_recovery_attempts=1)
 async def poisonous(folder: str) -> None:
     await mark(folder, "before")
     await asyncio.sleep(0.01)
@@ -196,13 +196,31 @@ def test_a_run_that_kills_its_coordinator_every_time_ends_as_failed(
     run = pr.start_sync(poisonous, str(tmp_path))
     with pytest.raises(pr.WorkerDiedError, match="went away"):
         run.wait(timeout=90)
-    assert types(run).count("workflow.interrupted") == 3
+    assert types(run).count("workflow.interrupted") == 1
     assert len(began(tmp_path, "before")) == 1
 
 
 @pr.workflow(recover_on_worker_loss=False)
 async def unrecovered(folder: str) -> str:
     return await mark(folder, "only", 10.0)
+
+
+@pr.workflow
+async def careful_too(folder: str) -> str:
+    try:
+        return await mark.options(idempotent=False)(folder, "once", 6.0)
+    except pr.WorkerDiedError:
+        return "told"
+
+
+def test_a_step_that_must_not_run_twice_fails_when_its_coordinator_dies(
+    engine: EngineUnderTest, tmp_path: Path
+) -> None:
+    run = pr.start_sync(careful_too, str(tmp_path))
+    eventually(lambda: began(tmp_path, "once"))
+    engine.kill("coordinator-0")
+    assert run.wait(timeout=60) == "told"
+    assert len(began(tmp_path, "once")) == 1
 
 
 def test_a_run_that_must_not_recover_fails_when_its_coordinator_dies(
