@@ -40,8 +40,8 @@ from pyworkflow_ray.storage.storages import Storage
 ENGINE_THREADS = 16
 SLOW_FEED = 5.0
 """Seconds of workflow code without a pause after which its stack is reported."""
-VISIBLE_AFTER = 1.0
-"""Seconds after which a run shows as an actor call of its own in Ray's dashboard."""
+VISIBLE_AFTER = 5.0
+"""Seconds after which a run shows as an actor call of its own in Ray's dashboard: small runs never pay."""
 
 LONG_POLL = 20.0
 """Seconds after which a call that waits for runs returns to its caller, who asks again."""
@@ -114,8 +114,8 @@ class Coordinator:
         )
         self._storage_id = (await asyncio.to_thread(storage.facts))["storage_id"]
         ttl = self.engine.lease_ttl.total_seconds()
-        runs = await asyncio.wrap_future(
-            storage.submit(lambda connection: claim_placed(connection, self.name, self.owner, ttl))
+        runs = await storage.write(
+            lambda connection: claim_placed(connection, self.name, self.owner, ttl)
         )
         for run in runs:
             self._begin(run)
@@ -138,7 +138,7 @@ class Coordinator:
             if not self._drives or self._storage is None:
                 continue
             with contextlib.suppress(Exception):  # the writer reports and retries; the next turn is soon
-                await asyncio.wrap_future(self._storage.submit(self._renew_both))
+                await self._storage.write(self._renew_both)
 
     def _renew_both(self, connection: Any) -> None:
         # A run is born held by its coordinator's name, and after a claim by this very process.
@@ -250,10 +250,8 @@ class Coordinator:
     async def _claim(self, run_id: str) -> bool:
         assert self._storage is not None
         ttl = self.engine.lease_ttl.total_seconds()
-        run = await asyncio.wrap_future(
-            self._storage.submit(
-                lambda connection: claim(connection, run_id, self.owner, ttl, force_from=self.name)
-            )
+        run = await self._storage.write(
+            lambda connection: claim(connection, run_id, self.owner, ttl, force_from=self.name)
         )
         if run is None:
             return False

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import msgspec
 
 from pyworkflow_ray.actors.codes import pack
-from pyworkflow_ray.actors.runner import Attempt, remote_runners, run_async
+from pyworkflow_ray.actors.runner import Attempt, joined, remote_runners, run_async
 from pyworkflow_ray.engine.attempts import AttemptFailed, AttemptOutcome, decode_outcome
 from pyworkflow_ray.engine.options import StepOptions
 from pyworkflow_ray.exceptions import StepTimeoutError, WorkerDiedError
@@ -98,9 +98,11 @@ class RayDispatcher:
         task_options = dict(self._task_options(runner, options))
         name = f"{attempt.workflow_name}/{attempt.step_id}"
         task_options["name"] = name if attempt.attempt == 1 else f"{name} (attempt {attempt.attempt})"
+        data, code = msgspec.msgpack.encode(attempt), self._code(function)
+        arguments = (joined(data, code),) if isinstance(code, bytes) else (data, code)
         # `_remote` is what `.options(...).remote(...)` comes down to; building the options anew for each
         # call costs a fifth of a small task's time.
-        return runner._remote((msgspec.msgpack.encode(attempt), self._code(function)), {}, **task_options)
+        return runner._remote(arguments, {}, **task_options)
 
     def _task_options(self, runner: Any, options: StepOptions) -> dict[str, Any]:
         known = self._options.get(id(options))

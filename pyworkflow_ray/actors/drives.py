@@ -19,7 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from loguru import logger
@@ -60,6 +60,8 @@ from pyworkflow_ray.storage.histories import Append, FencedError, append, read_e
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.storages import Storage
 
+_T = TypeVar("_T")
+
 
 class RunEnd(msgspec.Struct, frozen=True):
     """How a drive ended: the run's status then, with its result or failure when it has ended for good."""
@@ -94,6 +96,7 @@ class _Activation:
     rows: list[tuple[datetime, str, bytes]] = field(default_factory=list)
     blobs: list[tuple[str, bytes]] = field(default_factory=list)
     changes: dict[str, Any] = field(default_factory=dict)
+    appended: int = 0
 
 
 class Drive:
@@ -261,8 +264,38 @@ class Drive:
         """Feed what has come, commit it, act on it."""
         self._wake.clear()
         arrived, self._arrived = self._arrived, []
-        activation = await self._in_thread(lambda: self._feed(outcomes, arrived))
-        await self._commit_and_act(activation)
+        loop = asyncio.get_running_loop()
+        committed: asyncio.Future[_Activation] = loop.create_future()
+        self._host.threads.submit(self._feed_and_post, outcomes, arrived, committed, loop)
+        activation = await committed
+        self._position += activation.appended
+        self._end = _end_of(self.run_id, activation.events)
+        await self._act(activation)
+
+    def _feed_and_post(
+        self,
+        outcomes: list[Event],
+        arrived: list[tuple[str, int, AttemptOutcome]],
+        committed: asyncio.Future[_Activation],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        """On an engine thread: feed, and hand the append straight to the writer, who answers the loop."""
+        try:
+            activation = self._noted(lambda: self._feed(outcomes, arrived))
+            new = self._append_of(activation, release=_end_of(self.run_id, activation.events) is not None)
+        except BaseException as error:
+            loop.call_soon_threadsafe(_answer, committed, None, error)
+            return
+        if new is None:
+            loop.call_soon_threadsafe(_answer, committed, activation, None)
+            return
+        activation.appended = len(new.events)
+
+        def write(connection: Any) -> _Activation:
+            append(connection, new)
+            return activation
+
+        self._host.storage.writer.post(write, committed, loop)
 
     def _feed(self, outcomes: list[Event], arrived: list[tuple[str, int, AttemptOutcome]]) -> _Activation:
         """Feed outcomes, one at a time; runs on an engine thread."""
@@ -271,6 +304,10 @@ class Drive:
         activation = _Activation()
         for outcome in outcomes:
             self._feed_one(activation, outcome, now)
+        if outcomes:
+            # A start or an interruption is committed by itself: were it fed with what is due, code that
+            # ends its process would never leave a trace of having been recovered.
+            return activation
         for step_id, attempt, attempt_outcome in arrived:
             if execution.is_finished:
                 break
@@ -332,15 +369,17 @@ class Drive:
 
     async def _commit(self, activation: _Activation) -> None:
         end = _end_of(self.run_id, activation.events)
-        if activation.rows or activation.changes:
-            await self._append(activation, release=end is not None)
+        await self._append(activation, release=end is not None)
         self._end = end
 
-    async def _append(self, activation: _Activation, *, release: bool) -> bool:
+    def _append_of(self, activation: _Activation, *, release: bool) -> Append | None:
+        """What the activation writes; None when that is nothing."""
         durable = self.run.durable
+        if not (activation.rows or activation.changes):
+            return None
         if not durable and not release and "started_at" not in activation.changes:
-            return False
-        new = Append(
+            return None
+        return Append(
             run_id=self.run_id,
             epoch=self.run.epoch,
             position=self._position,
@@ -349,9 +388,12 @@ class Drive:
             release=release,
             blobs=activation.blobs,
         )
-        unread = await asyncio.wrap_future(
-            self._host.storage.submit(lambda connection: append(connection, new))
-        )
+
+    async def _append(self, activation: _Activation, *, release: bool) -> bool:
+        new = self._append_of(activation, release=release)
+        if new is None:
+            return False
+        unread = await self._host.storage.write(lambda connection: append(connection, new))
         self._position += len(new.events)
         return unread
 
@@ -487,17 +529,28 @@ class Drive:
         return self._execution
 
     async def _in_thread(self, work: Callable[[], Any]) -> Any:
-        """Run workflow code on an engine thread, and note that it runs, for the watchdog."""
-
-        def noted() -> Any:
-            self.feeding = (time.monotonic(), threading.get_ident())
-            try:
-                return work()
-            finally:
-                self.feeding = None
-
-        future: Future[Any] = self._host.threads.submit(noted)
+        """Run workflow code on an engine thread."""
+        future: Future[Any] = self._host.threads.submit(self._noted, work)
         return await asyncio.wrap_future(future)
+
+    def _noted(self, work: Callable[[], _T]) -> _T:
+        """Run workflow code, and note that it runs, for the watchdog."""
+        self.feeding = (time.monotonic(), threading.get_ident())
+        try:
+            return work()
+        finally:
+            self.feeding = None
+
+
+def _answer(
+    future: asyncio.Future[_Activation], activation: _Activation | None, error: BaseException | None
+) -> None:
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+    elif activation is not None:
+        future.set_result(activation)
 
 
 def _end_of(run_id: str, events: list[Event]) -> RunEnd | None:

@@ -18,6 +18,10 @@ from pyworkflow_ray.actors.engines import Engine
 from pyworkflow_ray.actors.timer import Timer
 
 
+MOST_SHOWN = 100
+"""Runs of one coordinator that show in Ray's dashboard at once; each costs a call."""
+
+
 class CoordinatorActor(Coordinator):
     """A coordinator in a process of its own, which Ray restarts."""
 
@@ -50,7 +54,7 @@ class CoordinatorActor(Coordinator):
             self._cluster.timer()
 
     def show(self, drive: Drive) -> None:
-        if drive.run_id not in self._shown:
+        if drive.run_id not in self._shown and len(self._shown) < MOST_SHOWN:
             self._shown.add(drive.run_id)
             self._me().follow.options(name=f"{drive.run.workflow_name}:{drive.run_id}").remote(drive.run_id)
 

@@ -98,9 +98,7 @@ class Timer:
     async def _place(self, storage: Storage, environment: str, run_ids: list[str]) -> dict[str, list[str]]:
         """The runs by the coordinator that each is placed with now."""
         placement = self.engine.placement(environment)
-        placed = await asyncio.wrap_future(
-            storage.submit(lambda connection: place(connection, run_ids, placement))
-        )
+        placed = await storage.write(lambda connection: place(connection, run_ids, placement))
         groups: dict[str, list[str]] = defaultdict(list)
         for run_id, name in placed.items():
             groups[name].append(run_id)

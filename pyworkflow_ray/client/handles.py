@@ -35,10 +35,14 @@ class RunHandle(str, Generic[T]):
     """
 
     _session: Session
+    _accepted: RunRecord | None
 
-    def __new__(cls, run_id: str, of: Session | None = None) -> RunHandle[T]:
+    def __new__(
+        cls, run_id: str, of: Session | None = None, accepted: RunRecord | None = None
+    ) -> RunHandle[T]:
         handle = super().__new__(cls, run_id)
         handle._session = of or session()
+        handle._accepted = accepted
         return handle
 
     @property
@@ -62,7 +66,9 @@ class RunHandle(str, Generic[T]):
         """
         refuse_in_workflow("result")
         async with asyncio.timeout(timeout):
-            end = await wait_for_end(self._session, str(self))
+            # A run that was just accepted is with its coordinator: its row need not be asked first.
+            accepted, self._accepted = self._accepted, None
+            end = await wait_for_end(self._session, str(self), accepted)
         value: T = await _value_of(self._session, end)
         return value
 
@@ -131,11 +137,11 @@ def refuse_in_workflow(name: str) -> None:
         )
 
 
-async def wait_for_end(of: Session, run_id: str) -> RunEnd:
+async def wait_for_end(of: Session, run_id: str, record: RunRecord | None = None) -> RunEnd:
     """How the run ended; waits at its coordinator, or by looking at the row with growing pauses."""
     pause = FIRST_PAUSE
     while True:
-        record = await _read_record(of, run_id)
+        record = record or await _read_record(of, run_id)
         if record.status.is_terminal or record.status is RunStatus.INTERRUPTED:
             return await _end_of(of, record)
         if record.coordinator is not None and record.status is not RunStatus.SUSPENDED:
@@ -146,6 +152,7 @@ async def wait_for_end(of: Session, run_id: str) -> RunEnd:
                 return end
             if time.monotonic() - asked_at > LONGEST_PAUSE:
                 pause = FIRST_PAUSE
+        record = None
         await asyncio.sleep(pause)
         pause = min(pause * 1.5, LONGEST_PAUSE)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
+from typing import Any
 
 import msgspec
 from loguru import logger
@@ -26,7 +26,7 @@ _ends_decoder = msgspec.msgpack.Decoder(list[RunEnd])
 
 
 class Line:
-    """The way to one coordinator; lives on the client's own event loop.
+    """The way to one coordinator; lives on one event loop, as its callers do.
 
     Args:
         cluster: Finds the actor.
@@ -36,28 +36,28 @@ class Line:
 
     def __init__(self, cluster: Cluster, name: str, storage_id: str) -> None:
         self._cluster, self._name, self._storage_id = cluster, name, storage_id
-        self._starts: list[tuple[RunRecord, Future[None]]] = []
-        self._waits: dict[str, list[Future[RunEnd | None]]] = {}
+        self._starts: list[tuple[RunRecord, asyncio.Future[None]]] = []
+        self._waits: dict[str, list[asyncio.Future[RunEnd | None]]] = {}
         self._starting = self._waiting = False
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def start(self, run: RunRecord) -> Future[None]:
-        """Hand over a run that was accepted; done when the coordinator has it."""
-        done: Future[None] = Future()
+    async def start(self, run: RunRecord) -> None:
+        """Hand over a run that was accepted; returns when the coordinator has it."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._starts.append((run, done))
         if not self._starting:
             self._starting = True
             self._spawn(self._send_starts)
-        return done
+        await done
 
-    def wait(self, run_id: str) -> Future[RunEnd | None]:
+    async def wait(self, run_id: str) -> RunEnd | None:
         """How the run's drive ends; None when the coordinator does not have it."""
-        done: Future[RunEnd | None] = Future()
+        done: asyncio.Future[RunEnd | None] = asyncio.get_running_loop().create_future()
         self._waits.setdefault(run_id, []).append(done)
         if not self._waiting:
             self._waiting = True
             self._spawn(self._send_waits)
-        return done
+        return await done
 
     def _spawn(self, work: Callable[[], Coroutine[object, object, None]]) -> None:
         task = asyncio.get_running_loop().create_task(work())
@@ -118,9 +118,9 @@ class Line:
         raise AssertionError("unreachable")
 
 
-def _resolve_all(futures: list[Future], result: object, error: Exception | None) -> None:  # type: ignore[type-arg]
+def _resolve_all(futures: list[asyncio.Future[Any]], result: object, error: Exception | None) -> None:
     for future in futures:
-        if future.set_running_or_notify_cancel():
+        if not future.done():
             if error is None:
                 future.set_result(result)
             else:

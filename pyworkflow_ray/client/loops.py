@@ -35,11 +35,3 @@ def run_sync(work: Coroutine[Any, Any, T]) -> T:
     except BaseException:
         future.cancel()
         raise
-
-
-async def on_client_loop(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine on the client's loop and wait for it on the caller's."""
-    loop = client_loop()
-    if asyncio.get_running_loop() is loop:
-        return await work
-    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,6 @@ from pyworkflow_ray.actors.drives import RunEnd
 from pyworkflow_ray.actors.engines import Engine
 from pyworkflow_ray.actors.timer import coordinator_of, is_isolated
 from pyworkflow_ray.client.lines import Line
-from pyworkflow_ray.client.loops import on_client_loop
 from pyworkflow_ray.clock import Clock
 from pyworkflow_ray.config import Settings
 from pyworkflow_ray.exceptions import ConfigurationError
@@ -32,7 +32,8 @@ class RayRuntime:
     def __init__(self, settings: Settings, storage: Storage) -> None:
         self._settings, self._storage = settings, storage
         self._cluster: Cluster | None = None
-        self._lines: dict[str, Line] = {}
+        self._lines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Line]]
+        self._lines = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
         self._storage_id = ""
 
@@ -82,19 +83,13 @@ class RayRuntime:
 
     async def start(self, run: RunRecord) -> None:
         """Hand over a run that was accepted."""
-        await on_client_loop(self._start(run))
-
-    async def _start(self, run: RunRecord) -> None:
-        await asyncio.wrap_future(self._line(run.coordinator or coordinator_of(run.run_id)).start(run))
+        await self._line(run.coordinator or coordinator_of(run.run_id)).start(run)
 
     async def wait(self, run: RunRecord) -> RunEnd | None:
         """How the run's drive ends; None when no coordinator has it now."""
         if run.coordinator is None:
             return None
-        return await on_client_loop(self._wait(run.coordinator, run.run_id))
-
-    async def _wait(self, coordinator: str, run_id: str) -> RunEnd | None:
-        return await asyncio.wrap_future(self._line(coordinator).wait(run_id))
+        return await self._line(run.coordinator).wait(run.run_id)
 
     async def wake(self, run: RunRecord) -> None:
         """Have a run that nobody holds go on."""
@@ -108,10 +103,10 @@ class RayRuntime:
         await handle.wake.remote([run.run_id])
 
     def _line(self, name: str) -> Line:
-        line = self._lines.get(name)
-        if line is None:
-            line = self._lines[name] = Line(self.cluster, name, self._storage_id)
-        return line
+        lines = self._lines.setdefault(asyncio.get_running_loop(), {})
+        if name not in lines:
+            lines[name] = Line(self.cluster, name, self._storage_id)
+        return lines[name]
 
 
 class LocalRuntime:
@@ -167,7 +162,7 @@ Runtime = RayRuntime | LocalRuntime
 
 
 async def _place(storage: Storage, run_id: str, placement: Placement) -> str | None:
-    placed = await asyncio.wrap_future(storage.submit(lambda c: place(c, [run_id], placement)))
+    placed = await storage.write(lambda connection: place(connection, [run_id], placement))
     return placed.get(run_id)
 
 

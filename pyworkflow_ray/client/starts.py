@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -165,15 +164,15 @@ async def start_run(
     checked_args, checked_kwargs = definition.check_arguments(args, kwargs)
     await of.runtime.open()
     new = _new_run(of, options, definition, checked_args, checked_kwargs)
-    accepted = await asyncio.wrap_future(of.storage.submit(lambda connection: accept(connection, new)))
-    handle: RunHandle[Any] = RunHandle(accepted.run.run_id, of)
+    accepted = await of.storage.write(lambda connection: accept(connection, new))
+    handle: RunHandle[Any] = RunHandle(accepted.run.run_id, of, accepted.run if accepted.is_new else None)
     if not accepted.is_new:
         _require_same(accepted, new)
         return handle
     try:
         await of.runtime.start(accepted.run)
     except ConfigurationError:
-        await asyncio.wrap_future(of.storage.submit(lambda connection: delete_run(connection, new.run_id)))
+        await of.storage.write(lambda connection: delete_run(connection, new.run_id))
         raise
     if of.runtime.name == LOCAL:
         await _raise_local_failure(of, handle)

@@ -8,7 +8,6 @@ only means that two runs share a process.
 from __future__ import annotations
 
 import heapq
-import random
 from collections.abc import Iterable
 
 import msgspec
@@ -17,9 +16,11 @@ from sqlalchemy.engine import Connection
 from pyworkflow_ray.storage.dialects import Statement
 from pyworkflow_ray.storage.schema import IS_LIVE
 
-# Each slot's live runs are counted from an index, and only so far, so that placing a run costs the same when
-# a hundred thousand others wait; among slots that are all fuller than this, chance chooses.
-_COUNTED_IN_ALL, _LEAST_COUNTED = 1024, 2
+# Beyond the first run of each slot, runs are packed: a coordinator drives hundreds of small runs at once, and
+# spreading a burst over all slots would start as many processes, each with step workers of its own, which
+# would wait for each other at the database. What is counted, from an index, is bounded.
+PACK = 512
+_MOST_COUNTED = 4 * PACK
 
 _LOADS = Statement(f"""
     WITH RECURSIVE slots(slot) AS (
@@ -75,27 +76,37 @@ class Placement(msgspec.Struct, frozen=True):
 
 
 def choose_coordinator(connection: Connection, placement: Placement) -> str:
-    """The lowest slot with no live run, else the least loaded; the run counts there from now on."""
+    """The lowest slot with no live run, else the lowest of the least full; the run counts there from now on.
+
+    How full a slot is, is counted in packs of `PACK` runs.
+    """
     slots = _slots_of_transaction(connection, placement)
-    load, order, name = slots[0]
-    heapq.heapreplace(slots, (load + 1, order, name))
+    _, slot, load, name = slots[0]
+    heapq.heapreplace(slots, (_fullness(load + 1), slot, load + 1, name))
     return name
 
 
-def _slots_of_transaction(connection: Connection, placement: Placement) -> list[tuple[int, float, str]]:
-    # Counted once in a transaction: a group of hundreds of new runs asks once, and spreads over all slots.
-    heaps: dict[Placement, list[tuple[int, float, str]]] = connection.info.setdefault("slots", {})
+def _fullness(load: int) -> int:
+    return 0 if load == 0 else 1 + load // PACK
+
+
+_Slot = tuple[int, int, int, str]
+"""Fullness, number, load, name: a heap of these has the slot to choose on top."""
+
+
+def _slots_of_transaction(connection: Connection, placement: Placement) -> list[_Slot]:
+    # Counted once in a transaction: a group of hundreds of new runs asks once.
+    heaps: dict[Placement, list[_Slot]] = connection.info.setdefault("slots", {})
     if placement not in heaps:
         heaps[placement] = _read_slots(connection, placement)
     return heaps[placement]
 
 
-def _read_slots(connection: Connection, placement: Placement) -> list[tuple[int, float, str]]:
+def _read_slots(connection: Connection, placement: Placement) -> list[_Slot]:
     count, prefix = max(1, placement.slots), placement.full_prefix
-    cap = max(_LEAST_COUNTED, _COUNTED_IN_ALL // count)
     slots = [
-        (load, slot if load < cap else random.random() * count, f"{prefix}{slot}")
-        for slot, load in _LOADS.rows(connection, prefix=prefix, slots=count, cap=cap)
+        (_fullness(load), slot, load, f"{prefix}{slot}")
+        for slot, load in _LOADS.rows(connection, prefix=prefix, slots=count, cap=_MOST_COUNTED)
     ]
     heapq.heapify(slots)
     return slots

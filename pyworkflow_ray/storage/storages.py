@@ -56,6 +56,10 @@ class Storage:
         """The future of `write(connection)`, resolved once that is committed; see `Writer.submit`."""
         return self.writer.submit(write)
 
+    async def write(self, write: Callable[[Connection], T]) -> T:
+        """As `submit`, for the running event loop."""
+        return await self.writer.write(write)
+
     def read(self, query: Callable[[Connection], T]) -> T:
         """What `query(connection)` returns, all of it seen in one snapshot, in the calling thread.
 

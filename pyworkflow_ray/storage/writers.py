@@ -13,6 +13,8 @@ order, in the next transaction, and each caller learns its result only when that
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import queue
 import threading
 import time
@@ -35,13 +37,33 @@ _WARN_EVERY = 10.0
 
 
 class _Job:
-    __slots__ = ("error", "future", "result", "write")
+    """A write and who waits for it: a future of a thread's, or one of an event loop's."""
 
-    def __init__(self, write: Callable[[Connection], Any]) -> None:
+    __slots__ = ("error", "future", "loop", "result", "write")
+
+    def __init__(
+        self,
+        write: Callable[[Connection], Any],
+        future: Future[Any] | asyncio.Future[Any],
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
         self.write = write
-        self.future: Future[Any] = Future()
+        self.future = future
+        self.loop = loop
         self.result: Any = None
         self.error: BaseException | None = None
+
+    def begin(self) -> bool:
+        """Whether the write is still wanted."""
+        return not isinstance(self.future, Future) or self.future.set_running_or_notify_cancel()
+
+    def answer(self) -> None:
+        if isinstance(self.future, asyncio.Future) and self.future.done():
+            return  # whoever waited has been cancelled
+        if self.error is None:
+            self.future.set_result(self.result)
+        else:
+            self.future.set_exception(self.error)
 
 
 class _GuiltyWriteError(Exception):
@@ -75,7 +97,27 @@ class Writer:
         Raises:
             StorageError: The writer is closed.
         """
-        job = _Job(write)
+        future: Future[T] = Future()
+        self._enqueue(_Job(write, future))
+        return future
+
+    async def write(self, write: Callable[[Connection], T]) -> T:
+        """As `submit`, for the running event loop."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self.post(write, future, loop)
+        return await future
+
+    def post(
+        self, write: Callable[[Connection], T], future: asyncio.Future[T], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        """As `submit`, from any thread, with the answer in a future of an event loop's.
+
+        What was committed together is answered together: one wake-up of the loop for a whole group.
+        """
+        self._enqueue(_Job(write, future, loop))
+
+    def _enqueue(self, job: _Job) -> None:
         with self._submitting:
             if self._closed:
                 raise StorageError(
@@ -85,7 +127,6 @@ class Writer:
                 self._thread = threading.Thread(target=self._run, name="pyworkflow-writer", daemon=True)
                 self._thread.start()
             self._queue.put(job)
-        return job.future
 
     def close(self, timeout: float | None = 10.0) -> None:
         """Write what is queued, then stop; what is not written after `timeout` seconds fails."""
@@ -106,7 +147,7 @@ class Writer:
             job = self._queue.get()
             group: list[_Job] = []
             while job is not None:
-                if job.future.set_running_or_notify_cancel():
+                if job.begin():
                     group.append(job)
                 if len(group) == MAX_GROUP:
                     break
@@ -140,11 +181,7 @@ class Writer:
                     self._warn(error, len(group), waited)
             self._abandoned.wait(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
-        for job in group:
-            if job.error is None:
-                job.future.set_result(job.result)
-            else:
-                job.future.set_exception(job.error)
+        _answer(group)
 
     def _attempt(self, group: list[_Job], *, one_by_one: bool) -> None:
         with self._database.write() as connection:
@@ -183,6 +220,23 @@ class Writer:
             count,
             summary(error),
         )
+
+
+def _answer(group: list[_Job]) -> None:
+    by_loop: dict[asyncio.AbstractEventLoop, list[_Job]] = {}
+    for job in group:
+        if job.loop is None:
+            job.answer()
+        else:
+            by_loop.setdefault(job.loop, []).append(job)
+    for loop, jobs in by_loop.items():
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits there
+            loop.call_soon_threadsafe(_answer_all, jobs)
+
+
+def _answer_all(jobs: list[_Job]) -> None:
+    for job in jobs:
+        job.answer()
 
 
 def _fail(group: list[_Job], error: BaseException) -> None:
