@@ -31,9 +31,9 @@ from pyworkflow_ray.actors.drives import Drive, Host, RunEnd
 from pyworkflow_ray.actors.engines import Engine
 from pyworkflow_ray.actors.payloads import Payloads, configured_values
 from pyworkflow_ray.clock import Clock, SystemClock
-from pyworkflow_ray.exceptions import ConfigurationError
+from pyworkflow_ray.exceptions import ConfigurationError, StorageError
 from pyworkflow_ray.storage.blobs import load_blob
-from pyworkflow_ray.storage.leases import claim, claim_placed, renew_leases
+from pyworkflow_ray.storage.leases import claim, claim_placed, release, renew_leases
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.storages import Storage
 
@@ -276,13 +276,19 @@ class Coordinator:
         except asyncio.CancelledError:
             raise
         except BaseException as error:
-            # The lease is left to run out: the sweep gives the run to a coordinator afresh.
-            logger.opt(exception=error).error("Driving run {} failed", drive.run_id)
+            logger.opt(exception=error).error("Driving run {} failed; it is given up here", drive.run_id)
+            await self._release(drive)
             return RunEnd(drive.run_id, "lost")
         finally:
             if self._drives.get(drive.run_id) is drive:
                 del self._drives[drive.run_id]
                 del self._ends[drive.run_id]
+
+    async def _release(self, drive: Drive) -> None:
+        """Give a run back, so that the sweep gives it to a coordinator afresh: its lease would be renewed."""
+        assert self._storage is not None
+        with contextlib.suppress(StorageError):
+            await self._storage.write(lambda c: release(c, drive.run_id, drive.run.epoch))
 
     def _remember(self, end: RunEnd) -> RunEnd:
         if len(self._recent) >= RECENT_ENDS:

@@ -37,6 +37,7 @@ from pyworkflow_ray.engine.commands import CancelStep, Command, ScheduleStep
 from pyworkflow_ray.engine.events import (
     AttributesSet,
     Event,
+    Recorded,
     StepRetrying,
     TimerFired,
     WorkflowCompleted,
@@ -49,14 +50,11 @@ from pyworkflow_ray.engine.events import (
     type_of,
 )
 from pyworkflow_ray.engine.executions import Execution, Limits, PendingStep
-from pyworkflow_ray.exceptions import (
-    WorkerDiedError,
-    WorkflowError,
-)
+from pyworkflow_ray.exceptions import SerializationError, StorageError, WorkerDiedError, WorkflowError
 from pyworkflow_ray.failures import Failure, capture
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage.codes import load_code
-from pyworkflow_ray.storage.histories import Append, FencedError, append, read_events
+from pyworkflow_ray.storage.histories import Append, EventRow, FencedError, append, read_events
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.storages import Storage
 
@@ -139,6 +137,8 @@ class Drive:
         except FencedError:
             logger.info("Run {} is driven elsewhere now; dropped here", self.run_id)
             return RunEnd(self.run_id, "lost")
+        except StorageError:
+            raise  # the run is as good as its history; it goes on when the database does
         except WorkflowError as error:
             return await self._interrupt(error)
         finally:
@@ -162,7 +162,7 @@ class Drive:
         history = await asyncio.to_thread(
             self._host.storage.read, lambda connection: read_events(connection, self.run_id)
         )
-        commands = await self._in_thread(lambda: execution.replay(decode_history(history)))
+        commands = await self._in_thread(lambda: execution.replay(_decoded(self.run_id, history)))
         if commands:
             # Not acted on yet: an interruption gives all attempts new numbers, and all are dispatched below.
             await self._commit(self._record(_Activation(), commands))
@@ -551,6 +551,13 @@ def _answer(
         future.set_exception(error)
     elif activation is not None:
         future.set_result(activation)
+
+
+def _decoded(run_id: str, rows: list[EventRow]) -> list[Recorded]:
+    try:
+        return decode_history(rows)
+    except ValueError as error:
+        raise SerializationError(f"The history of run {run_id!r} cannot be read: {error}") from error
 
 
 def _end_of(run_id: str, events: list[Event]) -> RunEnd | None:
