@@ -52,9 +52,10 @@ async def process_order(order: str, diary: str) -> list[str]:
 
 
 def drive(address: str, diary: str) -> None:
-    """The driver: start the run, print its id, and be gone."""
+    """The driver: start the run, write down its id, and be gone."""
     configure(address=address)
-    print(start_sync(process_order, "A-17", diary))
+    run = start_sync(process_order, "A-17", diary)
+    Path(diary).with_name("run").write_text(run)
 
 
 def main() -> None:
@@ -64,10 +65,8 @@ def main() -> None:
     diary = Path(tempfile.mkdtemp()) / "diary"
     diary.touch()
 
-    driver = subprocess.run(
-        [sys.executable, __file__, address, str(diary)], stdout=subprocess.PIPE, text=True, check=True
-    )
-    run: RunHandle[list[str]] = RunHandle(driver.stdout.split()[-1])
+    subprocess.run([sys.executable, __file__, address, str(diary)], check=True)
+    run: RunHandle[list[str]] = RunHandle(diary.with_name("run").read_text())
     say(f"the driver has started {run} and exited")
 
     pid = wait_for(diary, "charge", attempt=1)
@@ -76,8 +75,8 @@ def main() -> None:
     pid = wait_for(diary, "charge", attempt=2)
     say(f"step 'charge' is running again, in process {pid}")
 
-    wait_for(diary, "label", attempt=1)
     coordinator, pid = coordinator_of(run)
+    wait_for(diary, "label", attempt=1)
     say(f"step 'label' is running, the run is driven by {coordinator}, process {pid}: kill -9")
     kill(pid)
     pid = wait_for(diary, "label", attempt=2)

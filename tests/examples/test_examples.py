@@ -72,7 +72,7 @@ def test_every_example_has_a_test() -> None:
 
 
 def test_hello(run: Run) -> None:
-    assert run("hello").splitlines() == ["HELLO, WORLD!"]
+    assert "HELLO, WORLD!" in run("hello").splitlines()  # Ray may add lines of its own
 
 
 def test_order(run: Run) -> None:
