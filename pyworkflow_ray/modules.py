@@ -57,7 +57,7 @@ def is_importable_everywhere(module_name: str) -> bool:
     if module_name.partition(".")[0] == _OURS:
         return True
     module = sys.modules.get(module_name)
-    if not isinstance(module, ModuleType):
+    if not _is_module(module):
         return _can_be_found(module_name)
     # Straight from the dict: an attribute of a lazy module would load it.
     names = object.__getattribute__(module, "__dict__")
@@ -68,6 +68,11 @@ def is_importable_everywhere(module_name: str) -> bool:
     verdict = _is_installed(module_name, spec, file)
     _verdicts[module_name] = (spec, file, verdict)
     return verdict
+
+
+def _is_module(thing: Any) -> bool:
+    # By its type: what extensions put among the modules may claim to be one, and have no `__dict__`.
+    return issubclass(type(thing), ModuleType)
 
 
 def _can_be_found(module_name: str) -> bool:
@@ -232,9 +237,7 @@ def _local_modules() -> tuple[ModuleType, ...]:
     if len(seen) == len(_seen_modules) and all(map(operator.is_, seen, _seen_modules)):
         return _local
     found = {
-        name
-        for name, module in list(sys.modules.items())
-        if isinstance(module, ModuleType) and _is_local(name, module)
+        name for name, module in list(sys.modules.items()) if _is_module(module) and _is_local(name, module)
     }
     # cloudpickle keeps the name only, and takes a package's modules along with it. Asking a lazy module
     # for its name would load it, so it is not asked.

@@ -10,10 +10,21 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "pyworkflow_ray"
 
-LEAVES = (
-    "exceptions config clock ids durations statuses failures modules values value_tags value_objects value_views"
-).split()
-AUTHORING = "arguments definitions workflows steps timers context".split()
+LEAVES = {
+    "exceptions",
+    "config",
+    "clock",
+    "ids",
+    "durations",
+    "statuses",
+    "failures",
+    "modules",
+    "values",
+    "value_tags",
+    "value_objects",
+    "value_views",
+}
+AUTHORING = ["arguments", "definitions", "workflows", "steps", "timers", "context"]
 LAYERS: dict[str, set[str]] = {
     "leaves": set(),
     "engine": {"leaves"},

@@ -84,11 +84,15 @@ def connect(address: str | None, namespace: str) -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if not os.environ.get("RAY_ADDRESS", "x"):
+        del os.environ["RAY_ADDRESS"]  # Ray takes an empty one for an address that is broken
     address = address or os.environ.get("RAY_ADDRESS")
     _require_listener(address)
+    # A cluster of this process's own ends with it: its dashboard would take longer to start than it is looked at.
+    dashboard: dict[str, Any] = {"include_dashboard": False} if address in (None, "local") else {}
     try:
         # Ray tells of its own doings at length; what a person wants to see are the steps' own lines.
-        ray.init(address=address, namespace=namespace, logging_level=logging.ERROR)
+        ray.init(address=address, namespace=namespace, logging_level=logging.ERROR, **dashboard)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise _not_there(address, error) from error
 
@@ -107,7 +111,8 @@ def _not_there(address: str | None, error: Exception) -> ConfigurationError:
     return ConfigurationError(
         f"The Ray cluster at {address or 'this machine'} cannot be joined: {error}. Start one with "
         "`ray start --head`, name another with configure(address='...') or RAY_ADDRESS, or leave the "
-        "address out to run on a local cluster of this process."
+        "address out to run on a local cluster of this process. Should it be there: all its processes must "
+        "agree on RAY_AUTH_MODE and its token."
     )
 
 

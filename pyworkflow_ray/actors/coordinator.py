@@ -95,7 +95,11 @@ class Coordinator:
         """Be ready: the storage is open, and what a predecessor of this name held is driven on."""
         if self._opening is None:
             self._opening = asyncio.get_running_loop().create_task(self._open())
-        await asyncio.shield(self._opening)
+        try:
+            await asyncio.shield(self._opening)
+        except StorageError:
+            self._opening = None  # the next who asks tries again
+            raise
 
     async def _open(self) -> None:
         storage = self._storage or self.engine.open_storage()

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import msgspec
 
 from pyworkflow_ray.actors.codes import pack
-from pyworkflow_ray.actors.runner import Attempt, joined, remote_runners, run_async
+from pyworkflow_ray.actors.runner import KILL_GRACE, Attempt, joined, remote_runners, run_async
 from pyworkflow_ray.engine.attempts import AttemptFailed, AttemptOutcome, decode_outcome
 from pyworkflow_ray.engine.options import StepOptions
 from pyworkflow_ray.exceptions import StepTimeoutError, WorkerDiedError
@@ -205,7 +205,7 @@ def ray_failure(error: Any, attempt: Attempt, options: StepOptions, elapsed: tim
     if isinstance(error, ray_errors.OutOfMemoryError):
         died = WorkerDiedError(f"{what} was ended by Ray because its node ran out of memory: {error}")
         return AttemptFailed(failure=capture(died), cause="out_of_memory")
-    if options.timeout is not None and elapsed >= options.timeout:
+    if options.timeout is not None and elapsed >= options.timeout + timedelta(seconds=KILL_GRACE):
         late = StepTimeoutError(f"{what} ignored its timeout of {options.timeout}; its process was ended.")
         return AttemptFailed(failure=capture(late), cause="timeout")
     lost = (

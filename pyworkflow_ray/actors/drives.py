@@ -360,8 +360,8 @@ class Drive:
                     "completed_at": at,
                 }
             case AttributesSet():
-                encoded = self._host.payloads.encode(self._running().attributes, "the run's attributes")
-                activation.changes["attributes"] = encoded
+                # Not sealed: attributes are there to be shown and searched for.
+                activation.changes["attributes"] = values.encode(self._running().attributes)
 
     async def _commit_and_act(self, activation: _Activation) -> None:
         await self._commit(activation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
@@ -16,6 +17,7 @@ from pyworkflow_ray.actors.dispatchers import RayDispatcher
 from pyworkflow_ray.actors.drives import Drive
 from pyworkflow_ray.actors.engines import Engine
 from pyworkflow_ray.actors.timer import Timer
+from pyworkflow_ray.exceptions import StorageError
 
 
 MOST_SHOWN = 100
@@ -36,6 +38,20 @@ class CoordinatorActor(Coordinator):
         return ray.get_runtime_context().current_actor
 
     async def _open(self) -> None:
+        patient_until = time.monotonic() + self.engine.coordinator_ttl.total_seconds()
+        while True:
+            try:
+                await self._open_once()
+                return
+            except StorageError as error:
+                # Ray has brought this actor back, and nobody will ask again: wait for the database. Should
+                # it stay away, the timer has a coordinator made anew when it is back.
+                logger.warning("Coordinator {} waits for its database: {}", self.name, error)
+                if time.monotonic() > patient_until:
+                    ray.actor.exit_actor()  # type: ignore[no-untyped-call]
+            await asyncio.sleep(1.0)
+
+    async def _open_once(self) -> None:
         self._dispatcher = RayDispatcher()
         # Whoever created this actor may be gone before the timer was: a run that sleeps must have one.
         _in_background(self._cluster.timer)
@@ -48,7 +64,7 @@ class CoordinatorActor(Coordinator):
     def _arm_timer(self, seconds: float) -> None:
         """Tell the timer; also the way to have it made again, should somebody have ended it."""
         try:
-            ray.get(self._cluster.timer().arm.remote(seconds), timeout=60)
+            _wait(self._cluster.timer().arm.remote(seconds))
         except ray.exceptions.RayActorError:
             self._cluster.forget(TIMER)
             self._cluster.timer()
@@ -104,13 +120,14 @@ class TimerActor(Timer):
         _in_background(self._call, coordinator, run_ids)
 
     def _call(self, coordinator: str, run_ids: list[str]) -> None:
-        reference = self._cluster.coordinator(coordinator).wake.options(name="wake").remote(run_ids)
-        try:
-            ray.get(reference, timeout=60)
-        except Exception as error:
-            # Gone, or going: the next sweep finds the runs and asks its successor.
-            self._cluster.forget(coordinator)
-            logger.info("Coordinator {} did not answer: {}", coordinator, type(error).__name__)
+        for _ in range(2):
+            try:
+                _wait(self._cluster.coordinator(coordinator).wake.options(name="wake").remote(run_ids))
+                return
+            except Exception as error:
+                # Gone, or going: ask its successor. If that fails too, the next sweep finds the runs.
+                self._cluster.forget(coordinator)
+                logger.info("Coordinator {} did not answer: {}", coordinator, type(error).__name__)
 
     async def pid(self) -> int:
         import os
@@ -128,6 +145,11 @@ def coordinator_class() -> Any:
 def timer_class() -> Any:
     """The timer as a Ray actor class."""
     return ray.remote(TimerActor)
+
+
+def _wait(reference: Any) -> None:
+    # Not ray.get, which warns of blocking an async actor's loop wherever it is called from.
+    reference.future().result(timeout=60)
 
 
 def _in_background(call: Any, *args: Any) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any
 
+from pyworkflow_ray import values
 from pyworkflow_ray.client.handles import RunHandle, refuse_in_workflow
 from pyworkflow_ray.client.records import Event, WorkflowRun
 from pyworkflow_ray.client.sessions import session
@@ -65,10 +66,7 @@ async def list_runs(
     if limit < 1:
         raise ValueError(f"limit is {limit}: give 1 or more.")
     of = session()
-    wanted = {
-        key: of.values.encode(value, f"attribute {key!r}").decode()
-        for key, value in (attributes or {}).items()
-    }
+    wanted = {key: values.encode(value).decode() for key, value in (attributes or {}).items()}
     found, following = await asyncio.to_thread(
         of.storage.read,
         lambda connection: runs.list_runs(

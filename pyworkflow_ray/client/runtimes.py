@@ -22,6 +22,8 @@ from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.storages import Storage
 
 LOCAL = "local"
+JOB_FOLDER = "/working_dir_files/_ray_pkg_"
+"""In the path of every file that a submitted job has in its working directory."""
 
 
 class RayRuntime:
@@ -57,6 +59,12 @@ class RayRuntime:
                 raise ConfigurationError(
                     "The storage 'memory' lives in one process, and runs on Ray are driven by others: use a "
                     "file or PostgreSQL, or configure(default_runtime='local')."
+                )
+            if database.path is not None and JOB_FOLDER in str(database.path):
+                raise ConfigurationError(
+                    f"The storage {database.path} lies in the working directory of a submitted job, which "
+                    "Ray deletes after the job. Give an absolute path elsewhere, or PostgreSQL: "
+                    "configure(storage='...') or PYWORKFLOW_STORAGE."
                 )
             # Absolute: it must mean the same in another process's working directory.
             engine = replace(engine, storage_url=database.secret_url)

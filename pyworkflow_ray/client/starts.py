@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, ParamSpec, TypeVar, cast
 
+from pyworkflow_ray import values
 from pyworkflow_ray.actors.codes import pack
 from pyworkflow_ray.actors.payloads import Payloads
 from pyworkflow_ray.client.handles import RunHandle, refuse_in_workflow, wait_for_end
@@ -210,9 +211,9 @@ def _new_run(
         owner_lease=settings.lease_ttl.total_seconds(),
         created_at=datetime.now(UTC),
         durable=durable,
-        metadata=_encoded(of, options.metadata),
-        attributes=_encoded(of, options.attributes),
-        tags=_encoded(of, list(own.tags) or None),
+        metadata=_label(options.metadata),
+        attributes=_label(options.attributes),
+        tags=_label(list(own.tags) or None),
         max_duration=None if own.max_duration is None else own.max_duration.total_seconds(),
         recover_on_worker_loss=settings.default_recover_on_worker_loss if recover is None else recover,
         max_recovery_attempts=settings.default_max_recovery_attempts if attempts is None else attempts,
@@ -221,8 +222,9 @@ def _new_run(
     )
 
 
-def _encoded(of: Session, value: Any) -> str | None:
-    return None if value is None else of.values.encode(value, "the run's metadata").decode()
+def _label(value: Any) -> str | None:
+    # Labels are for tools to show and to search, and are not sealed; what is secret is an argument.
+    return None if value is None else values.encode(value).decode()
 
 
 def _require_same(accepted: Accepted, new: NewRun) -> None:

@@ -9,7 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
 
+import pytest
+
 from pyworkflow_ray.statuses import RunStatus
+from pyworkflow_ray.storage import placements
 from pyworkflow_ray.storage.acceptances import accept
 from pyworkflow_ray.storage.codes import Code, load_code
 from pyworkflow_ray.storage.placements import Placement
@@ -153,7 +156,7 @@ def test_a_placed_run_can_be_born_held_by_its_coordinator(storage: Storage) -> N
     assert after.position == 1
 
 
-def test_runs_take_the_lowest_empty_slot_then_the_least_loaded(storage: Storage) -> None:
+def test_runs_take_the_lowest_empty_slot_then_the_lowest_that_is_not_full(storage: Storage) -> None:
     placement = Placement(slots=3)
     names = [accepted(storage, f"run_{number}", placement=placement).coordinator for number in range(4)]
     assert names == ["coordinator-0", "coordinator-1", "coordinator-2", "coordinator-0"]
@@ -165,19 +168,22 @@ def test_runs_take_the_lowest_empty_slot_then_the_least_loaded(storage: Storage)
 
     assert accepted(storage, "run_5", placement=placement).coordinator == "coordinator-1"
     assert accepted(storage, "run_6", placement=placement).coordinator == "coordinator-2"
-    assert accepted(storage, "run_7", placement=placement).coordinator == "coordinator-1"
+    assert accepted(storage, "run_7", placement=placement).coordinator == "coordinator-0"
 
 
-def test_a_burst_of_runs_spreads_over_all_slots(storage: Storage) -> None:
+def test_a_burst_of_runs_fills_one_slot_after_another(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placements, "PACK", 30)
     placement = Placement(slots=4)
-    futures = [
-        storage.submit(partial(accept, new=new_run(f"run_{number}", placement=placement)))
-        for number in range(100)
-    ]
-    names = [future.result(timeout=30).run.coordinator for future in futures]
-    assert {name: names.count(name) for name in set(names)} == {
-        f"coordinator-{slot}": 25 for slot in range(4)
-    }
+    names = []
+    for start in (0, 50):  # Two transactions and more: what the first placed counts in the next.
+        futures = [
+            storage.submit(partial(accept, new=new_run(f"run_{number}", placement=placement)))
+            for number in range(start, start + 50)
+        ]
+        names += [future.result(timeout=30).run.coordinator for future in futures]
+    assert names[:4] == [f"coordinator-{slot}" for slot in range(4)], "each has a run of its own first"
+    # A pack for each of the first three, in their order, and what is left for the last.
+    assert [names.count(f"coordinator-{slot}") for slot in range(4)] == [30, 30, 30, 10]
 
 
 def test_full_slots_share_what_comes(storage: Storage) -> None:
