@@ -155,6 +155,8 @@ class Drive:
         )
         execution = Execution(self.run_id, function, self._host.payloads, limits)
         execution.is_durable = self.run.durable
+        if self.run.attributes is not None:
+            execution.attributes.update(values.decode(self.run.attributes))  # what it was started with
         self._execution = execution
         if self._position == 0 and (self.run.durable or self.run.started_at is None):
             await self._start()

@@ -308,3 +308,16 @@ def test_two_threads_that_pickle_at_once_do_not_take_each_others_modules(make_mo
     thread.join(10)
     assert run_elsewhere(UNPICKLE.replace("(4)", "[1](4)"), result[0].hex()) == "4"
     assert "plain" not in cloudpickle.list_registry_pickle_by_value()
+
+
+class Claimant:
+    """Stands among the modules as some extensions' objects do: it claims to be one and has no `__dict__`."""
+
+    __slots__ = ()
+    __class__ = property(lambda self: ModuleType)  # type: ignore[assignment]
+
+
+def test_what_only_claims_to_be_a_module_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "claimant_lib", Claimant())  # type: ignore[arg-type]
+    assert not modules.is_importable_everywhere("claimant_lib")
+    assert modules.unpickle(modules.pickle_by_value(lambda: 3))() == 3

@@ -181,3 +181,34 @@ async def test_an_option_that_is_also_a_parameter_must_say_which_it_is(local: Pa
     with pytest.raises(pr.ConfigurationError, match=r"start\.options"):
         await pr.start(moves, storage="shed")
     assert await (await pr.start.options()(moves, storage="shed")) == "shed"
+
+
+class Turned:
+    """Keeps payloads out of sight; a real one would encrypt them."""
+
+    def encode(self, data: bytes) -> bytes:
+        return data[::-1]
+
+    def decode(self, data: bytes) -> bytes:
+        return data[::-1]
+
+
+turned = Turned()
+
+
+@pr.workflow(tags=["quiet"])
+async def secretive(word: str) -> str:
+    pr.set_attributes(length=len(word))
+    return word * 2
+
+
+async def test_payloads_are_sealed_and_labels_can_be_searched(local: Path) -> None:
+    pr.configure(payload_codec="tests.local.test_environments:turned")
+    run = await pr.start.options(attributes={"customer": "c1"})(secretive, "psst")
+    assert await run == "psstpsst"
+    shown = await run.refresh()
+    assert (shown.tags, shown.attributes) == (("quiet",), {"customer": "c1", "length": 4})
+    assert "psst" not in str(shown.to_dict())
+    assert "psst" not in "".join(event.stored for event in await run.events())
+    found, _ = await pr.list_runs(attributes={"length": 4})
+    assert found == [shown]

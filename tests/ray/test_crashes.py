@@ -272,6 +272,33 @@ def test_a_locked_database_delays_and_loses_nothing(engine: EngineUnderTest, tmp
     assert_counted_once(run)
 
 
+def test_a_coordinator_that_comes_back_while_its_database_is_away_waits_for_it(
+    engine: EngineUnderTest, tmp_path: Path
+) -> None:
+    run = pr.start_sync(three_steps, str(tmp_path), 1.0)
+    eventually(lambda: began(tmp_path, "second"))
+    files = list(Path(engine.url).parent.glob("engine.db*"))
+    away = tmp_path / "away"
+    away.mkdir()
+    first = engine.pid_of("coordinator-0")
+    for path in files:
+        path.rename(away / path.name)
+    kill_ray_process(first)
+    eventually(lambda: _answering_pid(engine) not in (None, first))
+    time.sleep(4)  # longer than it takes to find that the file is not there
+    for path in files:
+        (away / path.name).rename(path)
+    assert run.wait(timeout=60)[::2] == ["first:1", "third:1"]
+    assert_counted_once(run)
+
+
+def _answering_pid(engine: EngineUnderTest) -> int | None:
+    try:
+        return engine.pid_of("coordinator-0")
+    except ray.exceptions.RayActorError:
+        return None
+
+
 @pr.workflow
 async def pauses(folder: str) -> list[str]:
     marks = [await mark(folder, f"step{number}") for number in range(3)]

@@ -7,6 +7,7 @@ import datetime as dt
 import decimal
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import ray
@@ -302,3 +303,62 @@ async def test_times_are_set_and_in_utc_on_every_path() -> None:
         assert instant is not None
         assert instant.utcoffset() == dt.timedelta(0)
     assert pr.WorkflowRun.from_dict(record.to_dict()) == record
+
+
+class Doubling(pr.Step):
+    max_retries = 2
+
+    def __init__(self, factor: int) -> None:
+        self.factor = factor
+
+    async def execute(self, x: int) -> int:
+        return self.factor * x
+
+
+class Sums(pr.Workflow):
+    tags = ("sums",)
+
+    async def run(self, count: int) -> int:
+        return sum([await Doubling(3)(number) for number in range(count)])
+
+
+async def test_workflows_and_steps_may_be_classes() -> None:
+    run = await pr.start(Sums, 4)
+    assert await run == 18
+    assert (await run.refresh()).tags == ("sums",)
+    assert [event.data["step_id"] for event in await run.events() if event.type == "step.started"][
+        0
+    ] == "Doubling#1"
+
+
+async def test_a_storage_that_ray_will_delete_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_0123"
+    with pytest.raises(pr.ConfigurationError, match="deletes after the job"):
+        await pr.start.options(storage=folder / "runs.db")(everything, 1)
+
+
+@pr.workflow
+async def twenty() -> int:
+    total = 0
+    for number in range(20):
+        total = await plain(total + number)
+    return total
+
+
+async def test_the_log_of_a_run_of_twenty_steps_can_be_read_in_sql(shared_engine: EngineUnderTest) -> None:
+    import sqlite3
+
+    run = await pr.start(twenty)
+    await run
+    with sqlite3.connect(shared_engine.url) as connection:
+        rows = connection.execute(
+            "SELECT position, type, data ->> 'step_id', data ->> 'args', data ->> 'result' FROM events "
+            "WHERE run_id = ? ORDER BY position",
+            (str(run),),
+        ).fetchall()
+    assert rows[:3] == [
+        (0, "workflow.started", None, "[]", None),
+        (1, "step.started", "plain#1", "[0]", None),
+        (2, "step.completed", "plain#1", None, 1),
+    ]
+    assert [row[1] for row in rows].count("step.completed") == 20
