@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -29,6 +30,9 @@ class CoordinatorActor(Coordinator):
 
     def __init__(self, name: str, engine: Engine) -> None:
         super().__init__(name, engine)
+        # A run's way leads over four threads (Ray's, the loop's, an engine thread, the writer's), and each
+        # hand-over may wait this long for the interpreter; the usual 5 ms is meant for threads that compute.
+        sys.setswitchinterval(0.0001)
         self._cluster = Cluster(engine)
         self._shown: set[str] = set()
         # Runs again after every restart: the way to resume by itself.
