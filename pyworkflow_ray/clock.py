@@ -33,10 +33,16 @@ class SystemClock:
         seconds = (until - self.now()).total_seconds()
         loop = asyncio.get_running_loop()
         # Cheaper than asyncio.wait_for, which this would call for every activation of every run.
-        alarm = loop.call_later(max(seconds, 0), event.set)
-        rang_at = alarm.when()
+        rung: list[bool] = []
+
+        def ring() -> None:
+            if not event.is_set():
+                rung.append(True)
+                event.set()
+
+        alarm = loop.call_later(max(seconds, 0), ring)
         try:
             await event.wait()
         finally:
             alarm.cancel()
-        return loop.time() < rang_at
+        return not rung

@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import msgspec
@@ -33,7 +33,7 @@ from pyworkflow_ray.actors.payloads import Payloads, configured_values
 from pyworkflow_ray.clock import Clock, SystemClock
 from pyworkflow_ray.exceptions import ConfigurationError, StorageError
 from pyworkflow_ray.storage.blobs import load_blob
-from pyworkflow_ray.storage.leases import claim, claim_placed, release, renew_leases
+from pyworkflow_ray.storage.leases import claim, claim_placed, give_up, regain, renew_leases
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.storages import Storage
 
@@ -83,6 +83,7 @@ class Coordinator:
         self._host: Host | None = None
         self._drives: dict[str, Drive] = {}
         self._ends: dict[str, asyncio.Task[RunEnd]] = {}
+        self._claiming: set[str] = set()
         self._recent: dict[str, RunEnd] = {}
         self._opening: asyncio.Task[None] | None = None
         self._background: list[asyncio.Task[None]] = []
@@ -97,7 +98,9 @@ class Coordinator:
             self._opening = asyncio.get_running_loop().create_task(self._open())
         try:
             await asyncio.shield(self._opening)
-        except StorageError:
+        except asyncio.CancelledError:
+            raise
+        except BaseException:
             self._opening = None  # the next who asks tries again
             raise
 
@@ -142,28 +145,28 @@ class Coordinator:
             if not self._drives or self._storage is None:
                 continue
             with contextlib.suppress(Exception):  # the writer reports and retries; the next turn is soon
-                await self._storage.write(self._renew_both)
-
-    def _renew_both(self, connection: Any) -> None:
-        # A run is born held by its coordinator's name, and after a claim by this very process.
-        ttl = self.engine.lease_ttl.total_seconds()
-        for owner in (self.owner, self.name):
-            renew_leases(connection, owner, ttl)
+                held = [(drive.run_id, drive.run.epoch) for drive in self.drives]
+                await self._storage.write(partial(renew_leases, held=held, lease_ttl=ttl))
 
     async def _watch(self) -> None:
         """Report workflow code that blocks, make long runs visible, and leave when there is nothing to do."""
         while True:
             await asyncio.sleep(1.0)
-            now = time.monotonic()
-            for drive in list(self._drives.values()):
-                self._report_blocked(drive, now)
-                if now - drive.began_at >= VISIBLE_AFTER:
-                    self.show(drive)
-            if self._drives:
-                self._idle_since = now
-            elif now - self._idle_since > self.engine.coordinator_ttl.total_seconds():
-                self.leave()
-                self._idle_since = now
+            try:
+                self._look_after(time.monotonic())
+            except Exception as error:
+                logger.warning("Looking after the runs of {} failed: {!r}", self.name, error)
+
+    def _look_after(self, now: float) -> None:
+        for drive in list(self._drives.values()):
+            self._report_blocked(drive, now)
+            if now - drive.began_at >= VISIBLE_AFTER:
+                self.show(drive)
+        if self._drives:
+            self._idle_since = now
+        elif now - self._idle_since > self.engine.coordinator_ttl.total_seconds():
+            self.leave()
+            self._idle_since = now
 
     def _report_blocked(self, drive: Drive, now: float) -> None:
         feeding = drive.feeding
@@ -245,23 +248,38 @@ class Coordinator:
         await self.open()
         if self.is_leaving:
             return []
-        here = []
-        for run_id in run_ids:
-            if run_id in self._ends or await self._claim(run_id):
-                here.append(run_id)
-        return here
+        wanted = set(run_ids)
+        for drive in [drive for drive in self.drives if drive.run_id in wanted]:
+            await self._regain(drive)
+        new = [r for r in wanted if r not in self._ends and r not in self._claiming]
+        # Noted before the first await: a second wake of the same run would claim it from under the first.
+        self._claiming.update(new)
+        try:
+            for run in await self._claim(new):
+                self._begin(run)
+        finally:
+            self._claiming.difference_update(new)
+        return [run_id for run_id in wanted if run_id in self._ends]
 
-    async def _claim(self, run_id: str) -> bool:
+    async def _claim(self, run_ids: list[str]) -> list[RunRecord]:
         assert self._storage is not None
         ttl = self.engine.lease_ttl.total_seconds()
-        run = await self._storage.write(
-            lambda connection: claim(connection, run_id, self.owner, ttl, force_from=self.name)
+
+        def write(connection: Any) -> list[RunRecord]:
+            claims = [claim(connection, r, self.owner, ttl, force_from=self.name) for r in run_ids]
+            return [run for run in claims if run is not None]
+
+        return await self._storage.write(write) if run_ids else []
+
+    async def _regain(self, drive: Drive) -> None:
+        """Go on with a run that a sweep took for lost and placed here again, while it was here all the time."""
+        assert self._storage is not None
+        ttl = self.engine.lease_ttl.total_seconds()
+        epoch = await self._storage.write(
+            lambda c: regain(c, drive.run_id, self.owner, ttl, born_owner=self.name)
         )
-        if run is None:
-            return False
-        if run_id not in self._ends:
-            self._begin(run)
-        return True
+        if epoch is not None:
+            drive.run = msgspec.structs.replace(drive.run, epoch=epoch)
 
     def _begin(self, run: RunRecord) -> asyncio.Task[RunEnd]:
         assert self._host is not None
@@ -280,19 +298,21 @@ class Coordinator:
         except asyncio.CancelledError:
             raise
         except BaseException as error:
-            logger.opt(exception=error).error("Driving run {} failed; it is given up here", drive.run_id)
-            await self._release(drive)
+            # The traceback alone: values in its frames (payloads, a password) do not belong in a log.
+            told = "".join(traceback.format_exception(error))
+            logger.error("Driving run {} failed; it is given up here:\n{}", drive.run_id, told)
+            await self._give_up(drive)
             return RunEnd(drive.run_id, "lost")
         finally:
             if self._drives.get(drive.run_id) is drive:
                 del self._drives[drive.run_id]
                 del self._ends[drive.run_id]
 
-    async def _release(self, drive: Drive) -> None:
-        """Give a run back, so that the sweep gives it to a coordinator afresh: its lease would be renewed."""
+    async def _give_up(self, drive: Drive) -> None:
+        """Give a run back, so that the sweep need not wait for its lease to end."""
         assert self._storage is not None
         with contextlib.suppress(StorageError):
-            await self._storage.write(lambda c: release(c, drive.run_id, drive.run.epoch))
+            await self._storage.write(partial(give_up, run_id=drive.run_id, epoch=drive.run.epoch))
 
     def _remember(self, end: RunEnd) -> RunEnd:
         if len(self._recent) >= RECENT_ENDS:
@@ -322,6 +342,14 @@ class Coordinator:
 def _blob_fetcher(storage: Storage) -> Callable[[str], bytes]:
     @lru_cache(maxsize=64)
     def fetch(digest: str) -> bytes:
-        return storage.read(lambda connection: load_blob(connection, digest))
+        while True:
+            try:
+                return storage.read(lambda connection: load_blob(connection, digest))
+            except StorageError as error:
+                if error.__cause__ is None:
+                    raise  # it is not there
+                # Raised into the workflow, a passing outage would end the run: wait, as its commits do.
+                logger.warning("A blob cannot be read now: {}", error)
+            time.sleep(1.0)
 
     return fetch

@@ -58,7 +58,11 @@ class LocalDispatcher:
         return LocalTicket(task)
 
     async def _run(self, attempt: Attempt, function: Any, on_outcome: OnOutcome) -> None:
-        on_outcome(await run_async(function, attempt, self._node))
+        try:
+            outcome = await run_async(function, attempt, self._node)
+        except asyncio.CancelledError:
+            outcome = AttemptFailed(failure=capture(RuntimeError("The step was cancelled.")))
+        on_outcome(outcome)  # of no effect where nobody waits for it any more
 
 
 class LocalTicket:
@@ -167,7 +171,10 @@ class _Landing:
             arrived, self._arrived = self._arrived, deque()
             self._scheduled = False
         for ticket, result in arrived:
-            ticket.land(result)
+            try:
+                ticket.land(result)
+            except Exception as error:  # one outcome that cannot be told must not take others along
+                ticket.fail(error)
 
 
 class RayTicket:
@@ -184,6 +191,10 @@ class RayTicket:
         import ray
 
         ray.cancel(self._reference, force=force, recursive=True)
+
+    def fail(self, error: Exception) -> None:
+        """Tell that the outcome could not be told."""
+        self._on_outcome(AttemptFailed(failure=capture(error)))
 
     def land(self, result: Any) -> None:
         """Tell the outcome that Ray's result, or Ray's error, means."""
@@ -205,7 +216,8 @@ def ray_failure(error: Any, attempt: Attempt, options: StepOptions, elapsed: tim
     if isinstance(error, ray_errors.OutOfMemoryError):
         died = WorkerDiedError(f"{what} was ended by Ray because its node ran out of memory: {error}")
         return AttemptFailed(failure=capture(died), cause="out_of_memory")
-    if options.timeout is not None and elapsed >= options.timeout + timedelta(seconds=KILL_GRACE):
+    crashed = isinstance(error, ray_errors.WorkerCrashedError)
+    if crashed and options.timeout is not None and elapsed >= options.timeout + timedelta(seconds=KILL_GRACE):
         late = StepTimeoutError(f"{what} ignored its timeout of {options.timeout}; its process was ended.")
         return AttemptFailed(failure=capture(late), cause="timeout")
     lost = (

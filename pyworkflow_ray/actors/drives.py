@@ -297,7 +297,10 @@ class Drive:
             append(connection, new)
             return activation
 
-        self._host.storage.writer.post(write, committed, loop)
+        try:
+            self._host.storage.writer.post(write, committed, loop)
+        except StorageError as error:  # it was closed
+            loop.call_soon_threadsafe(_answer, committed, None, error)
 
     def _feed(self, outcomes: list[Event], arrived: list[tuple[str, int, AttemptOutcome]]) -> _Activation:
         """Feed outcomes, one at a time; runs on an engine thread."""
@@ -497,9 +500,10 @@ class Drive:
     async def _suspend(self, due_at: datetime | None) -> bool:
         """Let go of the run until something wakes it; True if something has come in the meantime."""
         changes = {"status": RunStatus.SUSPENDED, "wake_at": due_at}
-        await self._append(_Activation(changes=changes), release=True)
+        is_unread = await self._append(_Activation(changes=changes), release=True)
         self._end = RunEnd(self.run_id, RunStatus.SUSPENDED.value)
-        self._host.on_suspended(self.run_id, due_at)
+        # Something came from outside in the meantime: have the timer look at once.
+        self._host.on_suspended(self.run_id, self._host.clock.now() if is_unread else due_at)
         return False
 
     async def _interrupt(self, error: WorkflowError) -> RunEnd:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
@@ -90,7 +91,7 @@ class CoordinatorActor(Coordinator):
 
     async def exit(self) -> None:
         """End this process, unless a run has come in."""
-        self.is_leaving = not self._drives
+        self.is_leaving = not self._drives and not self._claiming
         if not self.is_leaving:
             return
         await self.close()
@@ -151,6 +152,12 @@ def timer_class() -> Any:
     return ray.remote(TimerActor)
 
 
+@lru_cache(maxsize=1)
+def _nudges() -> ThreadPoolExecutor:
+    # Apart from the loop's own threads: an actor that is slow to answer must not keep the storage waiting.
+    return ThreadPoolExecutor(32, thread_name_prefix="pyworkflow-nudge")
+
+
 def _wait(reference: Any) -> None:
     # Not ray.get, which warns of blocking an async actor's loop wherever it is called from.
     reference.future().result(timeout=60)
@@ -158,5 +165,5 @@ def _wait(reference: Any) -> None:
 
 def _in_background(call: Any, *args: Any) -> None:
     """Make a blocking call on a thread; looking an actor up takes a round trip."""
-    future = asyncio.get_running_loop().run_in_executor(None, call, *args)
+    future = asyncio.get_running_loop().run_in_executor(_nudges(), call, *args)
     future.add_done_callback(lambda done: done.exception())

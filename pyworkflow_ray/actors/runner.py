@@ -194,13 +194,21 @@ _kept: list[asyncio.Runner] = []
 
 def _kept_loop() -> asyncio.AbstractEventLoop:
     """This worker's event loop for `async def` steps: to make one anew costs ten times a small step."""
+    if _kept and _kept[0].get_loop().is_closed():
+        _kept.clear()  # it is the thread's current loop too, and a step has closed it
     if not _kept:
         _kept.append(asyncio.Runner())
     return _kept[0].get_loop()
 
 
 def _drop_loop() -> None:
-    _kept.pop().close()
+    # On a thread: what the step left running may ignore that it is cancelled, and the outcome must not wait.
+    threading.Thread(target=_close, args=(_kept.pop(),), name="pyworkflow-close", daemon=True).start()
+
+
+def _close(runner: asyncio.Runner) -> None:
+    with contextlib.suppress(RuntimeError):
+        runner.close()
 
 
 def _run_plain(function: Any, attempt: Attempt, node: str) -> AttemptOutcome:

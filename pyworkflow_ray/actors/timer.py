@@ -20,6 +20,9 @@ from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.storages import Storage
 from pyworkflow_ray.storage.sweeps import Due, Orphan, due, orphans
 
+MOST_DUE = 1000
+"""Runs that are read and woken in one go."""
+
 Nudge = Callable[[str, list[str]], None]
 """Tells a coordinator, by name, to wake runs; it may fail, since the next sweep tells again."""
 
@@ -47,7 +50,8 @@ class Timer:
             try:
                 await self._look()
             except Exception as error:
-                logger.opt(exception=error).warning("The timer could not look for due runs; it tries again")
+                # The text alone: values in a traceback's frames (a password) do not belong in a log.
+                logger.warning("The timer could not look for due runs; it tries again: {}", error)
                 self._next_at = time.monotonic() + 1.0
             self._hurry.clear()
             pause = self._next_at - time.monotonic()
@@ -71,9 +75,11 @@ class Timer:
         now = time.monotonic()
         # The next look must be set before the rows are read, so that an `arm` meanwhile is not lost.
         self._next_at = now + interval
-        found = await asyncio.to_thread(storage.read, lambda c: due(c, horizon_seconds=interval))
+        found = await asyncio.to_thread(storage.read, lambda c: due(c, horizon_seconds=interval, limit=MOST_DUE))
         ready: list[Due | Orphan] = [run for run in found if run.seconds_until <= 0]
         later = [run.seconds_until for run in found if run.seconds_until > 0]
+        if len(found) == MOST_DUE:
+            self._next_at = now  # there may be more
         if later:
             self._next_at = min(self._next_at, now + min(later))
         if now >= self._sweep_at:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import threading
 import weakref
 from dataclasses import replace
@@ -38,6 +39,7 @@ class RayRuntime:
         self._lines = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
         self._storage_id = ""
+        self._joined: str | None = None
 
     async def open(self) -> None:
         """Join the cluster.
@@ -45,12 +47,12 @@ class RayRuntime:
         Raises:
             ConfigurationError: It is not there.
         """
-        if self._cluster is None or not _is_connected():
+        if self._cluster is None or _job() != self._joined:
             await asyncio.to_thread(self._open)
 
     def _open(self) -> None:
         with self._lock:
-            if self._cluster is not None and _is_connected():
+            if self._cluster is not None and _job() == self._joined:
                 return
             connect(self._settings.address, self._settings.namespace)
             engine = Engine.configured(self._settings)
@@ -69,6 +71,7 @@ class RayRuntime:
             # Absolute: it must mean the same in another process's working directory.
             engine = replace(engine, storage_url=database.secret_url)
             self._storage_id = self._storage.facts()["storage_id"]
+            self._joined = _job()
             self._lines.clear()
             self._cluster = Cluster(placed_on(engine, database.path is not None, self._settings.coordinators))
             # Not waited for: it wakes what sleeps, and picks up what a driver that vanished has left.
@@ -137,7 +140,7 @@ class LocalRuntime:
         """The coordinator that lives on the running event loop."""
         loop = asyncio.get_running_loop()
         if loop not in self._coordinators:
-            name = f"{LOCAL}-{id(loop):x}"
+            name = f"{LOCAL}-{secrets.token_hex(6)}"
             self._coordinators[loop] = Coordinator(
                 name, self._engine, storage=self._storage, clock=self._clock
             )
@@ -174,7 +177,8 @@ async def _place(storage: Storage, run_id: str, placement: Placement) -> str | N
     return placed.get(run_id)
 
 
-def _is_connected() -> bool:
+def _job() -> str | None:
+    """What this process is to the cluster that it has joined; another after it has joined anew."""
     import ray
 
-    return bool(ray.is_initialized())
+    return str(ray.get_runtime_context().get_job_id()) if ray.is_initialized() else None

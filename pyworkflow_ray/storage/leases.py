@@ -7,6 +7,8 @@ believe to hold a run only the later one can write.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from sqlalchemy.engine import Connection
 
 from pyworkflow_ray.storage.dialects import Statement
@@ -20,6 +22,7 @@ _TAKE = """
         epoch = epoch + 1,
         previous_owner = CASE WHEN owner = :owner THEN previous_owner ELSE owner END,
         owner = :owner,
+        coordinator = COALESCE(CAST(:force_from AS TEXT), coordinator),
         lease_expires_at = <now + :ttl>,
         status = 'running',
         updated_at = <now>
@@ -39,8 +42,23 @@ _CLAIM_PLACED = Statement(f"""
     WHERE coordinator = :force_from AND {IS_LIVE} AND (start_at IS NULL OR start_at <= <now>)
     RETURNING {COLUMNS}
 """)
+# Only what is named, and only at its epoch: a run that a process holds and does not drive (its client died
+# before it told, say) must lose its lease, or nobody would ever come for it.
 _RENEW = Statement("""
-    UPDATE runs SET lease_expires_at = <now + :ttl> WHERE owner = :owner AND lease_expires_at IS NOT NULL
+    UPDATE runs SET lease_expires_at = <now + :ttl>
+    WHERE run_id = :run_id AND epoch = :epoch AND lease_expires_at IS NOT NULL
+""")
+# A sweep took the run from us while our lease had lapsed, and placed it with us again: nobody else has
+# claimed it, so it is ours as it stands.
+_REGAIN = Statement(f"""
+    UPDATE runs SET lease_expires_at = <now + :ttl>, owner = :owner
+    WHERE run_id = :run_id AND owner IN (:owner, :born_owner) AND lease_expires_at IS NULL AND NOT {HAS_ENDED}
+    RETURNING epoch
+""")
+# The epoch fences whatever is still under way, and the name tells the next claim of an interruption.
+_GIVE_UP = Statement("""
+    UPDATE runs SET epoch = epoch + 1, owner = COALESCE(owner, '') || ' (gave up)', lease_expires_at = NULL
+    WHERE run_id = :run_id AND epoch = :epoch
 """)
 _RELEASE = Statement("""
     UPDATE runs SET owner = NULL, previous_owner = NULL, lease_expires_at = NULL
@@ -70,12 +88,27 @@ def claim_placed(connection: Connection, coordinator: str, owner: str, lease_ttl
     return sorted(map(run_record, rows), key=lambda run: (run.created_at, run.run_id))
 
 
-def renew_leases(connection: Connection, owner: str, lease_ttl: float) -> int:
-    """How many runs `owner` still holds, each now for another `lease_ttl` seconds.
+def renew_leases(connection: Connection, held: Iterable[tuple[str, int]], lease_ttl: float) -> None:
+    """Hold these runs, each at its epoch, for another `lease_ttl` seconds.
 
     A lease that has run out is renewed too, as long as nobody else has taken the run.
     """
-    return _RENEW.execute(connection, owner=owner, ttl=lease_ttl)
+    _RENEW.execute_many(
+        connection, [{"run_id": run_id, "epoch": epoch, "ttl": lease_ttl} for run_id, epoch in held]
+    )
+
+
+def regain(
+    connection: Connection, run_id: str, owner: str, lease_ttl: float, *, born_owner: str
+) -> int | None:
+    """The epoch at which `owner` goes on with a run whose lease lapsed under it, or None if it may not."""
+    row = _REGAIN.row(connection, run_id=run_id, owner=owner, born_owner=born_owner, ttl=lease_ttl)
+    return None if row is None else int(row[0])
+
+
+def give_up(connection: Connection, run_id: str, epoch: int) -> bool:
+    """Let go of a run that could not be driven; whoever claims it next learns that it was interrupted."""
+    return _GIVE_UP.execute(connection, run_id=run_id, epoch=epoch) == 1
 
 
 def release(connection: Connection, run_id: str, epoch: int) -> bool:

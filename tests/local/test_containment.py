@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import pyworkflow_ray as pr
+from pyworkflow_ray.actors.coordinator import Coordinator
 from pyworkflow_ray.actors.drives import Drive
+from pyworkflow_ray.actors.engines import Engine
+from pyworkflow_ray.storage.acceptances import NewRun, accept
 from pyworkflow_ray.storage.runs import get_run
 from pyworkflow_ray.storage.storages import Storage
+from pyworkflow_ray.storage.sweeps import orphans
 
 
 @pr.step(local=True)
@@ -46,7 +51,7 @@ async def test_a_run_whose_driving_failed_is_given_back_for_another_to_drive(
     with Storage(local) as storage:
         record = storage.read(lambda connection: get_run(connection, run))
     assert record is not None
-    assert (record.owner, record.status.is_terminal) == (None, False)
+    assert (record.lease_expires_at, record.status.is_terminal) == (None, False)
     monkeypatch.setattr(Drive, "_open", whole)
     await pr.resume(run)
     await asyncio.sleep(0.2)
@@ -74,3 +79,40 @@ def _damage(run: str) -> Any:
         )
 
     return write
+
+
+async def test_two_wakes_of_one_run_at_once_drive_it_once(local: Path) -> None:
+    run = await pr.start(counted)
+    with Storage(local) as storage:
+        coordinator = Coordinator("coordinator-0", Engine(str(local)), storage=storage)
+        woken = await asyncio.gather(*(coordinator.wake([run]) for _ in range(5)))
+        assert {tuple(ids) for ids in woken} <= {(), (run,)}
+        end = await coordinator.end_of(run)
+        assert end is not None
+        assert end.status == "completed"
+        await coordinator.close()
+    events = await run.events()
+    assert [event.type for event in events].count("step.completed") == 2
+
+
+async def test_a_run_that_is_held_and_not_driven_loses_its_lease(local: Path) -> None:
+    """1. A client has a run accepted. 2. It dies before it tells. 3. Others are driven there."""
+    engine = Engine(str(local), lease_ttl=timedelta(milliseconds=300))
+    with Storage(local) as storage:
+        coordinator = Coordinator("coordinator-0", engine, storage=storage)
+        await coordinator.open()
+        held = NewRun(
+            run_id="run_1",
+            workflow_name="counted",
+            input_args="[]",
+            input_kwargs="{}",
+            coordinator="coordinator-0",
+            owner_lease=0.3,
+        )
+        await storage.write(lambda connection: accept(connection, held))
+        driven = await pr.start(counted)
+        await coordinator.wake([driven])
+        await asyncio.sleep(0.8)
+        lost = storage.read(orphans)
+        assert [run.run_id for run in lost] == ["run_1"]
+        await coordinator.close()

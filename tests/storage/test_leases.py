@@ -11,7 +11,7 @@ import pytest
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage import leases
 from pyworkflow_ray.storage.histories import FencedError, append
-from pyworkflow_ray.storage.leases import claim, claim_placed, release, renew_leases
+from pyworkflow_ray.storage.leases import claim, claim_placed, give_up, regain, release, renew_leases
 from pyworkflow_ray.storage.placements import Placement, place
 from pyworkflow_ray.storage.runs import get_run
 from pyworkflow_ray.storage.storages import Storage
@@ -120,11 +120,11 @@ def test_a_coordinator_claims_all_that_is_placed_with_it(storage: Storage) -> No
     assert {(run.owner, run.epoch) for run in runs} == {("process-1", 2)}
 
 
-def test_renewal_keeps_all_runs_of_a_process(storage: Storage) -> None:
+def test_renewal_keeps_the_runs_that_are_driven(storage: Storage) -> None:
     runs = [claimed(storage, f"run_{number}", ttl=30) for number in range(3)]
     claimed(storage, "other", owner="process-2")
 
-    assert write(storage, renew_leases, "process-1", 90) == 3
+    write(storage, renew_leases, [(run.run_id, run.epoch) for run in runs], 90)
 
     for run in runs:
         after = read(storage, get_run, run.run_id)
@@ -198,10 +198,43 @@ def test_an_owner_that_comes_back_cannot_touch_a_run_that_was_placed_elsewhere(s
     run = claimed(storage, owner="process-1", ttl=0)
     assert write(storage, place, ["run_1"], Placement(slots=1)) == {"run_1": "coordinator-0"}
 
-    assert write(storage, renew_leases, "process-1", 60) == 0
+    write(storage, renew_leases, [(run.run_id, run.epoch)], 60)
+    assert read(storage, get_run, "run_1").lease_expires_at is None
     with pytest.raises(FencedError):
         write(storage, append, new_append(run, "step.started"))
 
     taken = write(storage, claim, "run_1", "process-2", 60)
     assert taken is not None
     assert taken.previous_owner == "process-1"
+
+
+def test_who_claims_a_run_is_where_it_lives_from_then_on(storage: Storage) -> None:
+    """1. A run is placed with one. 2. It is slow, and the run is placed with another. 3. The first claims it.
+    4. The other must not take it from under the first for being placed with it."""
+    run = claimed(storage, ttl=0)
+    write(storage, place, [run.run_id], Placement(slots=1))
+    assert write(storage, claim, run.run_id, "process-0", 60, force_from="coordinator-7") is not None
+    assert read(storage, get_run, run.run_id).coordinator == "coordinator-7"
+    assert write(storage, claim, run.run_id, "process-1", 60, force_from="coordinator-0") is None
+
+
+def test_an_owner_goes_on_with_a_run_that_was_placed_with_it_again(storage: Storage) -> None:
+    run = claimed(storage, owner="process-1", ttl=0)
+    write(storage, place, [run.run_id], Placement(slots=1))
+    assert partial_regain(storage, run.run_id, "process-2") is None
+    epoch = partial_regain(storage, run.run_id, "process-1")
+    assert epoch == run.epoch + 1
+    assert partial_regain(storage, run.run_id, "process-1") is None, "it is held again"
+
+
+def partial_regain(storage: Storage, run_id: str, owner: str) -> int | None:
+    return storage.submit(lambda c: regain(c, run_id, owner, 60, born_owner="coordinator-0")).result()
+
+
+def test_a_run_that_was_given_up_is_an_interrupted_one_to_the_next(storage: Storage) -> None:
+    run = claimed(storage, owner="process-1", ttl=60)
+    assert write(storage, give_up, run.run_id, run.epoch)
+    assert not write(storage, give_up, run.run_id, run.epoch), "the epoch has gone on"
+    taken = write(storage, claim, run.run_id, "process-1", 60)
+    assert taken is not None
+    assert taken.was_interrupted
