@@ -66,9 +66,6 @@ class CodeLoader:
         self._loaded[code.hash] = definition
         return definition
 
-    def has(self, code_hash: str) -> bool:
-        return code_hash in self._loaded
-
     def get(self, code_hash: str) -> Any:
         """What was loaded under this hash; None if nothing was."""
         return self._loaded.get(code_hash)

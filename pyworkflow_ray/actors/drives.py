@@ -242,7 +242,7 @@ class Drive:
         activation = _Activation()
         for event in (*events, WorkflowFailed(**failure_fields(capture(error)))):
             self._record_event(activation, event, self._host.clock.now())
-        await self._commit_and_act(activation)
+        await self._commit(activation)
 
     async def _resume_step(self, pending: PendingStep) -> None:
         step_id = pending.command.step_id
@@ -368,10 +368,6 @@ class Drive:
                 # Not sealed: attributes are there to be shown and searched for.
                 activation.changes["attributes"] = values.encode(self._running().attributes)
 
-    async def _commit_and_act(self, activation: _Activation) -> None:
-        await self._commit(activation)
-        await self._act(activation)
-
     async def _commit(self, activation: _Activation) -> None:
         end = _end_of(self.run_id, activation.events)
         await self._append(activation, release=end is not None)
@@ -474,11 +470,12 @@ class Drive:
             await self._retry_due(now)
             return True
         linger = self._host.engine.suspend_after
-        is_waiting_only = not self._tickets and linger is not None and self.run.durable
-        if is_waiting_only and linger is not None and (due_at is None or due_at - now > linger):
+        may_leave = not self._tickets and self.run.durable
+        if may_leave and linger is not None and (due_at is None or due_at - now > linger):
             if await clock.wait(self._wake, now + linger):
                 return True
-            return await self._suspend(due_at)
+            await self._suspend(due_at)
+            return False
         await clock.wait(self._wake, due_at)
         await self._retry_due(clock.now())
         return True
@@ -497,14 +494,13 @@ class Drive:
             if pending is not None:
                 await self._dispatch(pending)
 
-    async def _suspend(self, due_at: datetime | None) -> bool:
-        """Let go of the run until something wakes it; True if something has come in the meantime."""
+    async def _suspend(self, due_at: datetime | None) -> None:
+        """Let go of the run until something wakes it."""
         changes = {"status": RunStatus.SUSPENDED, "wake_at": due_at}
         is_unread = await self._append(_Activation(changes=changes), release=True)
         self._end = RunEnd(self.run_id, RunStatus.SUSPENDED.value)
         # Something came from outside in the meantime: have the timer look at once.
         self._host.on_suspended(self.run_id, self._host.clock.now() if is_unread else due_at)
-        return False
 
     async def _interrupt(self, error: WorkflowError) -> RunEnd:
         """Set the run aside: its code cannot go on over its history here. `resume` tries again."""

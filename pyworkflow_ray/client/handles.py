@@ -82,7 +82,7 @@ class RunHandle(str, Generic[T]):
         Raises:
             WorkflowNotFoundError: There is no such run.
         """
-        return WorkflowRun.of(await _read_record(self._session, str(self)))
+        return WorkflowRun.of(await read_record(self._session, str(self)))
 
     async def status(self) -> RunStatus:
         """The run's status now."""
@@ -141,7 +141,7 @@ async def wait_for_end(of: Session, run_id: str, record: RunRecord | None = None
     """How the run ended; waits at its coordinator, or by looking at the row with growing pauses."""
     pause = FIRST_PAUSE
     while True:
-        record = record or await _read_record(of, run_id)
+        record = record or await read_record(of, run_id)
         if record.status.is_terminal or record.status is RunStatus.INTERRUPTED:
             return await _end_of(of, record)
         if record.coordinator is not None and record.status is not RunStatus.SUSPENDED:
@@ -194,7 +194,8 @@ async def _value_of(of: Session, end: RunEnd) -> Any:
     return of.values.decode(data)
 
 
-async def _read_record(of: Session, run_id: str) -> RunRecord:
+async def read_record(of: Session, run_id: str) -> RunRecord:
+    """The run's row, or a WorkflowNotFoundError."""
     record = await asyncio.to_thread(of.storage.read, lambda c: get_run(c, run_id))
     return _require(run_id, record)
 

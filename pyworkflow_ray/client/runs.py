@@ -8,13 +8,12 @@ from datetime import datetime
 from typing import Any
 
 from pyworkflow_ray import values
-from pyworkflow_ray.client.handles import RunHandle, refuse_in_workflow
+from pyworkflow_ray.client.handles import RunHandle, read_record, refuse_in_workflow
 from pyworkflow_ray.client.records import Event, WorkflowRun
 from pyworkflow_ray.client.sessions import session
-from pyworkflow_ray.exceptions import WorkflowError, WorkflowNotFoundError
+from pyworkflow_ray.exceptions import WorkflowError
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage import runs
-from pyworkflow_ray.storage.histories import read_events
 
 
 async def get_workflow_run(run_id: str) -> WorkflowRun | None:
@@ -31,11 +30,11 @@ async def get_workflow_events(run_id: str) -> list[Event]:
         WorkflowNotFoundError: There is no such run.
     """
     refuse_in_workflow("get_workflow_events")
-    storage = session().storage
-    rows = await asyncio.to_thread(storage.read, lambda c: read_events(c, str(run_id)))
-    if not rows and await get_workflow_run(run_id) is None:
-        raise WorkflowNotFoundError(str(run_id))
-    return [Event.of(str(run_id), row) for row in rows]
+    of = session()
+    events = await RunHandle(str(run_id), of).events()
+    if not events:
+        await read_record(of, str(run_id))  # a run without events, or none at all
+    return events
 
 
 async def list_runs(
@@ -105,9 +104,7 @@ async def resume(run_id: str) -> RunHandle[Any]:
     """
     refuse_in_workflow("resume")
     of = session()
-    record = await asyncio.to_thread(of.storage.read, lambda c: runs.get_run(c, str(run_id)))
-    if record is None:
-        raise WorkflowNotFoundError(str(run_id))
+    record = await read_record(of, str(run_id))
     if record.status.is_terminal:
         raise WorkflowError(f"Run {run_id!r} has ended as {record.status.value}: there is nothing to resume.")
     await of.runtime.open()
