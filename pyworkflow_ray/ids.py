@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import secrets
-
-_RUN_ID = re.compile(r"run_[0-9a-f]{16}")
 
 
 def new_run_id() -> str:
     """A new run id: ``run_`` and 16 random hex digits."""
     return f"run_{secrets.token_hex(8)}"
-
-
-def is_run_id(text: str) -> bool:
-    """Whether the text has the form of a generated run id."""
-    return _RUN_ID.fullmatch(text) is not None
 
 
 class Ordinals:

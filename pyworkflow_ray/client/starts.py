@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 from pyworkflow_ray import values
 from pyworkflow_ray.actors.codes import pack
 from pyworkflow_ray.actors.payloads import Payloads
-from pyworkflow_ray.client.handles import RunHandle, refuse_in_workflow, wait_for_end
+from pyworkflow_ray.client.handles import RunHandle, refuse_in_workflow
 from pyworkflow_ray.client.loops import run_sync
 from pyworkflow_ray.client.progress import Progress
 from pyworkflow_ray.client.runtimes import LOCAL
@@ -19,10 +19,9 @@ from pyworkflow_ray.client.sessions import Session, session
 from pyworkflow_ray.exceptions import (
     ConfigurationError,
     WorkflowAlreadyRunningError,
-    WorkflowFailedError,
 )
-from pyworkflow_ray.failures import restore
 from pyworkflow_ray.ids import new_run_id
+from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage.acceptances import Accepted, NewRun, accept
 from pyworkflow_ray.storage.runs import delete_run
 from pyworkflow_ray.workflows import WorkflowFunction, as_workflow
@@ -176,7 +175,7 @@ async def start_run(
         await of.storage.write(lambda connection: delete_run(connection, new.run_id))
         raise
     if of.runtime.name == LOCAL:
-        await _raise_local_failure(of, handle)
+        await _raise_local_failure(handle)
     return handle
 
 
@@ -239,12 +238,8 @@ def _require_same(accepted: Accepted, new: NewRun) -> None:
         )
 
 
-async def _raise_local_failure(of: Session, handle: RunHandle[Any]) -> None:
+async def _raise_local_failure(handle: RunHandle[Any]) -> None:
     """In process, `start` has driven the run, and raises what it raised."""
-    run = await handle.refresh()
-    if run.status.is_terminal:
-        end = await wait_for_end(of, str(handle))
-        if end.failure is not None:
-            error = restore(end.failure, fallback=WorkflowFailedError)
-            error.run_id = str(handle)  # type: ignore[attr-defined]
-            raise error
+    status = await handle.status()
+    if status.is_terminal and status is not RunStatus.COMPLETED:
+        await handle.result()

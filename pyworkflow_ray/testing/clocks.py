@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 
 class VirtualClock:
@@ -47,7 +47,3 @@ class VirtualClock:
         for event, until in self._sleepers.items():
             if until is not None and until <= self._now:
                 event.set()
-
-    def pass_by(self, duration: timedelta) -> None:
-        """Let that much time pass at once."""
-        self.set_forward(self._now + duration)
