@@ -1,7 +1,7 @@
 """The coordinator: an actor that drives the runs placed with it.
 
 Theory of operation. `__init__` stores its arguments and nothing else: an exception there would end a
-detached actor for good. The actor then calls its own `open`, also after every restart, which claims what
+detached actor for good. The actor then opens itself, also after every restart: it claims what
 its predecessor of the same name held and drives it on. Runs come in by `drive` (a client has accepted one)
 and `wake` (the timer found one due). A background task renews the leases of all runs at once; another
 lets the process go when it has had nothing to do for a while.
@@ -107,6 +107,7 @@ class Coordinator:
     async def _open(self) -> None:
         storage = self._storage or self.engine.open_storage()
         self._storage = storage
+        self._storage_id = (await asyncio.to_thread(storage.facts))["storage_id"]
         values = configured_values(self.engine.payload_codec, self.engine.payload_limit)
         self._host = Host(
             engine=self.engine,
@@ -119,7 +120,6 @@ class Coordinator:
             threads=ThreadPoolExecutor(ENGINE_THREADS, thread_name_prefix="pyworkflow-engine"),
             on_suspended=self.on_suspended,
         )
-        self._storage_id = (await asyncio.to_thread(storage.facts))["storage_id"]
         ttl = self.engine.lease_ttl.total_seconds()
         runs = await storage.write(
             lambda connection: claim_placed(connection, self.name, self.owner, ttl)

@@ -36,31 +36,35 @@ class CoordinatorActor(Coordinator):
         sys.setswitchinterval(0.0001)
         self._cluster = Cluster(engine)
         self._shown: set[str] = set()
-        # Runs again after every restart: the way to resume by itself.
-        self._me().open.options(name="open").remote()
+        # Runs again after every restart: the way to resume by itself. Not a call to itself: one that is made
+        # while Ray still counts the actor as restarting may fail without ever having run.
+        self._resuming = asyncio.get_running_loop().create_task(self._resume())
 
     def _me(self) -> Any:
         return ray.get_runtime_context().current_actor
 
+    async def _resume(self) -> None:
+        try:
+            await self.open()
+        except Exception as error:
+            logger.error("Coordinator {} cannot open: {}: {}", self.name, type(error).__name__, error)
+
     async def _open(self) -> None:
+        self._dispatcher = RayDispatcher()
+        # Whoever created this actor may be gone before the timer was: a run that sleeps must have one.
+        _in_background(self._cluster.timer)
         patient_until = time.monotonic() + self.engine.coordinator_ttl.total_seconds()
         while True:
             try:
-                await self._open_once()
+                await super()._open()
                 return
             except StorageError as error:
                 # Ray has brought this actor back, and nobody will ask again: wait for the database. Should
                 # it stay away, the timer has a coordinator made anew when it is back.
                 logger.warning("Coordinator {} waits for its database: {}", self.name, error)
                 if time.monotonic() > patient_until:
-                    ray.actor.exit_actor()  # type: ignore[no-untyped-call]
+                    self.leave()
             await asyncio.sleep(1.0)
-
-    async def _open_once(self) -> None:
-        self._dispatcher = RayDispatcher()
-        # Whoever created this actor may be gone before the timer was: a run that sleeps must have one.
-        _in_background(self._cluster.timer)
-        await super()._open()
 
     def on_suspended(self, run_id: str, wake_at: datetime | None) -> None:
         if wake_at is not None:
@@ -119,7 +123,7 @@ class TimerActor(Timer):
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine, self._tell)
         self._cluster = Cluster(engine)
-        ray.get_runtime_context().current_actor.run.options(name="run").remote()
+        self._running = asyncio.get_running_loop().create_task(self.run())  # see CoordinatorActor
 
     def _tell(self, coordinator: str, run_ids: list[str]) -> None:
         _in_background(self._call, coordinator, run_ids)
