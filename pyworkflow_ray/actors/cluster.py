@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import socket
@@ -12,6 +14,7 @@ from typing import Any
 
 from pyworkflow_ray.actors.engines import Engine
 from pyworkflow_ray.exceptions import ConfigurationError
+from pyworkflow_ray.storage.environments import load_environment
 
 TIMER = "timer"
 CONCURRENCY = 10_000
@@ -31,11 +34,11 @@ class Cluster:
         """The handle of an actor that this process has used before, or None."""
         return self._handles.get(name)
 
-    def coordinator(self, name: str) -> Any:
-        """The coordinator of this name, created if it is not there."""
+    def coordinator(self, name: str, environment: str) -> Any:
+        """The coordinator of this name, created in this environment if it is not there."""
         from pyworkflow_ray.actors.remote import coordinator_class
 
-        return self._get(name, coordinator_class, name)
+        return self._get(name, coordinator_class, name, environment=environment)
 
     def timer(self) -> Any:
         """The timer, created if it is not there."""
@@ -47,11 +50,12 @@ class Cluster:
         """Look an actor up anew next time: the one we knew is gone."""
         self._handles.pop(name, None)
 
-    def _get(self, name: str, make_class: Callable[[], Any], *args: Any) -> Any:
+    def _get(self, name: str, make_class: Callable[[], Any], *args: Any, environment: str = "") -> Any:
         with _lock:
             handle = self._handles.get(name)
             if handle is None:
-                handle = make_class().options(**self._options(name)).remote(*args, self.engine)
+                options = self._options(name) | self._runtime_env(environment)
+                handle = make_class().options(**options).remote(*args, self.engine)
                 self._handles[name] = handle
             return handle
 
@@ -71,6 +75,15 @@ class Cluster:
 
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(self.engine.node_id, soft=False)
         return options
+
+
+    def _runtime_env(self, environment: str) -> dict[str, Any]:
+        """What an actor of another environment than this process's must be told; its own is inherited."""
+        if environment in ("", self.engine.environment):
+            return {}
+        with self.engine.open_storage() as storage:
+            data = storage.read(lambda connection: load_environment(connection, environment))
+        return {} if data is None else {"runtime_env": json.loads(data)}
 
 
 def connect(address: str | None, namespace: str) -> None:
@@ -116,6 +129,23 @@ def _not_there(address: str | None, error: Exception) -> ConfigurationError:
     )
 
 
+def job_environment() -> tuple[str, str]:
+    """What of this job's `runtime_env` matters to where its runs may live: a short hash, and JSON text.
+
+    The working directory does not: a run carries its code, and a job's directory is deleted after it. Both
+    are empty for a job without the rest.
+    """
+    import ray
+
+    ignored = ("working_dir", "excludes", "config", "_ray_release", "_ray_commit")
+    runtime_env = dict(ray.get_runtime_context().runtime_env)
+    relevant = {k: v for k, v in runtime_env.items() if k not in ignored and v}
+    if not relevant:
+        return "", ""
+    data = json.dumps(relevant, sort_keys=True, default=str)
+    return hashlib.sha256(data.encode()).hexdigest()[:8], data
+
+
 def placed_on(engine: Engine, is_file: bool, slots: int | str | None) -> Engine:
     """The engine as it is on the cluster that this process has joined.
 
@@ -135,21 +165,7 @@ def placed_on(engine: Engine, is_file: bool, slots: int | str | None) -> Engine:
     return replace(
         engine,
         slots=count,
-        environment=_environment(dict(context.runtime_env)),
+        environment=job_environment()[0],
         node_id=str(context.get_node_id()) if is_file else None,
     )
 
-
-def _environment(runtime_env: dict[str, Any]) -> str:
-    """A short hash of what of a job's `runtime_env` matters to where its runs may live.
-
-    The working directory does not: a run carries its code, and a job's directory is deleted after it.
-    """
-    import hashlib
-    import json
-
-    ignored = ("working_dir", "excludes", "config", "_ray_release", "_ray_commit")
-    relevant = {k: v for k, v in runtime_env.items() if k not in ignored and v}
-    if not relevant:
-        return ""
-    return hashlib.sha256(json.dumps(relevant, sort_keys=True, default=str).encode()).hexdigest()[:8]

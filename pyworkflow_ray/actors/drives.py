@@ -298,7 +298,7 @@ class Drive:
             return activation
 
         try:
-            self._host.storage.writer.post(write, committed, loop)
+            self._host.storage.writer.write_here(write, committed, loop)
         except StorageError as error:  # it was closed
             loop.call_soon_threadsafe(_answer, committed, None, error)
 

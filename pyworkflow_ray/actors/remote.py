@@ -125,13 +125,14 @@ class TimerActor(Timer):
         self._cluster = Cluster(engine)
         self._running = asyncio.get_running_loop().create_task(self.run())  # see CoordinatorActor
 
-    def _tell(self, coordinator: str, run_ids: list[str]) -> None:
-        _in_background(self._call, coordinator, run_ids)
+    def _tell(self, coordinator: str, environment: str, run_ids: list[str]) -> None:
+        _in_background(self._call, coordinator, environment, run_ids)
 
-    def _call(self, coordinator: str, run_ids: list[str]) -> None:
+    def _call(self, coordinator: str, environment: str, run_ids: list[str]) -> None:
         for _ in range(2):
             try:
-                _wait(self._cluster.coordinator(coordinator).wake.options(name="wake").remote(run_ids))
+                handle = self._cluster.coordinator(coordinator, environment)
+                _wait(handle.wake.options(name="wake").remote(run_ids))
                 return
             except Exception as error:
                 # Gone, or going: ask its successor. If that fails too, the next sweep finds the runs.

@@ -23,8 +23,8 @@ from pyworkflow_ray.storage.sweeps import Due, Orphan, due, orphans
 MOST_DUE = 1000
 """Runs that are read and woken in one go."""
 
-Nudge = Callable[[str, list[str]], None]
-"""Tells a coordinator, by name, to wake runs; it may fail, since the next sweep tells again."""
+Nudge = Callable[[str, str, list[str]], None]
+"""Tells a coordinator, by name and environment, to wake runs; it may fail, since the next sweep tells again."""
 
 
 class Timer:
@@ -93,13 +93,13 @@ class Timer:
         by_environment: dict[str, list[str]] = defaultdict(list)
         for run in ready:
             if is_isolated(run):
-                self._nudge(coordinator_of(run.run_id), [run.run_id])
+                self._nudge(coordinator_of(run.run_id), run.environment, [run.run_id])
             else:
                 by_environment[run.environment].append(run.run_id)
         for environment, run_ids in by_environment.items():
             for name, group in (await self._place(storage, environment, run_ids)).items():
                 self.wakes += len(group)
-                self._nudge(name, group)
+                self._nudge(name, environment, group)
 
     async def _place(self, storage: Storage, environment: str, run_ids: list[str]) -> dict[str, list[str]]:
         """The runs by the coordinator that each is placed with now."""

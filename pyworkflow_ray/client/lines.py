@@ -31,11 +31,13 @@ class Line:
     Args:
         cluster: Finds the actor.
         name: The coordinator's name.
+        environment: The environment to create it in.
         storage_id: Tells a coordinator of another storage that it is not meant.
     """
 
-    def __init__(self, cluster: Cluster, name: str, storage_id: str) -> None:
+    def __init__(self, cluster: Cluster, name: str, environment: str, storage_id: str) -> None:
         self._cluster, self._name, self._storage_id = cluster, name, storage_id
+        self._environment = environment
         self._starts: list[tuple[RunRecord, asyncio.Future[None]]] = []
         self._waits: dict[str, list[asyncio.Future[RunEnd | None]]] = {}
         self._starting = self._waiting = False
@@ -103,7 +105,7 @@ class Line:
         for attempt in range(1, ATTEMPTS + 1):
             handle = self._cluster.known(self._name)
             if handle is None:
-                handle = await asyncio.to_thread(self._cluster.coordinator, self._name)
+                handle = await asyncio.to_thread(self._cluster.coordinator, self._name, self._environment)
             try:
                 result: bytes = await getattr(handle, method).remote(*args)
                 return result

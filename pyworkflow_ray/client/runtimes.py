@@ -9,7 +9,7 @@ import weakref
 from dataclasses import replace
 from typing import Any
 
-from pyworkflow_ray.actors.cluster import Cluster, connect, placed_on
+from pyworkflow_ray.actors.cluster import Cluster, connect, job_environment, placed_on
 from pyworkflow_ray.actors.coordinator import Coordinator
 from pyworkflow_ray.actors.drives import RunEnd
 from pyworkflow_ray.actors.engines import Engine
@@ -18,6 +18,7 @@ from pyworkflow_ray.client.lines import Line
 from pyworkflow_ray.clock import Clock
 from pyworkflow_ray.config import Settings
 from pyworkflow_ray.exceptions import ConfigurationError
+from pyworkflow_ray.storage.environments import save_environment
 from pyworkflow_ray.storage.placements import Placement, place
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.storages import Storage
@@ -71,6 +72,10 @@ class RayRuntime:
             # Absolute: it must mean the same in another process's working directory.
             engine = replace(engine, storage_url=database.secret_url)
             self._storage_id = self._storage.facts()["storage_id"]
+            environment, data = job_environment()
+            if environment:
+                # Others than this job may have to make a coordinator for its runs: the timer, another driver.
+                self._storage.submit(lambda c: save_environment(c, environment, data)).result()
             self._joined = _job()
             self._lines.clear()
             self._cluster = Cluster(placed_on(engine, database.path is not None, self._settings.coordinators))
@@ -94,13 +99,13 @@ class RayRuntime:
 
     async def start(self, run: RunRecord) -> None:
         """Hand over a run that was accepted."""
-        await self._line(run.coordinator or coordinator_of(run.run_id)).start(run)
+        await self._line(run.coordinator or coordinator_of(run.run_id), run.environment).start(run)
 
     async def wait(self, run: RunRecord) -> RunEnd | None:
         """How the run's drive ends; None when no coordinator has it now."""
         if run.coordinator is None:
             return None
-        return await self._line(run.coordinator).wait(run.run_id)
+        return await self._line(run.coordinator, run.environment).wait(run.run_id)
 
     async def wake(self, run: RunRecord) -> None:
         """Have a run that nobody holds go on."""
@@ -110,13 +115,13 @@ class RayRuntime:
             name = await _place(self._storage, run.run_id, self.engine.placement(run.environment))
         if name is None:
             return
-        handle = await asyncio.to_thread(self.cluster.coordinator, name)
+        handle = await asyncio.to_thread(self.cluster.coordinator, name, run.environment)
         await handle.wake.remote([run.run_id])
 
-    def _line(self, name: str) -> Line:
+    def _line(self, name: str, environment: str) -> Line:
         lines = self._lines.setdefault(asyncio.get_running_loop(), {})
         if name not in lines:
-            lines[name] = Line(self.cluster, name, self._storage_id)
+            lines[name] = Line(self.cluster, name, environment, self._storage_id)
         return lines[name]
 
 

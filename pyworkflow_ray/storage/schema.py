@@ -208,6 +208,14 @@ code = Table(
     Column("created_at", UTCDateTime, nullable=False),
 )
 
+# What coordinators of runs with this `environment` are made with; may hold what a user takes for secret.
+environments = Table(
+    "environments",
+    metadata,
+    Column("hash", _ID, primary_key=True),
+    Column("data", Text, nullable=False),
+)
+
 blobs = Table(
     "blobs",
     metadata,

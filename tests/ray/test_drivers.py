@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import pyworkflow_ray as pr
+from pyworkflow_ray.storage.runs import get_run
 from tests.ray.conftest import EngineUnderTest, eventually
 
 WORKFLOW = """
@@ -217,3 +218,51 @@ def test_a_cluster_that_is_not_there_is_told_clearly(tmp_path: Path) -> None:
     )
     assert "127.0.0.1:1 cannot be joined" in done.stdout, done.stderr[-2000:]
     assert "ray start --head" in done.stdout
+
+
+FLAVOURED = """
+    import os
+    import ray
+    import pyworkflow_ray as pr
+
+    @pr.step(local=True)
+    def flavour() -> str:
+        return os.environ.get("FLAVOUR", "plain")
+
+    @pr.step
+    def remote_flavour() -> str:
+        return os.environ.get("FLAVOUR", "plain")
+
+    @pr.workflow
+    async def tasted() -> list[str]:
+        before = await flavour()
+        await pr.sleep(4)
+        return [before, await flavour(), await remote_flavour()]
+
+    if __name__ == "__main__":
+        ray.init(runtime_env={"env_vars": {"FLAVOUR": "lemon"}}, namespace="tests")
+        run = pr.start_sync(tasted)
+        while run.status_sync() is not pr.RunStatus.SUSPENDED:
+            pass
+        print(run, flush=True)
+        os._exit(0)
+"""
+
+
+def test_a_run_wakes_in_the_environment_of_its_job(engine: EngineUnderTest, tmp_path: Path) -> None:
+    """The timer, which has another, makes the coordinator anew."""
+    pr.configure(coordinator_ttl="1s")
+    pr.start_sync(nothing).wait(timeout=60)  # the timer is made by this process, without a runtime_env
+    script = tmp_path / "flavoured.py"
+    script.write_text(textwrap.dedent(FLAVOURED))
+    run_id = drive(script, engine, PYWORKFLOW_COORDINATOR_TTL="1s")
+    eventually(lambda: engine.coordinators() == [], timeout=30)
+    assert pr.RunHandle(run_id).wait(timeout=60) == ["lemon"] * 3
+    run = engine.storage.read(lambda connection: get_run(connection, run_id))
+    assert run is not None
+    assert run.environment
+
+
+@pr.workflow
+async def nothing() -> None:
+    pass
