@@ -72,7 +72,7 @@ def _captured(error: BaseException, skipped: tuple[str, ...], causes: int) -> Fa
     cause = _or(None, lambda: _cause_of(error)) if causes else None
     return Failure(
         error=_text_of(error),
-        error_type=_storable(_type_name(type(error))),
+        error_type=_storable(error_type_name(type(error))),
         traceback=_or("", lambda: _traceback_of(error, skipped)),
         # A run that is being cancelled would not thank anyone for another attempt.
         is_retryable=not isinstance(error, (FatalError, CancellationError)),
@@ -110,7 +110,7 @@ def _storable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def _type_name(cls: type) -> str:
+def error_type_name(cls: type) -> str:
     return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
 
 

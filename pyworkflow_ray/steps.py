@@ -336,6 +336,8 @@ class Step:
         }
         cls._step_name = cls.__dict__.get("name") or cls.__name__
         cls._step_options = build_options(f"step {cls._step_name!r}", StepOptions(), given)
+        if cls.execute is not Step.execute:  # else a base of other steps
+            registry.add(StepFunction(_ExecuteMethod(cls), cls._step_name, cls._step_options))
 
     _step_name: str = "Step"
     _step_options: StepOptions = StepOptions()
@@ -353,6 +355,20 @@ class Step:
 
     def _as_function(self) -> StepFunction[..., Any]:
         return StepFunction(self.execute, self._step_name, self._step_options)
+
+
+class _ExecuteMethod:
+    """A step class as the function that makes an instance and executes it."""
+
+    def __init__(self, cls: type[Step]) -> None:
+        self.cls = cls
+        self.__name__, self.__qualname__, self.__module__ = cls.__name__, cls.__qualname__, cls.__module__
+        self.__doc__ = cls.__doc__
+        signature = inspect.signature(cls.execute)
+        self.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.cls().execute(*args, **kwargs)
 
 
 def list_steps() -> dict[str, StepFunction[Any, Any]]:

@@ -16,7 +16,7 @@ from pyworkflow_ray.engine.events import StepCompleted, StepFailed, StepRetrying
 from pyworkflow_ray.engine.options import StepOptions
 from pyworkflow_ray.engine.retries import WORKER_LOSS, Attempts, next_attempt_at
 from pyworkflow_ray.exceptions import StepFailedError
-from pyworkflow_ray.failures import Failure, restore
+from pyworkflow_ray.failures import Failure, error_type_name, restore
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +140,10 @@ def _may_retry(options: StepOptions, failure: Failure) -> bool:
         return True
     error = restore(failure, fallback=StepFailedError)
     if isinstance(retry_on, tuple):
+        if isinstance(
+            error, StepFailedError
+        ):  # it cannot be rebuilt here: all that is left of its type is the name
+            return failure.error_type in {error_type_name(each) for each in retry_on}
         return isinstance(error, retry_on)
     try:
         return bool(retry_on(error))

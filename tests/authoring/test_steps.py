@@ -400,6 +400,14 @@ def test_a_step_class_is_called_by_an_instance_with_what_init_stored() -> None:
     assert_replays(simulation)
 
 
+def test_a_step_class_is_known_by_its_name() -> None:
+    class Pay(Charge):
+        pass
+
+    assert asyncio.run(get_step("Pay")(3)) == "3 EUR"
+    assert "Pay" in list_steps()
+
+
 def test_a_step_class_called_outside_of_a_run_is_its_method() -> None:
     assert asyncio.run(Charge()(3)) == "3 EUR"
 

@@ -345,6 +345,17 @@ def test_retry_on_tells_which_types_are_tried_again() -> None:
     assert len(calls) == 3
 
 
+def test_retry_on_knows_an_error_that_cannot_be_rebuilt_by_its_name() -> None:
+    class Unpicklable(Exception):
+        def __reduce__(self) -> Any:
+            raise TypeError
+
+    for retry_on, attempts in ((Unpicklable, 10), (OSError, 1)):
+        failing, calls = raiser(Unpicklable("a"), retry_on=retry_on)
+        run_failing(failing, Limits(default_retries=9))
+        assert len(calls) == attempts
+
+
 def test_retry_on_may_be_one_type() -> None:
     failing, calls = raiser(KeyError("a"), ValueError("c"), retry_on=LookupError)
     run_failing(failing, Limits(default_retries=9))
