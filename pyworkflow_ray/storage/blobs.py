@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
+from sqlalchemy import select
 from sqlalchemy.engine import Connection
 
 from pyworkflow_ray.exceptions import StorageError
+from pyworkflow_ray.storage import schema
 from pyworkflow_ray.storage.dialects import Statement
 
 _SAVE = Statement(
@@ -15,7 +17,6 @@ _SAVE = Statement(
 )
 _LINK = Statement("INSERT INTO run_blobs (run_id, hash) VALUES (:run_id, :hash) ON CONFLICT DO NOTHING")
 _LOAD = Statement("SELECT data FROM blobs WHERE hash = :hash")
-_HASHES = Statement("SELECT hash FROM run_blobs WHERE run_id = :run_id")
 _DELETE_UNUSED = Statement(
     "DELETE FROM blobs WHERE hash = :hash "
     "AND NOT EXISTS (SELECT 1 FROM run_blobs WHERE run_blobs.hash = :hash)"
@@ -50,9 +51,10 @@ def load_blob(connection: Connection, hash_: str) -> bytes:
     return bytes(row[0])
 
 
-def blob_hashes(connection: Connection, run_id: str) -> list[str]:
-    """The hashes of the blobs that a run needs."""
-    return [hash_ for (hash_,) in _HASHES.rows(connection, run_id=run_id)]
+def blob_hashes(connection: Connection, run_ids: Collection[str]) -> list[str]:
+    """The hashes of the blobs that these runs need."""
+    links = schema.run_blobs.c
+    return list(connection.scalars(select(links.hash).where(links.run_id.in_(run_ids)).distinct()))
 
 
 def delete_unused_blobs(connection: Connection, hashes: Iterable[str]) -> None:

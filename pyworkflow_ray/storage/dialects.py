@@ -1,8 +1,9 @@
 """Where SQLite and PostgreSQL differ, and nowhere else.
 
-A `Statement` is SQL text that both understand, with `:name` parameters and two tokens: ``<now>`` is the
+A `Statement` is SQL text that both understand, with `:name` parameters and tokens: ``<now>`` is the
 database's own clock, and ``<now + :seconds>`` that clock some seconds on. Leases and due times are always
-compared with this clock: the clocks of a cluster's hosts disagree, the database's agrees with itself.
+compared with this clock: the clocks of a cluster's hosts disagree, the database's agrees with itself. A third
+one, ``<for update>`` or ``<for key share>``, locks what a SELECT has found; SQLite has one writer anyway.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ _READER_BUSY_MS = 2000
 
 _SQLITE_TIME = "%Y-%m-%d %H:%M:%f000"
 _NOW = re.compile(r"<now(?: ([+-]) :(\w+))?>")
+_LOCK = re.compile(r" <(for [a-z ]+)>")
 _PARAMETER = re.compile(r"(?<![:\w]):([a-z_]\w*)")
 
 # Primary result codes: BUSY, LOCKED, NOMEM, IOERR, FULL, CANTOPEN, PROTOCOL.
@@ -109,10 +111,10 @@ class Statement:
 
     def _translate(self, dialect: str) -> str:
         if dialect == "sqlite":
-            sql = _NOW.sub(_sqlite_now, self._sql)
+            sql = _LOCK.sub("", _NOW.sub(_sqlite_now, self._sql))
         else:
             sql = _NOW.sub(_postgresql_now, self._sql.replace("%", "%%"))
-            sql = _PARAMETER.sub(r"%(\1)s", sql)
+            sql = _PARAMETER.sub(r"%(\1)s", _LOCK.sub(r" \1", sql))
         self._texts[dialect] = sql
         return sql
 

@@ -1,4 +1,4 @@
-"""The `runtime_env`s that runs live in, by their hash: whoever makes a coordinator for a run needs it whole."""
+"""The `runtime_env`s that runs live in, by their hash: whoever makes a run's coordinator needs it whole."""
 
 from __future__ import annotations
 

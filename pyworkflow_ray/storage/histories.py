@@ -16,6 +16,7 @@ from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage import schema
 from pyworkflow_ray.storage.blobs import save_blobs
 from pyworkflow_ray.storage.dialects import Statement, decode_time
+from pyworkflow_ray.storage.hooks import dispose_hooks, dispose_pending_hooks
 
 EventRow = tuple[int, datetime, str, str]
 """`(position, timestamp, type, data)`"""
@@ -67,6 +68,7 @@ class Append(msgspec.Struct, frozen=True, kw_only=True):
         release: Whether the lease ends with this append (the run is suspended or has ended).
         blobs: `(hash, bytes)` that the events refer to; None for bytes that the storage has already.
         read_inbox: Ids of the inbox rows that the events record.
+        hooks_disposed: Ids of the run's hooks that wait for nothing any more. An ending disposes all of them.
     """
 
     run_id: str
@@ -77,6 +79,7 @@ class Append(msgspec.Struct, frozen=True, kw_only=True):
     release: bool = False
     blobs: Sequence[tuple[str, bytes | None]] = ()
     read_inbox: Sequence[int] = ()
+    hooks_disposed: Sequence[str] = ()
 
 
 def append(connection: Connection, new: Append) -> bool:
@@ -152,7 +155,11 @@ def _insert(connection: Connection, new: Append) -> None:
     if new.read_inbox:
         rows = [{"run_id": new.run_id, "id": id_, "position": new.position} for id_ in new.read_inbox]
         _MARK_READ.execute_many(connection, rows)
+    if new.hooks_disposed:
+        dispose_hooks(connection, new.run_id, new.hooks_disposed)
     if _plain(new.changes.get("status")) in _ENDINGS:
+        # The hooks first: this waits for a delivery that is under way, whose mail must be marked too.
+        dispose_pending_hooks(connection, new.run_id)
         _MARK_ALL_READ.execute(connection, run_id=new.run_id, position=new.position)
 
 

@@ -17,12 +17,28 @@ from pyworkflow_ray.storage.schema import HAS_ENDED
 _POST = Statement(f"""
     INSERT INTO inbox (run_id, dedup_key, kind, data, created_at)
     SELECT run_id, :dedup_key, :kind, :data, <now> FROM runs WHERE run_id = :run_id AND NOT {HAS_ENDED}
-    ON CONFLICT (run_id, dedup_key) DO NOTHING
+    <for key share> ON CONFLICT (run_id, dedup_key) DO NOTHING
 """)
 _UNREAD = Statement(
     "SELECT id, run_id, dedup_key, kind, data, created_at FROM inbox "
     "WHERE run_id = :run_id AND read_position IS NULL ORDER BY id"
 )
+# From the few unread rows to their runs, as the sweep does.
+_WITH_MAIL = Statement(f"""
+    SELECT runs.run_id
+    FROM (SELECT DISTINCT run_id FROM inbox WHERE read_position IS NULL) AS mail CROSS JOIN runs
+    WHERE runs.run_id = mail.run_id AND NOT {HAS_ENDED}
+    LIMIT :limit
+""")
+# Whoever posts meanwhile waits for this lock, and finds that the run has ended.
+_LOCK_RUN = Statement("SELECT 1 FROM runs WHERE run_id = :run_id <for update>")
+# What came for a hook stays: the id of a hook means another hook in another run.
+_MOVE = Statement("""
+    UPDATE inbox SET run_id = :to_run_id
+    WHERE run_id = :run_id AND read_position IS NULL AND kind <> 'hook' AND NOT EXISTS (
+        SELECT 1 FROM inbox AS there WHERE there.run_id = :to_run_id AND there.dedup_key = inbox.dedup_key
+    )
+""")
 
 
 class InboxRow(msgspec.Struct, frozen=True):
@@ -52,3 +68,19 @@ def unread(connection: Connection, run_id: str) -> list[InboxRow]:
         InboxRow(id_, run, key, kind, data, decode_time(created_at))
         for id_, run, key, kind, data, created_at in _UNREAD.rows(connection, run_id=run_id)
     ]
+
+
+def runs_with_mail(connection: Connection, limit: int = 1000) -> list[str]:
+    """The runs that have not ended and have something unread, in no order."""
+    return [run_id for (run_id,) in _WITH_MAIL.rows(connection, limit=limit)]
+
+
+def move_unread(connection: Connection, run_id: str, to_run_id: str) -> None:
+    """What waits in a run's inbox waits in its successor's from now on, in the order of arrival.
+
+    To be called between the acceptance of the successor and the append that ends the run, in the same
+    transaction: then nothing that others post meanwhile is lost between the two. What came for a hook is left
+    behind, and so is what the successor was sent under the same key.
+    """
+    _LOCK_RUN.row(connection, run_id=run_id)
+    _MOVE.execute(connection, run_id=run_id, to_run_id=to_run_id)

@@ -14,7 +14,7 @@ import msgspec
 from sqlalchemy.engine import Connection
 
 from pyworkflow_ray.storage.dialects import Statement
-from pyworkflow_ray.storage.schema import IS_LIVE
+from pyworkflow_ray.storage.schema import HAS_ENDED, IS_LIVE
 
 # Beyond the first run of each slot, runs are packed: a coordinator drives hundreds of small runs at once, and
 # spreading a burst over all slots would start as many processes, each with step workers of its own, which
@@ -44,9 +44,17 @@ _LOADS = Statement(f"""
 _IS_FRESH = f"""
     coordinator IS NOT NULL AND {IS_LIVE} AND lease_expires_at IS NULL AND updated_at > <now - :grace>
 """
+# A child lives with its root, as long as that is awake: the two wait for each other.
+_ROOTS_COORDINATOR = f"""
+    SELECT root.coordinator FROM runs AS root
+    WHERE root.run_id = runs.root_run_id AND root.run_id <> runs.run_id
+        AND root.environment = runs.environment AND {IS_LIVE}
+"""
 _PLACE = Statement(f"""
     UPDATE runs SET
-        coordinator = CASE WHEN {_IS_FRESH} THEN coordinator ELSE :coordinator END,
+        coordinator = CASE
+            WHEN {_IS_FRESH} THEN coordinator ELSE COALESCE(({_ROOTS_COORDINATOR}), :coordinator)
+        END,
         updated_at = CASE WHEN {_IS_FRESH} THEN updated_at ELSE <now> END,
         status = CASE WHEN status = 'pending' THEN status ELSE 'running' END,
         epoch = CASE WHEN owner IS NULL THEN epoch ELSE epoch + 1 END,
@@ -56,7 +64,9 @@ _PLACE = Statement(f"""
         AND (lease_expires_at IS NULL OR lease_expires_at <= <now>)
     RETURNING coordinator
 """)
-
+_COORDINATOR = Statement(f"""
+    SELECT coordinator FROM runs WHERE run_id = :run_id AND coordinator IS NOT NULL AND NOT {HAS_ENDED}
+""")
 
 GRACE = 5.0
 """Seconds that a placed run may wait for its coordinator before it counts as an orphan."""
@@ -115,8 +125,9 @@ def _read_slots(connection: Connection, placement: Placement) -> list[_Slot]:
 def place(connection: Connection, run_ids: Iterable[str], placement: Placement) -> dict[str, str]:
     """The coordinators of runs that nobody holds: suspended ones to wake, orphans to pick up.
 
-    After: each run is live and placed, and whoever held it before is fenced out. Runs that are held or have
-    ended are left out of the answer. Should nobody claim a placed run, the sweep finds it again.
+    After: each run is live and placed, a child with its root's coordinator if the root is awake, and whoever
+    held it before is fenced out. Runs that are held or have ended are left out of the answer. Should nobody
+    claim a placed run, the sweep finds it again.
     """
     placed = {}
     for run_id in run_ids:
@@ -125,3 +136,18 @@ def place(connection: Connection, run_ids: Iterable[str], placement: Placement) 
         if row is not None:
             placed[run_id] = str(row[0])
     return placed
+
+
+def locate(connection: Connection, run_ids: Iterable[str], placement: Placement) -> dict[str, str]:
+    """The coordinators to tell of news for these runs: as `place`, and of those that are held, the holder's.
+
+    Runs that have ended, or do not exist, are left out of the answer.
+    """
+    wanted = list(run_ids)
+    located = place(connection, wanted, placement)
+    for run_id in wanted:
+        if run_id not in located:
+            row = _COORDINATOR.row(connection, run_id=run_id)
+            if row is not None:
+                located[run_id] = str(row[0])
+    return located

@@ -36,6 +36,7 @@ class RunRecord(msgspec.Struct, frozen=True):
     parent_run_id: str | None
     root_run_id: str
     nesting_depth: int
+    child_id: str | None
     continued_from_run_id: str | None
     continued_to_run_id: str | None
     idempotency_key: str | None

@@ -2,25 +2,48 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from itertools import chain
 
-from sqlalchemy import ColumnElement, Select, TextClause, literal, or_, select, tuple_
+from sqlalchemy import ColumnElement, Select, TextClause, delete, func, or_, select
 from sqlalchemy.engine import Connection
 
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage import schema
 from pyworkflow_ray.storage.blobs import blob_hashes, delete_unused_blobs
-from pyworkflow_ray.storage.dialects import Statement, attribute_equals, decode_time, encode_time
+from pyworkflow_ray.storage.dialects import Statement, attribute_equals
+from pyworkflow_ray.storage.pages import before, cursor_behind
 from pyworkflow_ray.storage.records import COLUMNS, FIELDS, RunRecord, run_record
 
 _C = schema.runs.c
 _ALL = select(*(_C[name] for name in FIELDS))
+_MOST_IDS = 500  # SQLite limits the parameters of a statement.
 _GET = Statement(f"SELECT {COLUMNS} FROM runs WHERE run_id = :run_id")
-_DELETE = Statement("DELETE FROM runs WHERE run_id = :run_id")
+_RELEASE_KEY = Statement("UPDATE runs SET idempotency_key = NULL WHERE run_id = :run_id")
+# Two halves, for the second of which there is an index.
+_TREE = Statement(f"""
+    SELECT {COLUMNS} FROM runs WHERE run_id = :run_id
+    UNION ALL
+    SELECT {COLUMNS} FROM runs WHERE root_run_id = :run_id AND root_run_id <> run_id AND run_id <> :run_id
+""")
+
+# A run with events of its own takes no others.
+_IS_EMPTY = "EXISTS (SELECT 1 FROM runs WHERE run_id = :to_run_id AND position = 0)"
+_COPY_EVENTS = Statement(f"""
+    INSERT INTO events (run_id, position, type, timestamp, data)
+    SELECT :to_run_id, position, type, timestamp, data FROM events
+    WHERE run_id = :run_id AND position < :length AND {_IS_EMPTY}
+    ON CONFLICT DO NOTHING
+""")
+_COPY_LINKS = Statement("""
+    INSERT INTO run_blobs (run_id, hash) SELECT :to_run_id, hash FROM run_blobs WHERE run_id = :run_id
+    ON CONFLICT DO NOTHING
+""")
+_STAND_BEHIND = Statement("""
+    UPDATE runs SET position = (SELECT count(*) FROM events WHERE events.run_id = :to_run_id)
+    WHERE run_id = :to_run_id AND position = 0
+""")
 
 # Back to the first of the chain and on to its last, each step by primary key.
 _CHAIN = Statement(f"""
@@ -51,8 +74,8 @@ def get_runs(connection: Connection, run_ids: Iterable[str]) -> dict[str, RunRec
     """The runs of these ids that exist, by their ids."""
     wanted = list(dict.fromkeys(run_ids))
     found = {}
-    for start in range(0, len(wanted), 500):  # SQLite limits the parameters of a statement.
-        for run in _fetch(connection, _ALL.where(_C.run_id.in_(wanted[start : start + 500]))):
+    for start in range(0, len(wanted), _MOST_IDS):
+        for run in _fetch(connection, _ALL.where(_C.run_id.in_(wanted[start : start + _MOST_IDS]))):
             found[run.run_id] = run
     return found
 
@@ -69,6 +92,12 @@ def get_by_idempotency_key(connection: Connection, key: str, workflow: str | Non
 def get_children(connection: Connection, run_id: str) -> list[RunRecord]:
     """The child runs of a run, oldest first."""
     return _fetch(connection, _ALL.where(_C.parent_run_id == run_id).order_by(_C.created_at, _C.run_id))
+
+
+def get_tree(connection: Connection, root_run_id: str) -> list[RunRecord]:
+    """A run and all its descendants, oldest first; empty for an unknown id."""
+    tree = [run_record(row) for row in _TREE.rows(connection, run_id=root_run_id)]
+    return sorted(tree, key=lambda run: (run.created_at, run.nesting_depth, run.run_id))
 
 
 def get_chain(connection: Connection, run_id: str) -> list[RunRecord]:
@@ -116,7 +145,7 @@ def list_runs(
     dialect = connection.dialect.name
     conditions += [attribute_equals(dialect, key, value) for key, value in (attributes or {}).items()]
     if cursor is not None:
-        conditions.append(_before(cursor))
+        conditions.append(before(cursor, _C.created_at, _C.run_id))
     newest_first = _ALL.where(*conditions).order_by(_C.created_at.desc(), _C.run_id.desc()).limit(limit + 1)
     if status is None:
         found = _fetch(connection, newest_first)
@@ -126,37 +155,64 @@ def list_runs(
         pages = [_fetch(connection, newest_first.where(_C.status == each.value)) for each in wanted]
         found = sorted(chain(*pages), key=lambda run: (run.created_at, run.run_id), reverse=True)
     page = found[:limit]
-    return page, _cursor_behind(page[-1]) if page and len(found) > limit else None
+    is_last = not page or len(found) <= limit
+    return page, None if is_last else cursor_behind(page[-1].created_at, page[-1].run_id)
 
 
 def delete_run(connection: Connection, run_id: str) -> bool:
     """Whether there was such a run; it is gone with its history, hooks, inbox and what only it needed."""
-    hashes = blob_hashes(connection, run_id)
-    was_there = _DELETE.execute(connection, run_id=run_id) == 1
-    delete_unused_blobs(connection, hashes)
-    return was_there
+    return _delete(connection, [run_id]) == 1
+
+
+def purge(
+    connection: Connection, *, older_than: datetime, statuses: Collection[RunStatus], limit: int = 500
+) -> int:
+    """Delete runs of these statuses that ended before `older_than`, as `delete_run` does; how many.
+
+    At most `limit` in one call, so that nobody waits for long: call it until it deletes none.
+
+    Raises:
+        ValueError: One of the statuses is of runs that have not ended.
+    """
+    living = sorted(status.value for status in statuses if not status.is_terminal)
+    if living:
+        raise ValueError(f"Runs that are {', '.join(living)} have not ended; only ended ones can be purged.")
+    ended_at = func.coalesce(_C.completed_at, _C.updated_at)
+    found: list[str] = []
+    for status in set(statuses):
+        # Nothing ends before it is created; that bounds how much of the index of a status is looked through.
+        query = select(_C.run_id).where(
+            _C.status == status.value, _C.created_at < older_than, ended_at < older_than
+        )
+        oldest_first = query.order_by(_C.created_at, _C.run_id).limit(limit - len(found))
+        found += connection.scalars(oldest_first)
+    return _delete(connection, found)
+
+
+def release_key(connection: Connection, run_id: str) -> bool:
+    """Whether there is such a run; it holds no idempotency key any more, and another may have it."""
+    return _RELEASE_KEY.execute(connection, run_id=run_id) == 1
+
+
+def fork_history(connection: Connection, run_id: str, to_run_id: str, length: int) -> None:
+    """Begin a new run's history with the first `length` events of another, and the blobs that they need.
+
+    The new run goes on behind them. One that has events already is left as it is.
+    """
+    _COPY_EVENTS.execute(connection, run_id=run_id, to_run_id=to_run_id, length=length)
+    _COPY_LINKS.execute(connection, run_id=run_id, to_run_id=to_run_id)
+    _STAND_BEHIND.execute(connection, to_run_id=to_run_id)
+
+
+def _delete(connection: Connection, run_ids: Sequence[str]) -> int:
+    deleted = 0
+    for start in range(0, len(run_ids), _MOST_IDS):
+        some = run_ids[start : start + _MOST_IDS]
+        hashes = blob_hashes(connection, some)
+        deleted += connection.execute(delete(schema.runs).where(_C.run_id.in_(some))).rowcount
+        delete_unused_blobs(connection, hashes)
+    return deleted
 
 
 def _fetch(connection: Connection, query: Select[tuple[object, ...]]) -> list[RunRecord]:
     return [run_record(row) for row in connection.execute(query).fetchall()]
-
-
-# The cursor is the last row's place in the order. The id is part of it: runs made in the same instant
-# would otherwise be cut off at a page's end.
-def _cursor_behind(run: RunRecord) -> str:
-    return base64.urlsafe_b64encode(f"{encode_time(run.created_at)}|{run.run_id}".encode()).decode()
-
-
-def _before(cursor: str) -> ColumnElement[bool]:
-    try:
-        instant, _, run_id = base64.b64decode(cursor, altchars=b"-_", validate=True).decode().partition("|")
-        created_at = decode_time(instant)
-        if not run_id:
-            raise ValueError("no run id")
-    except (ValueError, binascii.Error):
-        raise ValueError(
-            f"{cursor!r} is not a cursor that list_runs gave; leave it out to begin at the newest run."
-        ) from None
-    return tuple_(_C.created_at, _C.run_id) < tuple_(
-        literal(created_at, schema.UTCDateTime()), literal(run_id)
-    )

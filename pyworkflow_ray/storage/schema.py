@@ -83,6 +83,8 @@ runs = Table(
     Column("parent_run_id", _ID),
     Column("root_run_id", _ID, nullable=False),
     Column("nesting_depth", Integer, nullable=False, server_default="0"),
+    # By which its parent knows it.
+    Column("child_id", _ID),
     Column("continued_from_run_id", _ID),
     Column("continued_to_run_id", _ID),
     Column("idempotency_key", _ID),
@@ -127,7 +129,7 @@ _partial("ix_runs_wake", "status", "wake_at", where="wake_at IS NOT NULL")
 _partial("ix_runs_lease", "lease_expires_at", where="lease_expires_at IS NOT NULL")
 _partial("ix_runs_owner", "owner", where="owner IS NOT NULL")
 _partial("ix_runs_parent", "parent_run_id", where="parent_run_id IS NOT NULL")
-_partial("ix_runs_root", "root_run_id", where="parent_run_id IS NOT NULL")
+_partial("ix_runs_root", "root_run_id", where="root_run_id <> run_id")
 _partial(
     "uq_runs_idempotency",
     "idempotency_key",
@@ -181,9 +183,18 @@ hooks = Table(
     Column("expires_at", UTCDateTime),
     Column("payload", Text),
     Column("payload_schema", Text),
+    Column("schema_hash", _ID),
+    # Who delivered: his second try must find that the first one went through.
+    Column("delivery_key", _ID),
     Column("metadata", Text),
 )
-Index("ix_hooks_created", hooks.c.created_at, hooks.c.token)
+Index("ix_hooks_created", hooks.c.created_at, hooks.c.run_id, hooks.c.hook_id)
+Index(
+    "ix_hooks_delivery",
+    hooks.c.delivery_key,
+    sqlite_where=text("delivery_key IS NOT NULL"),
+    postgresql_where=text("delivery_key IS NOT NULL"),
+)
 
 schedules = Table(
     "schedules",

@@ -39,7 +39,8 @@ _NEVER_PICKED_UP = Statement(f"""
 _UNREAD = Statement(f"""
     SELECT runs.{_ORPHAN_COLUMNS}
     FROM (SELECT DISTINCT run_id FROM inbox WHERE read_position IS NULL) AS mail CROSS JOIN runs
-    WHERE runs.run_id = mail.run_id AND status = 'suspended'
+    WHERE runs.run_id = mail.run_id
+        AND (status = 'suspended' OR status = 'pending' AND lease_expires_at IS NULL)
     LIMIT :limit
 """)
 
@@ -94,7 +95,10 @@ def due(
 
 
 def orphans(connection: Connection, limit: int = 1000, *, grace: float = GRACE) -> list[Orphan]:
-    """Live runs whose lease has run out or that were never picked up, and suspended ones with unread mail."""
+    """Live runs whose lease has run out or that were never picked up, and sleeping ones with unread mail.
+
+    Sleeping are suspended runs, and those that start later.
+    """
     found: dict[str, Orphan] = {}
     for reason, rows in (
         ("lease_expired", _EXPIRED.rows(connection, limit=limit)),

@@ -10,15 +10,17 @@ from datetime import timedelta
 from functools import partial
 
 import pytest
+from sqlalchemy.engine import Connection
 
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage import placements
 from pyworkflow_ray.storage.acceptances import accept
 from pyworkflow_ray.storage.codes import Code, load_code
+from pyworkflow_ray.storage.histories import FencedError, append
 from pyworkflow_ray.storage.placements import Placement
 from pyworkflow_ray.storage.runs import get_by_idempotency_key, get_run, list_runs
 from pyworkflow_ray.storage.storages import Storage
-from tests.storage.builders import NOON, accepted, appended, claimed, new_run, read, write
+from tests.storage.builders import NOON, accepted, appended, claimed, new_append, new_run, read, write
 
 
 def test_an_accepted_run_is_pending_with_all_that_was_given(storage: Storage) -> None:
@@ -37,6 +39,7 @@ def test_an_accepted_run_is_pending_with_all_that_was_given(storage: Storage) ->
         "parent_run_id": "run_0",
         "root_run_id": "run_root",
         "nesting_depth": 2,
+        "child_id": "refund#1",
         "continued_from_run_id": "run_before",
         "idempotency_key": "key",
         "start_at": NOON,
@@ -70,6 +73,23 @@ def test_an_accept_whose_commit_was_lost_is_still_new(storage: Storage) -> None:
 
     assert again == first
     assert again.is_new
+
+
+def test_a_run_is_accepted_with_what_else_is_written_or_not_at_all(storage: Storage) -> None:
+    run = claimed(storage, "parent")
+
+    def start_child(connection: Connection, position: int) -> None:
+        accept(connection, new_run("child", parent_run_id="parent", child_id="refund#1"))
+        append(connection, new_append(run, "child.started", position=position))
+
+    with pytest.raises(FencedError):
+        write(storage, start_child, 7)
+    assert read(storage, get_run, "child") is None
+
+    write(storage, start_child, 0)
+    child = read(storage, get_run, "child")
+    assert child is not None
+    assert child.child_id == "refund#1"
 
 
 def test_an_idempotency_key_gives_the_run_that_holds_it(storage: Storage) -> None:
@@ -171,7 +191,9 @@ def test_runs_take_the_lowest_empty_slot_then_the_lowest_that_is_not_full(storag
     assert accepted(storage, "run_7", placement=placement).coordinator == "coordinator-0"
 
 
-def test_a_burst_of_runs_fills_one_slot_after_another(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_burst_of_runs_fills_one_slot_after_another(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(placements, "PACK", 30)
     placement = Placement(slots=4)
     names = []

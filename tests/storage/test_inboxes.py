@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+
+import pytest
+from sqlalchemy.engine import Connection
 
 from pyworkflow_ray.statuses import RunStatus
-from pyworkflow_ray.storage.inboxes import post, unread
+from pyworkflow_ray.storage.acceptances import accept
+from pyworkflow_ray.storage.histories import FencedError, append
+from pyworkflow_ray.storage.inboxes import move_unread, post, runs_with_mail, unread
+from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.storages import Storage
-from tests.storage.builders import accepted, appended, claimed, read, write
+from tests.storage.builders import accepted, appended, claimed, new_append, new_run, read, write
 
 
 def test_rows_are_unread_in_the_order_of_arrival(storage: Storage) -> None:
@@ -51,3 +59,91 @@ def test_an_ended_run_takes_nothing_and_leaves_nothing_unread(storage: Storage) 
 
 def test_posting_to_no_run_has_no_effect(storage: Storage) -> None:
     assert not write(storage, post, "no such run", "key", "hook", "{}")
+
+
+def test_the_runs_that_have_mail_are_those_that_can_still_read_it(storage: Storage) -> None:
+    for number in range(4):
+        claimed(storage, f"run_{number}")
+    for number in (0, 1, 2):
+        for key in ("a", "b"):
+            write(storage, post, f"run_{number}", key, "signal", "{}")
+    ids = [row.id for row in read(storage, unread, "run_1")]
+    appended(storage, claimed(storage, "run_1"), "signal.received", read_inbox=ids)
+    appended(storage, claimed(storage, "run_2"), changes={"status": RunStatus.FAILED}, release=True)
+    accepted(storage, "later")
+    write(storage, post, "later", "a", "cancel", "{}")
+
+    assert sorted(read(storage, runs_with_mail)) == ["later", "run_0"]
+    assert len(read(storage, runs_with_mail, 1)) == 1
+
+
+def _continue(connection: Connection, run: RunRecord, successor: str) -> None:
+    accept(connection, new_run(successor, continued_from_run_id=run.run_id))
+    move_unread(connection, run.run_id, successor)
+    changes = {"status": RunStatus.CONTINUED_AS_NEW, "continued_to_run_id": successor}
+    append(connection, new_append(run, "workflow.continued_as_new", changes=changes, release=True))
+
+
+def test_what_a_run_has_not_read_its_successor_reads_in_the_same_order(storage: Storage) -> None:
+    run = claimed(storage)
+    for key in ("read", "c", "a", "b"):
+        write(storage, post, "run_1", key, "signal", f'{{"key":"{key}"}}')
+    first = read(storage, unread, "run_1")[0]
+    run = appended(storage, run, "signal.received", read_inbox=[first.id])
+
+    for _ in range(2):  # The second time is that of a commit whose answer was lost.
+        write(storage, _continue, run, "run_2")
+
+    assert read(storage, unread, "run_1") == []
+    write(storage, post, "run_2", "d", "signal", "{}")
+    rows = read(storage, unread, "run_2")
+    assert [row.dedup_key for row in rows] == ["c", "a", "b", "d"]
+    assert rows[0].data == '{"key":"c"}'
+    assert not write(storage, post, "run_2", "a", "signal", "{}"), "its key has moved with it"
+
+
+def test_mail_stays_when_the_run_does_not_end(storage: Storage) -> None:
+    stale = claimed(storage, ttl=0)
+    claimed(storage, owner="process-2")
+    write(storage, post, "run_1", "a", "signal", "{}")
+
+    with pytest.raises(FencedError):
+        write(storage, _continue, stale, "run_2")
+
+    assert len(read(storage, unread, "run_1")) == 1
+    assert read(storage, unread, "run_2") == []
+
+
+def test_a_successor_is_not_told_again_what_it_was_told_itself_nor_what_came_for_a_hook(
+    storage: Storage,
+) -> None:
+    accepted(storage, "run_1")
+    accepted(storage, "run_2")
+    write(storage, post, "run_1", "key", "signal", "{}")
+    write(storage, post, "run_1", "hook:approval#1", "hook", "{}")
+    write(storage, post, "run_2", "key", "signal", '{"its":"own"}')
+
+    write(storage, move_unread, "run_1", "run_2")
+
+    assert [row.data for row in read(storage, unread, "run_2")] == ['{"its":"own"}']
+
+
+def test_mail_that_comes_while_a_run_is_continued_is_not_lost(shared_url: str) -> None:
+    """1. The coordinator has moved the mail. 2. Somebody posts. 3. The coordinator commits."""
+    with Storage(shared_url) as coordinator, Storage(shared_url) as client, ThreadPoolExecutor(2) as pool:
+        run = claimed(coordinator)
+        moved = Event()
+
+        def slowly(connection: Connection) -> None:
+            accept(connection, new_run("run_2"))
+            move_unread(connection, "run_1", "run_2")
+            moved.set()
+            time.sleep(0.3)
+            changes = {"status": RunStatus.CONTINUED_AS_NEW}
+            append(connection, new_append(run, changes=changes, release=True))
+
+        continuation = pool.submit(write, coordinator, slowly)
+        assert moved.wait(30)
+        assert not write(client, post, "run_1", "key", "cancel", "{}"), "the sender learns, and asks again"
+        continuation.result(timeout=30)
+        assert write(client, post, "run_2", "key", "cancel", "{}")

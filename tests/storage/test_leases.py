@@ -12,7 +12,7 @@ from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage import leases
 from pyworkflow_ray.storage.histories import FencedError, append
 from pyworkflow_ray.storage.leases import claim, claim_placed, give_up, regain, release, renew_leases
-from pyworkflow_ray.storage.placements import Placement, place
+from pyworkflow_ray.storage.placements import Placement, locate, place
 from pyworkflow_ray.storage.runs import get_run
 from pyworkflow_ray.storage.storages import Storage
 from tests.storage.builders import NOON, accepted, appended, claimed, new_append, read, write
@@ -238,3 +238,51 @@ def test_a_run_that_was_given_up_is_an_interrupted_one_to_the_next(storage: Stor
     taken = write(storage, claim, run.run_id, "process-1", 60)
     assert taken is not None
     assert taken.was_interrupted
+
+
+def _asleep(storage: Storage, run_id: str, **fields: object) -> None:
+    accepted(storage, run_id, **fields)
+    run = claimed(storage, run_id)
+    appended(storage, run, changes={"status": RunStatus.SUSPENDED}, release=True)
+
+
+def test_a_child_is_placed_with_its_root_while_that_is_awake(storage: Storage) -> None:
+    accepted(storage, "root", coordinator="coordinator-7", owner_lease=60)
+    family = {"root_run_id": "root", "parent_run_id": "root"}
+    for number in range(2):
+        _asleep(storage, f"child_{number}", coordinator="coordinator-1", **family)
+    _asleep(storage, "elsewhere", environment="env", **family)
+    placement = Placement(slots=1)
+
+    placed = write(storage, place, ["child_0", "elsewhere"], placement)
+    assert placed == {"child_0": "coordinator-7", "elsewhere": "coordinator-0"}
+
+    root = read(storage, get_run, "root")
+    assert root is not None
+    appended(storage, root, changes={"status": RunStatus.SUSPENDED}, release=True)
+    assert write(storage, place, ["child_1"], placement) == {"child_1": "coordinator-0"}
+    assert write(storage, place, ["child_0"], placement) == {"child_0": "coordinator-7"}, "placed just now"
+
+
+def test_a_root_without_a_coordinator_has_its_children_placed_as_others(storage: Storage) -> None:
+    claimed(storage, "root")
+    _asleep(storage, "child", root_run_id="root", parent_run_id="root")
+    _asleep(storage, "orphan", root_run_id="deleted", parent_run_id="deleted")
+    placed = write(storage, place, ["child", "orphan"], Placement(slots=1))
+    assert placed == {"child": "coordinator-0", "orphan": "coordinator-0"}
+
+
+def test_locating_places_what_nobody_holds_and_names_the_holder_of_the_rest(storage: Storage) -> None:
+    accepted(storage, "held", coordinator="coordinator-7", owner_lease=60)
+    claimed(storage, "held by who has no name")
+    _asleep(storage, "asleep", coordinator="coordinator-5")
+    accepted(storage, "ended", coordinator="coordinator-5")
+    appended(storage, claimed(storage, "ended"), changes={"status": RunStatus.FAILED}, release=True)
+    before = read(storage, get_run, "held")
+    wanted = ["held", "held by who has no name", "asleep", "ended", "no such run"]
+
+    for _ in range(2):
+        located = write(storage, locate, wanted, Placement(slots=1))
+        assert located == {"held": "coordinator-7", "asleep": "coordinator-0"}
+
+    assert read(storage, get_run, "held") == before

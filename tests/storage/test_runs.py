@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 from sqlalchemy.engine import Connection
 
+from pyworkflow_ray.exceptions import StorageError
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage import schema
+from pyworkflow_ray.storage.acceptances import accept
+from pyworkflow_ray.storage.blobs import load_blob
+from pyworkflow_ray.storage.histories import count_events, read_events
+from pyworkflow_ray.storage.hooks import NewHook, create_hook
 from pyworkflow_ray.storage.inboxes import post
-from pyworkflow_ray.storage.runs import delete_run, get_chain, get_children, get_run, get_runs, list_runs
+from pyworkflow_ray.storage.runs import (
+    delete_run,
+    fork_history,
+    get_chain,
+    get_children,
+    get_run,
+    get_runs,
+    get_tree,
+    list_runs,
+    purge,
+    release_key,
+)
 from pyworkflow_ray.storage.storages import Storage
-from tests.storage.builders import NOON, accepted, appended, claimed, new_append, read, write
+from tests.storage.builders import NOON, accepted, appended, claimed, new_append, new_run, read, write
 
 
 def _ids(storage: Storage, **options: object) -> list[str]:
@@ -161,17 +178,148 @@ def test_deleting_a_run_takes_all_that_is_its_own(storage: Storage) -> None:
     run = claimed(storage)
     appended(storage, run, "workflow.started", blobs=[("hash", b"data")])
     write(storage, post, "run_1", "key", "hook", "{}")
+    write(storage, create_hook, "run_1", NewHook(hook_id="h#1", token="token", name="h"))
 
     assert write(storage, delete_run, "run_1") is True
     assert write(storage, delete_run, "run_1") is False
+    assert set(storage.read(_row_counts).values()) == {0}
 
-    def rows(connection: Connection) -> dict[str, int]:
-        tables = (schema.runs, schema.events, schema.inbox, schema.hooks, schema.blobs, schema.run_blobs)
-        return {
-            table.name: connection.scalar(select(func.count()).select_from(table)) or 0 for table in tables
-        }
 
-    assert set(storage.read(rows).values()) == {0}
+def _row_counts(connection: Connection) -> dict[str, int]:
+    tables = (schema.runs, schema.events, schema.inbox, schema.hooks, schema.blobs, schema.run_blobs)
+    return {table.name: connection.scalar(select(func.count()).select_from(table)) or 0 for table in tables}
+
+
+def _ended(
+    storage: Storage,
+    run_id: str,
+    completed_at: datetime | None,
+    status: RunStatus = RunStatus.COMPLETED,
+    **fields: Any,
+) -> None:
+    accepted(storage, run_id, created_at=NOON - timedelta(days=1))
+    changes = {"status": status, "completed_at": completed_at, "updated_at": NOON}
+    run = claimed(storage, run_id)
+    appended(storage, run, "workflow.completed", changes=changes, release=True, **fields)
+
+
+def test_a_purge_takes_what_ended_before_and_nothing_else(storage: Storage) -> None:
+    _ended(storage, "old", NOON - timedelta(seconds=1), blobs=[("own", b"1"), ("shared", b"2")])
+    _ended(storage, "at that time", NOON, blobs=[("shared", None)])
+    _ended(storage, "without a time", None)
+    _ended(storage, "failed", NOON - timedelta(hours=1), RunStatus.FAILED)
+    accepted(storage, "pending", created_at=NOON - timedelta(days=1))
+
+    def purged(older_than: datetime, *statuses: RunStatus) -> int:
+        return write(storage, purge, older_than=older_than, statuses=statuses)
+
+    assert purged(NOON) == 0
+    assert purged(NOON, RunStatus.COMPLETED, RunStatus.CANCELLED) == 1
+    assert _ids(storage) == ["without a time", "pending", "failed", "at that time"]
+    with pytest.raises(StorageError):
+        read(storage, load_blob, "own")
+    assert read(storage, load_blob, "shared") == b"2"
+    assert read(storage, count_events, "old") == 0
+    every = {status for status in RunStatus if status.is_terminal}
+    assert purged(NOON + timedelta(microseconds=1), *every) == 3
+    assert _ids(storage) == ["pending"]
+
+
+def test_a_purge_takes_no_more_at_once_than_it_may(storage: Storage) -> None:
+    for number in range(3):
+        _ended(storage, f"run_{number}", NOON - timedelta(hours=1))
+        _ended(storage, f"failed_{number}", NOON - timedelta(hours=1), RunStatus.FAILED)
+
+    statuses = [RunStatus.COMPLETED, RunStatus.FAILED]
+    counts = [write(storage, purge, older_than=NOON, statuses=statuses, limit=4) for _ in range(3)]
+
+    assert counts == [4, 2, 0]
+    assert set(storage.read(_row_counts).values()) == {0}
+
+
+def test_a_thousand_runs_are_purged_in_one_call(storage: Storage) -> None:
+    def accept_all(connection: Connection) -> None:
+        for number in range(1001):
+            accept(connection, new_run(f"run_{number}", created_at=NOON))
+        connection.execute(update(schema.runs).values(status="completed", completed_at=NOON))
+
+    write(storage, accept_all)
+    after = NOON + timedelta(days=1)
+    assert write(storage, purge, older_than=after, statuses=[RunStatus.COMPLETED], limit=5000) == 1001
+
+
+@pytest.mark.parametrize("status", [status for status in RunStatus if not status.is_terminal])
+def test_runs_that_have_not_ended_cannot_be_purged(storage: Storage, status: RunStatus) -> None:
+    accepted(storage)
+    with pytest.raises(ValueError, match=status.value):
+        write(storage, purge, older_than=NOON, statuses=[RunStatus.COMPLETED, status])
+    assert _ids(storage) == ["run_1"]
+
+
+def test_a_released_key_is_free_for_another_run(storage: Storage) -> None:
+    accepted(storage, "run_1", idempotency_key="key")
+
+    for _ in range(2):
+        assert write(storage, release_key, "run_1")
+
+    assert accepted(storage, "run_2", idempotency_key="key").run_id == "run_2"
+    assert read(storage, get_run, "run_1").idempotency_key is None
+    assert not write(storage, release_key, "no such run")
+
+
+def test_a_tree_is_a_run_and_all_below_it_oldest_first(storage: Storage) -> None:
+    accepted(storage, "root", created_at=NOON)
+    below = {"root_run_id": "root", "created_at": NOON}
+    accepted(storage, "a grandchild", parent_run_id="child", nesting_depth=2, **below)
+    accepted(storage, "child", parent_run_id="root", nesting_depth=1, **below)
+    accepted(storage, "later", root_run_id="root", created_at=NOON + timedelta(seconds=1))
+    accepted(storage, "other", created_at=NOON)
+
+    tree = [run.run_id for run in read(storage, get_tree, "root")]
+
+    assert tree == ["root", "child", "a grandchild", "later"]
+    assert [run.run_id for run in read(storage, get_tree, "child")] == ["child"]
+    assert read(storage, get_tree, "unknown") == []
+
+
+def test_a_fork_begins_with_the_first_events_of_another_run(storage: Storage) -> None:
+    run = claimed(storage)
+    appended(storage, run, *["step.started", "step.completed"] * 3, blobs=[("hash", b"large")])
+
+    def fork(connection: Connection, length: int) -> None:
+        accept(connection, new_run("run_2"))
+        fork_history(connection, "run_1", "run_2", length)
+
+    for _ in range(2):
+        write(storage, fork, 3)
+
+    assert read(storage, read_events, "run_2") == read(storage, read_events, "run_1")[:3]
+    write(storage, delete_run, "run_1")
+    assert read(storage, load_blob, "hash") == b"large"
+    forked = claimed(storage, "run_2")
+    assert forked.position == 3
+    after = appended(storage, forked, "step.completed")
+    assert after.position == read(storage, count_events, "run_2") == 4
+
+
+def test_a_fork_that_is_run_again_leaves_what_the_run_has_written_since(storage: Storage) -> None:
+    appended(storage, claimed(storage), *["step.started"] * 5)
+    accepted(storage, "run_2")
+    write(storage, fork_history, "run_1", "run_2", 2)
+    appended(storage, claimed(storage, "run_2"), "step.failed")
+    history = read(storage, read_events, "run_2")
+
+    write(storage, fork_history, "run_1", "run_2", 5)
+
+    assert read(storage, read_events, "run_2") == history
+    assert [row[2] for row in history] == ["step.started", "step.started", "step.failed"]
+
+
+def test_a_fork_is_no_longer_than_what_it_is_made_of(storage: Storage) -> None:
+    appended(storage, claimed(storage), "step.started")
+    accepted(storage, "run_2")
+    write(storage, fork_history, "run_1", "run_2", 99)
+    assert claimed(storage, "run_2").position == 1
 
 
 def test_a_read_sees_one_snapshot(shared_url: str) -> None:

@@ -81,6 +81,24 @@ def test_a_suspended_run_with_unread_mail_is_an_orphan(storage: Storage) -> None
     assert _orphans(storage) == {"run_1": "unread_inbox"}
 
 
+def test_a_run_that_starts_later_is_an_orphan_once_it_has_mail(storage: Storage) -> None:
+    start_at = datetime.now(UTC) + timedelta(days=1)
+    accepted(storage, "later", start_at=start_at, wake_at=start_at)
+    accepted(storage, "held", coordinator="coordinator-0", owner_lease=60)
+    assert _orphans(storage, grace=-1) == {}
+
+    for run_id in ("later", "held"):
+        write(storage, post, run_id, "cancel", "cancel", "{}")
+
+    assert _orphans(storage, grace=-1) == {"later": "unread_inbox"}
+
+
+def test_a_run_that_was_set_aside_is_no_orphan_for_its_mail(storage: Storage) -> None:
+    appended(storage, claimed(storage), changes={"status": RunStatus.INTERRUPTED}, release=True)
+    write(storage, post, "run_1", "key", "signal", "{}")
+    assert _orphans(storage, grace=-1) == {}
+
+
 def test_a_placed_run_that_nobody_claims_becomes_an_orphan_again(storage: Storage) -> None:
     _sleeping(storage, "run_1", None)
     write(storage, place, ["run_1"], Placement(slots=1))

@@ -1,0 +1,42 @@
+"""Pages of a list, newest first.
+
+The cursor is the last row's place in the order. Its id is part of it: rows made in the same instant would
+otherwise be cut off at a page's end.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from sqlalchemy import Column, ColumnElement, literal, tuple_
+
+from pyworkflow_ray.storage.dialects import decode_time, encode_time
+from pyworkflow_ray.storage.schema import UTCDateTime
+
+
+def cursor_behind(created_at: datetime, *ids: str) -> str:
+    """The cursor of the page behind the row of this time and these ids."""
+    return base64.urlsafe_b64encode(msgspec.json.encode([encode_time(created_at), *ids])).decode()
+
+
+def before(cursor: str, created_at: Column[Any], *ids: Column[Any]) -> ColumnElement[bool]:
+    """The condition that a row comes behind the cursor in a list that is newest first.
+
+    Raises:
+        ValueError: The cursor is not one that `cursor_behind` gave.
+    """
+    try:
+        raw = base64.b64decode(cursor, altchars=b"-_", validate=True)
+        instant, *place = msgspec.json.decode(raw, type=list[str])
+        at = decode_time(instant)
+        if len(place) != len(ids):
+            raise ValueError("a cursor of another list")
+    except (ValueError, binascii.Error):
+        raise ValueError(
+            f"{cursor!r} is not a cursor that this list gave; leave it out to begin at the newest."
+        ) from None
+    return tuple_(created_at, *ids) < tuple_(literal(at, UTCDateTime()), *map(literal, place))
