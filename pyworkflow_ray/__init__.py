@@ -1,12 +1,47 @@
 """Durable workflows in ordinary async Python, run by actors on Ray, remembered in SQL."""
 
+from pyworkflow_ray.children import ChildWorkflowHandle, start_child_workflow
+from pyworkflow_ray.client.forks import fork, rerun
 from pyworkflow_ray.client.handles import RunHandle
+from pyworkflow_ray.client.hooks import (
+    Hook,
+    ResumeResult,
+    get_hook,
+    list_hooks,
+    reject_hook,
+    resume_hook,
+    resume_hook_sync,
+)
 from pyworkflow_ray.client.loops import run_sync
 from pyworkflow_ray.client.records import Event, WorkflowRun
-from pyworkflow_ray.client.runs import get_workflow_events, get_workflow_run, list_runs, resume
+from pyworkflow_ray.client.runs import (
+    cancel_workflow,
+    delete_run,
+    get_children,
+    get_workflow_chain,
+    get_workflow_events,
+    get_workflow_run,
+    get_workflow_run_by_idempotency_key,
+    list_runs,
+    purge,
+    query,
+    resume,
+    signal,
+)
 from pyworkflow_ray.client.starts import run_workflow, start, start_sync
 from pyworkflow_ray.config import configure, configure_from_yaml, get_config, reset_config
-from pyworkflow_ray.context import get_context, has_context, patched, set_attributes, side_effect
+from pyworkflow_ray.context import (
+    compensations,
+    continue_as_new,
+    get_context,
+    has_context,
+    patched,
+    receive,
+    set_attributes,
+    set_query_handler,
+    shield,
+    side_effect,
+)
 from pyworkflow_ray.engine.races import as_completed, gather, wait
 from pyworkflow_ray.engine.retries import RetryPolicy
 from pyworkflow_ray.exceptions import (
@@ -39,6 +74,7 @@ from pyworkflow_ray.exceptions import (
     WorkflowNotFoundError,
     WorkflowTimeoutError,
 )
+from pyworkflow_ray.hooks import TypedHook, define_hook, hook
 from pyworkflow_ray.statuses import HookStatus, OverlapPolicy, RunStatus, ScheduleStatus, StepStatus
 from pyworkflow_ray.steps import Step, StepFunction, get_step, list_steps, run_step, step
 from pyworkflow_ray.timers import sleep
@@ -50,11 +86,13 @@ __all__ = [
     "CancellationError",
     "ChildWorkflowError",
     "ChildWorkflowFailedError",
+    "ChildWorkflowHandle",
     "ConfigurationError",
     "DiscoveryError",
     "Event",
     "EventLimitExceededError",
     "FatalError",
+    "Hook",
     "HookAlreadyReceivedError",
     "HookConflictError",
     "HookExpiredError",
@@ -66,6 +104,7 @@ __all__ = [
     "NonDeterminismError",
     "OverlapPolicy",
     "PayloadTooLargeError",
+    "ResumeResult",
     "RetryPolicy",
     "RetryableError",
     "RunHandle",
@@ -79,6 +118,7 @@ __all__ = [
     "StepTimeoutError",
     "StepValidationError",
     "StorageError",
+    "TypedHook",
     "WorkerDiedError",
     "Workflow",
     "WorkflowAlreadyRunningError",
@@ -89,29 +129,52 @@ __all__ = [
     "WorkflowRun",
     "WorkflowTimeoutError",
     "as_completed",
+    "cancel_workflow",
+    "compensations",
     "configure",
     "configure_from_yaml",
+    "continue_as_new",
+    "define_hook",
+    "delete_run",
+    "fork",
     "gather",
+    "get_children",
     "get_config",
     "get_context",
+    "get_hook",
     "get_step",
     "get_workflow",
+    "get_workflow_chain",
     "get_workflow_events",
     "get_workflow_run",
+    "get_workflow_run_by_idempotency_key",
     "has_context",
+    "hook",
+    "list_hooks",
     "list_runs",
     "list_steps",
     "list_workflows",
     "patched",
+    "purge",
+    "query",
+    "receive",
+    "reject_hook",
+    "rerun",
     "reset_config",
     "resume",
+    "resume_hook",
+    "resume_hook_sync",
     "run_step",
     "run_sync",
     "run_workflow",
     "set_attributes",
+    "set_query_handler",
+    "shield",
     "side_effect",
+    "signal",
     "sleep",
     "start",
+    "start_child_workflow",
     "start_sync",
     "step",
     "wait",

@@ -6,15 +6,17 @@ import asyncio
 import inspect
 import random as random_module
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from loguru import logger
 
 from pyworkflow_ray.durations import When
-from pyworkflow_ray.engine.executions import Execution, current
-from pyworkflow_ray.engine.step_contexts import current_step
+from pyworkflow_ray.engine.cancellations import Shield
+from pyworkflow_ray.engine.compensations import Compensations
+from pyworkflow_ray.engine.executions import ContinueAsNew, Execution, current
+from pyworkflow_ray.engine.step_contexts import Settled, current_step
 from pyworkflow_ray.exceptions import WorkflowError
 from pyworkflow_ray.steps import StepFunction, run_step
 from pyworkflow_ray.timers import sleep
@@ -81,6 +83,33 @@ class WorkflowContext:
         """Wait, durably; see `sleep`."""
         await sleep(duration, name)
 
+    async def hook(self, name: str, **options: Any) -> Any:
+        """Wait for somebody's answer; see `hook`."""
+        from pyworkflow_ray.hooks import hook
+
+        return await hook(name, **options)
+
+    def is_cancellation_requested(self) -> bool:
+        """Whether the run was asked to cancel."""
+        return self._execution.cancellation.is_requested
+
+    def check_cancellation(self) -> Settled:
+        """Raise a `CancellationError` if the run was asked to cancel, except within `shield()`.
+
+        It raises at the call; it may be awaited, too.
+        """
+        if self._execution.cancellation.is_requested and not getattr(asyncio.current_task(), "shields", 0):
+            raise self._execution.cancellation.error()
+        return Settled()
+
+    def continue_as_new(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """End this run and go on in a new one; see `continue_as_new`."""
+        continue_as_new(*args, **kwargs)
+
+    def compensations(self) -> Compensations:
+        """What is to be undone should the run fail or be cancelled; see `compensations`."""
+        return self._execution.compensations
+
     async def parallel(self, *awaitables: Awaitable[T]) -> list[T]:
         """The results of all, in order."""
         return list(await asyncio.gather(*awaitables))
@@ -109,7 +138,8 @@ def has_context() -> bool:
     return current.get() is not None or current_step.get() is not None
 
 
-def _require_execution(name: str) -> Execution:
+def require_execution(name: str) -> Execution:
+    """The run whose code calls this; `name` is the function that only a workflow's code may call."""
     execution = current.get()
     if execution is None:
         raise WorkflowError(f"{name}() belongs in the code of a workflow, and no run is executing here.")
@@ -123,7 +153,7 @@ def side_effect(fn: Callable[[], T], name: str = "side_effect") -> T:
     """
     if inspect.iscoroutinefunction(fn) or isinstance(fn, StepFunction):
         raise WorkflowError("side_effect() takes a plain function; call a step for async or slow work.")
-    return _require_execution("side_effect").side_effect(fn, name)
+    return require_execution("side_effect").side_effect(fn, name)
 
 
 def patched(patch_id: str) -> bool:
@@ -132,9 +162,86 @@ def patched(patch_id: str) -> bool:
     Write ``if patched("new-tax"): ... else: ...`` around a change, so that runs which began before it go on
     in the old way.
     """
-    return _require_execution("patched").patched(patch_id)
+    return require_execution("patched").patched(patch_id)
+
+
+def continue_as_new(*args: Any, **kwargs: Any) -> NoReturn:
+    """End this run and go on in a new one of the same workflow, with these arguments and an empty history.
+
+    It never returns. Steps that are under way are cancelled, and children as their `parent_close` says. What
+    has come for the run and was not read yet comes to the new one. `result()` of a handle follows.
+
+    Raises:
+        StepValidationError: The arguments do not fit the workflow's signature.
+        WorkflowError: There is no argument, the run keeps no history, or a task calls this that runs beside
+            the workflow function.
+    """
+    execution = require_execution("continue_as_new")
+    execution.require_durable("continue_as_new()")
+    execution.require_main("continue_as_new()")
+    if not args and not kwargs:
+        raise WorkflowError(
+            "continue_as_new() takes the arguments of the new run, and there are none: a run that goes on "
+            "with nothing to tell it apart would go on for ever."
+        )
+    if execution.check_arguments is not None:
+        args, kwargs = execution.check_arguments(args, kwargs)
+    raise ContinueAsNew(args, kwargs)
+
+
+def shield() -> Shield:
+    """``async with shield(): ...``: a request to cancel the run waits until the block ends.
+
+    It belongs to the asyncio task that enters it, and nests.
+    """
+    return Shield()
+
+
+def compensations() -> Compensations:
+    """What is to be undone, the last first, should the run fail or be cancelled.
+
+    ``compensations().add(refund, payment)`` after what ``refund`` undoes; ``clear()`` when all is well.
+    Steps with `@step(compensate=...)` add theirs by themselves.
+    """
+    return require_execution("compensations").compensations
+
+
+class Receiver:
+    """The signals of one name, in the order in which they came; see `receive`."""
+
+    def __init__(self, execution: Execution, name: str) -> None:
+        self._execution, self._name = execution, name
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._execution.receive(self._name).__await__()
+
+    def __aiter__(self) -> Receiver:
+        return self
+
+    async def __anext__(self) -> Any:
+        return await self._execution.receive(self._name)
+
+
+def receive(name: str) -> Receiver:
+    """``await receive("price")`` gives the payload of the next signal of this name; ``async for`` gives all.
+
+    Signals that came earlier have been kept in order.
+    """
+    execution = require_execution("receive")
+    execution.require_durable("receive()")
+    return Receiver(execution, name)
+
+
+def set_query_handler(name: str, function: Callable[..., Any]) -> None:
+    """Have `run.query(name, ...)` answered by a function, which must only read, and not wait.
+
+    Register it before the first `await`, so that the run answers from its beginning.
+    """
+    if inspect.iscoroutinefunction(function) or isinstance(function, StepFunction):
+        raise WorkflowError(f"The handler of query {name!r} must be a plain function: it only reads.")
+    require_execution("set_query_handler").queries[name] = function
 
 
 def set_attributes(**attributes: Any) -> None:
     """Merge attributes into the run's; they are shown with it, and `list_runs` finds by them."""
-    _require_execution("set_attributes").set_attributes(attributes)
+    require_execution("set_attributes").set_attributes(attributes)

@@ -10,6 +10,11 @@ def new_run_id() -> str:
     return f"run_{secrets.token_hex(8)}"
 
 
+def new_token() -> str:
+    """A token that cannot be guessed: 192 random bits, safe in a URL."""
+    return secrets.token_urlsafe(24)
+
+
 class Ordinals:
     """Numbers equal names in the order in which they are asked for: ``charge#1``, ``charge#2``.
 

@@ -14,7 +14,7 @@ from pyworkflow_ray import modules
 from pyworkflow_ray.arguments import Arguments
 from pyworkflow_ray.definitions import Registry
 from pyworkflow_ray.durations import Duration, parse_duration
-from pyworkflow_ray.engine.executions import current
+from pyworkflow_ray.engine.executions import Execution, current
 from pyworkflow_ray.engine.options import ON_CANCEL, StepOptions
 from pyworkflow_ray.engine.races import bounded_map
 from pyworkflow_ray.engine.retries import Pauses, RetryDelay, as_retry_on
@@ -66,9 +66,11 @@ class StepFunction(Generic[P, T]):
         name: str,
         options: StepOptions,
         metadata: Mapping[str, Any] | None = None,
+        compensate: Callable[..., Any] | None = None,
     ) -> None:
         functools.update_wrapper(self, fn, updated=())
         self.fn = fn
+        self.compensate = compensate
         self.name = name
         self.step_options = options
         self.metadata = dict(metadata or {})
@@ -82,7 +84,10 @@ class StepFunction(Generic[P, T]):
         if self._arguments is None:
             self._arguments = Arguments(self.fn, f"step {self.name!r}")
         checked_args, checked_kwargs = self._arguments.check(args, kwargs)
-        return execution.call_step(self, self.name, checked_args, checked_kwargs, self.step_options)
+        call = execution.call_step(self, self.name, checked_args, checked_kwargs, self.step_options)
+        if self.compensate is None:
+            return call
+        return _compensated(execution, call, self.compensate, checked_args, checked_kwargs)
 
     def options(self, **overrides: Any) -> StepFunction[P, T]:
         """The same step with other options, for one call: ``charge.options(num_gpus=1)(order)``.
@@ -95,8 +100,9 @@ class StepFunction(Generic[P, T]):
         """
         name = overrides.pop("name", self.name)
         metadata = {**self.metadata, **(overrides.pop("metadata", None) or {})}
+        compensate = overrides.pop("compensate", self.compensate)
         built = build_options(f"step {name!r}", self.step_options, overrides)
-        changed: StepFunction[P, T] = StepFunction(self.fn, name, built, metadata)
+        changed: StepFunction[P, T] = StepFunction(self.fn, name, built, metadata, compensate)
         changed._arguments = self._arguments
         return changed
 
@@ -153,8 +159,6 @@ def build_options(what: str, base: StepOptions, given: Mapping[str, Any]) -> Ste
                     changes[option] = bool(value)
                 case "step_id":
                     changes["step_id"] = None if value is None else str(value)
-                case "compensate":
-                    pass  # kept by the decorator
                 case _ if option in RAY_OPTIONS:
                     if value is None:
                         ray_options.pop(option, None)
@@ -246,7 +250,8 @@ def step(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         local: Run it in the coordinator's process: for a cheap call, one commit and no task.
         on_cancel: What becomes of an attempt when the run is cancelled: "wait", "interrupt", "kill" or
             "abandon".
-        compensate: The step that undoes this one.
+        compensate: The step (or function) that undoes this one: called with the same arguments, and with
+            `result` if it has a parameter of that name, should the run fail or be cancelled later.
         retry_on: Exception types, or a predicate of the exception: others are not tried again.
         idempotent: False when a second run could do harm: a lost worker then fails the step.
         num_cpus, num_gpus, memory, resources, accelerator_type, label_selector, runtime_env,
@@ -268,6 +273,7 @@ class _StepDecorator:
         self._options = dict(options)
         self._name = self._options.pop("name", None)
         self._metadata = self._options.pop("metadata", None)
+        self._compensate = _as_compensation(self._options.pop("compensate", None))
         if "step_id" in self._options:
             raise ConfigurationError(
                 "@step(step_id=...): a step id names one call, and must be unique in its run. Give it there: "
@@ -281,10 +287,38 @@ class _StepDecorator:
     def __call__(self, fn: Callable[P, T], /) -> StepFunction[P, T]: ...
     def __call__(self, fn: Callable[..., Any], /) -> StepFunction[Any, Any]:
         definition: StepFunction[Any, Any] = StepFunction(
-            fn, self._name or function_name(fn, "step"), self._built, self._metadata
+            fn, self._name or function_name(fn, "step"), self._built, self._metadata, self._compensate
         )
         registry.add(definition)
         return definition
+
+
+def _as_compensation(value: Any) -> Callable[..., Any] | None:
+    if value is not None and not callable(value):
+        raise ConfigurationError(
+            f"@step(compensate={value!r}): give the step (or function) that undoes this one."
+        )
+    return value  # type: ignore[no-any-return]
+
+
+async def _compensated(
+    execution: Execution,
+    call: Coroutine[Any, Any, T],
+    compensate: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> T:
+    """A step's result; from then on the step is to be undone should the run fail."""
+    result = await call
+    given = dict(kwargs)
+    if "result" in inspect.signature(compensate).parameters:
+        given["result"] = result
+    execution.compensations.add(
+        compensate if isinstance(compensate, StepFunction) else functools.partial(run_step, compensate),
+        *args,
+        **given,
+    )
+    return result
 
 
 def function_name(fn: Callable[..., Any], kind: str) -> str:
@@ -311,8 +345,9 @@ async def run_step(fn: Callable[..., Any], /, *args: Any, **options_and_kwargs: 
         return await fn.options(**options)(*args, **kwargs)
     name = options.pop("name", None) or function_name(fn, "step")
     metadata = options.pop("metadata", None)
+    compensate = _as_compensation(options.pop("compensate", None))
     call: StepFunction[Any, Any] = StepFunction(
-        fn, name, build_options(f"step {name!r}", StepOptions(), options), metadata
+        fn, name, build_options(f"step {name!r}", StepOptions(), options), metadata, compensate
     )
     result = call(*args, **kwargs)
     return await result if inspect.isawaitable(result) else result
@@ -335,11 +370,13 @@ class Step:
             if option not in ("name", "metadata", "step_id") and hasattr(cls, option)
         }
         cls._step_name = cls.__dict__.get("name") or cls.__name__
+        cls._compensate = staticmethod(given.pop("compensate")) if given.get("compensate") else None
         cls._step_options = build_options(f"step {cls._step_name!r}", StepOptions(), given)
         if cls.execute is not Step.execute:  # else a base of other steps
             registry.add(StepFunction(_ExecuteMethod(cls), cls._step_name, cls._step_options))
 
     _step_name: str = "Step"
+    _compensate: Any = None
     _step_options: StepOptions = StepOptions()
 
     async def execute(self, *args: Any, **kwargs: Any) -> Any:
@@ -354,7 +391,9 @@ class Step:
         return self._as_function()(*args, **kwargs)
 
     def _as_function(self) -> StepFunction[..., Any]:
-        return StepFunction(self.execute, self._step_name, self._step_options)
+        return StepFunction(
+            self.execute, self._step_name, self._step_options, compensate=type(self)._compensate
+        )
 
 
 class _ExecuteMethod:

@@ -19,12 +19,13 @@ LEAVES = {
     "statuses",
     "failures",
     "modules",
+    "schemas",
     "values",
     "value_tags",
     "value_objects",
     "value_views",
 }
-AUTHORING = ["arguments", "definitions", "workflows", "steps", "timers", "context"]
+AUTHORING = ["arguments", "definitions", "workflows", "steps", "timers", "context", "hooks", "children"]
 LAYERS: dict[str, set[str]] = {
     "leaves": set(),
     "engine": {"leaves"},

@@ -17,6 +17,7 @@ from pyworkflow_ray.exceptions import ConfigurationError
 from pyworkflow_ray.storage.environments import load_environment
 
 TIMER = "timer"
+HOOK_REGISTRY = "hook-registry"
 CONCURRENCY = 10_000
 """Calls that one coordinator holds at once: one for each run that somebody waits for."""
 
@@ -45,6 +46,12 @@ class Cluster:
         from pyworkflow_ray.actors.remote import timer_class
 
         return self._get(TIMER, timer_class)
+
+    def hook_registry(self) -> Any:
+        """The hook registry, created if it is not there."""
+        from pyworkflow_ray.actors.remote import hook_registry_class
+
+        return self._get(HOOK_REGISTRY, hook_registry_class)
 
     def forget(self, name: str) -> None:
         """Look an actor up anew next time: the one we knew is gone."""
@@ -75,7 +82,6 @@ class Cluster:
 
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(self.engine.node_id, soft=False)
         return options
-
 
     def _runtime_env(self, environment: str) -> dict[str, Any]:
         """What an actor of another environment than this process's must be told; its own is inherited."""
@@ -168,4 +174,3 @@ def placed_on(engine: Engine, is_file: bool, slots: int | str | None) -> Engine:
         environment=job_environment()[0],
         node_id=str(context.get_node_id()) if is_file else None,
     )
-

@@ -25,14 +25,20 @@ from typing import Any
 import msgspec
 from loguru import logger
 
-from pyworkflow_ray.actors.codes import CodeLoader
+from pyworkflow_ray.actors.codes import CodeLoader, pack
 from pyworkflow_ray.actors.dispatchers import Dispatcher, LocalDispatcher
-from pyworkflow_ray.actors.drives import Drive, Host, RunEnd
+from pyworkflow_ray.actors.activations import RunEnd
+from pyworkflow_ray.actors.drives import Drive
+from pyworkflow_ray.actors.hosts import Host
 from pyworkflow_ray.actors.engines import Engine
 from pyworkflow_ray.actors.payloads import Payloads, configured_values
+from pyworkflow_ray.actors.queries import answer_by_replay
 from pyworkflow_ray.clock import Clock, SystemClock
+from pyworkflow_ray.engine.attempts import encode_outcome
 from pyworkflow_ray.exceptions import ConfigurationError, StorageError
 from pyworkflow_ray.storage.blobs import load_blob
+from pyworkflow_ray.storage.codes import Code
+from pyworkflow_ray.storage.inboxes import runs_with_mail
 from pyworkflow_ray.storage.leases import claim, claim_placed, give_up, regain, renew_leases
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.storages import Storage
@@ -84,6 +90,8 @@ class Coordinator:
         self._drives: dict[str, Drive] = {}
         self._ends: dict[str, asyncio.Task[RunEnd]] = {}
         self._claiming: set[str] = set()
+        self._mail_for: set[str] = set()
+        self._delivering: asyncio.Task[None] | None = None
         self._recent: dict[str, RunEnd] = {}
         self._opening: asyncio.Task[None] | None = None
         self._background: list[asyncio.Task[None]] = []
@@ -113,17 +121,19 @@ class Coordinator:
             engine=self.engine,
             owner=self.owner,
             storage=storage,
-            dispatcher=self._dispatcher or LocalDispatcher(),
+            dispatcher=self._dispatcher or LocalDispatcher(is_cancelled=self.is_cancelled_here),
             clock=self._clock,
             payloads=Payloads(values, _blob_fetcher(storage), self.engine.blob_threshold),
             loader=CodeLoader(),
             threads=ThreadPoolExecutor(ENGINE_THREADS, thread_name_prefix="pyworkflow-engine"),
             on_suspended=self.on_suspended,
+            pack=_Packer(),
+            begin=self._begin_here,
+            deliver=self.deliver,
+            is_here=self._drives.__contains__,
         )
         ttl = self.engine.lease_ttl.total_seconds()
-        runs = await storage.write(
-            lambda connection: claim_placed(connection, self.name, self.owner, ttl)
-        )
+        runs = await storage.write(lambda connection: claim_placed(connection, self.name, self.owner, ttl))
         for run in runs:
             self._begin(run)
         self._background = [
@@ -147,6 +157,10 @@ class Coordinator:
             with contextlib.suppress(Exception):  # the writer reports and retries; the next turn is soon
                 held = [(drive.run_id, drive.run.epoch) for drive in self.drives]
                 await self._storage.write(partial(renew_leases, held=held, lease_ttl=ttl))
+                # Whoever posted to a run here may have died before he told: few are in the inbox at any time.
+                for run_id in await asyncio.to_thread(self._storage.read, runs_with_mail):
+                    if run_id in self._drives:
+                        self._drives[run_id].notice()
 
     async def _watch(self) -> None:
         """Report workflow code that blocks, make long runs visible, and leave when there is nothing to do."""
@@ -251,6 +265,7 @@ class Coordinator:
         wanted = set(run_ids)
         for drive in [drive for drive in self.drives if drive.run_id in wanted]:
             await self._regain(drive)
+            drive.notice()
         new = [r for r in wanted if r not in self._ends and r not in self._claiming]
         # Noted before the first await: a second wake of the same run would claim it from under the first.
         self._claiming.update(new)
@@ -280,6 +295,60 @@ class Coordinator:
         )
         if epoch is not None:
             drive.run = msgspec.structs.replace(drive.run, epoch=epoch)
+
+    def _begin_here(self, run: RunRecord) -> None:
+        if run.run_id not in self._ends and run.run_id not in self._recent:
+            self._begin(run)
+
+    def deliver(self, run_id: str) -> None:
+        """Have a run look into its inbox: one that is driven here, or else wherever it is."""
+        drive = self._drives.get(run_id)
+        if drive is not None:
+            drive.notice()
+            return
+        self._mail_for.add(run_id)
+        if self._delivering is None or self._delivering.done():
+            self._delivering = asyncio.get_running_loop().create_task(self._deliver_all())
+
+    async def _deliver_all(self) -> None:
+        while self._mail_for:
+            run_ids, self._mail_for = self._mail_for, set()
+            try:
+                here = await self.wake(run_ids)
+                elsewhere = run_ids.difference(here)
+                if elsewhere:
+                    await self.nudge(elsewhere)
+            except Exception as error:  # the sweep finds what is in the inbox
+                logger.warning("Runs with mail could not be told: {}: {}", type(error).__name__, error)
+
+    async def nudge(self, run_ids: Iterable[str]) -> None:
+        """Tell whoever holds these runs that something has come for them."""
+
+    def is_driving(self, run_id: str) -> bool:
+        """Whether this coordinator has the run in memory."""
+        return run_id in self._drives
+
+    def is_cancelled_here(self, run_id: str) -> bool:
+        """Whether a run that is driven here was asked to cancel."""
+        drive = self._drives.get(run_id)
+        return drive is not None and drive.is_cancelled
+
+    async def is_cancelled(self, run_id: str) -> bool:
+        """As `is_cancelled_here`, for steps that ask from their workers."""
+        return self.is_cancelled_here(run_id)
+
+    async def query(self, run_id: str, name: str, args: bytes, kwargs: bytes) -> bytes:
+        """What the run's query function returns or raises, as an outcome."""
+        await self.open()
+        assert self._host is not None
+        drive = self._drives.get(run_id)
+        if drive is not None and drive.execution is not None:
+            outcome = await drive.ask(name, args, kwargs)
+        else:
+            outcome = await asyncio.wrap_future(
+                self._host.threads.submit(answer_by_replay, self._host, run_id, name, args, kwargs)
+            )
+        return encode_outcome(outcome)
 
     def _begin(self, run: RunRecord) -> asyncio.Task[RunEnd]:
         assert self._host is not None
@@ -337,6 +406,21 @@ class Coordinator:
 
     def __repr__(self) -> str:
         return f"Coordinator({self.name!r}, {len(self._drives)} runs)"
+
+
+class _Packer:
+    """Packs the code of definitions that workflow code names, each once."""
+
+    def __init__(self) -> None:
+        self._packed: dict[int, tuple[Any, Code]] = {}
+
+    def __call__(self, definition: Any, what: str) -> Code:
+        known = self._packed.get(id(definition))
+        if known is None or known[0] is not definition:
+            if len(self._packed) > 1000:
+                self._packed.clear()
+            known = self._packed[id(definition)] = (definition, pack(definition, what))
+        return known[1]
 
 
 def _blob_fetcher(storage: Storage) -> Callable[[str], bytes]:

@@ -43,8 +43,9 @@ class Dispatcher(Protocol):
 class LocalDispatcher:
     """Runs attempts in this process: `async def` on the running loop, `def` in threads."""
 
-    def __init__(self, node: str = "local") -> None:
+    def __init__(self, node: str = "local", is_cancelled: Callable[[str], bool] | None = None) -> None:
         self._node = node
+        self._is_cancelled = is_cancelled
         self._tasks: set[asyncio.Task[None]] = set()
 
     def dispatch(
@@ -59,7 +60,7 @@ class LocalDispatcher:
 
     async def _run(self, attempt: Attempt, function: Any, on_outcome: OnOutcome) -> None:
         try:
-            outcome = await run_async(function, attempt, self._node)
+            outcome = await run_async(function, attempt, self._node, self._is_cancelled)
         except asyncio.CancelledError:
             outcome = AttemptFailed(failure=capture(RuntimeError("The step was cancelled.")))
         on_outcome(outcome)  # of no effect where nobody waits for it any more

@@ -17,84 +17,65 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
-import msgspec
 from loguru import logger
 from msgspec import Raw
 
 from pyworkflow_ray import values
-from pyworkflow_ray.actors.codes import CodeLoader, source_changed
+from pyworkflow_ray.actors.activations import (
+    Activation,
+    RunEnd,
+    blob_links,
+    end_of,
+    new_hook,
+)
+from pyworkflow_ray.actors.attempts import Arrived, Attempts
+from pyworkflow_ray.actors.hosts import Host, execution_of, load_definition
+from pyworkflow_ray.actors.mail import decoded_mail
+from pyworkflow_ray.actors.queries import answer
 from pyworkflow_ray.actors.dispatchers import Dispatcher, Ticket
 from pyworkflow_ray.actors.engines import Engine
 from pyworkflow_ray.actors.payloads import Payloads
 from pyworkflow_ray.actors.runner import KILL_GRACE, Attempt
-from pyworkflow_ray.clock import Clock
-from pyworkflow_ray.engine.attempts import AttemptFailed, AttemptOutcome
+from pyworkflow_ray.engine.attempts import AttemptOutcome
 from pyworkflow_ray.engine.commands import CancelStep, Command, ScheduleStep
 from pyworkflow_ray.engine.events import (
-    AttributesSet,
+    CancellationRequested,
     Event,
+    HookExpired,
+    HookReceived,
     Recorded,
     StepRetrying,
-    TimerFired,
-    WorkflowCompleted,
+    WorkflowCancelled,
     WorkflowFailed,
     WorkflowInterrupted,
     WorkflowStarted,
+    decode_event,
     decode_history,
-    encode_data,
     failure_fields,
-    type_of,
 )
-from pyworkflow_ray.engine.executions import Execution, Limits, PendingStep
-from pyworkflow_ray.exceptions import SerializationError, StorageError, WorkerDiedError, WorkflowError
-from pyworkflow_ray.failures import Failure, capture
+from pyworkflow_ray.engine.executions import Execution
+from pyworkflow_ray.exceptions import (
+    EventLimitExceededError,
+    HookConflictError,
+    SerializationError,
+    StorageError,
+    WorkerDiedError,
+    WorkflowError,
+)
+from pyworkflow_ray.failures import capture
 from pyworkflow_ray.statuses import RunStatus
-from pyworkflow_ray.storage.codes import load_code
-from pyworkflow_ray.storage.histories import Append, EventRow, FencedError, append, read_events
+from pyworkflow_ray.storage.codes import Code, load_code, save_code
+from pyworkflow_ray.storage.histories import Append, EventRow, FencedError, read_events
+from pyworkflow_ray.storage.hooks import create_hook, expire_hook
+from pyworkflow_ray.storage.inboxes import InboxRow, unread
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.storages import Storage
 
 _T = TypeVar("_T")
-
-
-class RunEnd(msgspec.Struct, frozen=True):
-    """How a drive ended: the run's status then, with its result or failure when it has ended for good."""
-
-    run_id: str
-    status: str
-    result: bytes | None = None
-    failure: Failure | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Host:
-    """What a coordinator lends its drives."""
-
-    engine: Engine
-    owner: str
-    storage: Storage
-    dispatcher: Dispatcher
-    clock: Clock
-    payloads: Payloads
-    loader: CodeLoader
-    threads: Executor
-    on_suspended: Callable[[str, datetime | None], None]
-
-
-@dataclass(slots=True)
-class _Activation:
-    """What one turn of the loop brought about."""
-
-    commands: list[Command] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
-    rows: list[tuple[datetime, str, bytes]] = field(default_factory=list)
-    blobs: list[tuple[str, bytes]] = field(default_factory=list)
-    changes: dict[str, Any] = field(default_factory=dict)
-    appended: int = 0
 
 
 class Drive:
@@ -114,17 +95,36 @@ class Drive:
         self._host = host
         self._position = run.position
         self._execution: Execution | None = None
-        self._arrived: list[tuple[str, int, AttemptOutcome]] = []
+        self._one_at_a_time = threading.Lock()
         self._wake = asyncio.Event()
-        self._tickets: dict[str, Ticket] = {}
-        self._retries: dict[str, datetime] = {}
+        self._outcomes: list[Event] = []
+        self._expired: set[str] = set()
+        self._warn_at = 0
+        self._has_mail = run.previous_owner is not None or run.epoch > 1 or run.position > 0
+        self._is_cancelled = False
+        self._attempts = Attempts(host, run, self._wake.set)
         self._recovery_attempts = run.recovery_attempts
         self._end: RunEnd | None = None
 
     @property
     def in_flight(self) -> int:
         """How many step attempts are under way, or have ended and are not fed yet."""
-        return len(self._tickets) + len(self._arrived)
+        return self._attempts.under_way + self._attempts.arrived + self._has_mail
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the run was asked to cancel."""
+        return self._is_cancelled
+
+    @property
+    def execution(self) -> Execution | None:
+        """The run's code, to ask it something; feeding it is the drive's alone."""
+        return self._execution
+
+    def notice(self) -> None:
+        """Something lies in the run's inbox."""
+        self._has_mail = True
+        self._wake.set()
 
     async def drive(self) -> RunEnd:
         """Drive the run until it ends, is suspended, or is lost to another coordinator."""
@@ -148,13 +148,8 @@ class Drive:
 
     async def _open(self) -> None:
         """Load the code, replay the history, and go on from there."""
-        function = await self._load_function()
-        limits = Limits(
-            default_retries=self._host.engine.default_retries,
-            max_losses=self.run.max_recovery_attempts if self.run.recover_on_worker_loss else 0,
-        )
-        execution = Execution(self.run_id, function, self._host.payloads, limits)
-        execution.is_durable = self.run.durable
+        definition = await self._in_thread(lambda: load_definition(self._host, self.run))
+        execution = execution_of(self._host, self.run, definition)
         if self.run.attributes is not None:
             execution.attributes.update(values.decode(self.run.attributes))  # what it was started with
         self._execution = execution
@@ -167,33 +162,13 @@ class Drive:
         commands = await self._in_thread(lambda: execution.replay(_decoded(self.run_id, history)))
         if commands:
             # Not acted on yet: an interruption gives all attempts new numbers, and all are dispatched below.
-            await self._commit(self._record(_Activation(), commands))
+            await self._commit(self._record(Activation(), commands))
         if self._end is None and self.run.was_interrupted:
             await self._recover()
         if self._end is None:
             for pending in list(execution.steps.values()):
-                await self._resume_step(pending)
-
-    async def _load_function(self) -> Callable[..., Any]:
-        code_hash = self.run.code_hash or ""
-        definition = self._host.loader.get(code_hash)
-        if definition is None:
-            code = await asyncio.to_thread(
-                self._host.storage.read, lambda connection: load_code(connection, code_hash)
-            )
-            if code is None:
-                raise WorkflowError(
-                    f"The code of run {self.run_id!r} is not in the storage (hash {code_hash!r})."
-                )
-            definition = await self._in_thread(lambda: self._host.loader.load(code))
-            if source_changed(code, definition):
-                logger.warning(
-                    "Run {} goes on with code of {} that is not what it was when the run started",
-                    self.run_id,
-                    code.reference,
-                )
-        function: Callable[..., Any] = getattr(definition, "fn", definition)
-        return function
+                await self._attempts.resume(pending)
+            await self._resume_hooks()
 
     def _started(self) -> WorkflowStarted:
         return WorkflowStarted(
@@ -209,11 +184,31 @@ class Drive:
             # is still held by its coordinator's name was born so, and nobody has come for it yet.
             self._recovery_attempts += 1
             changes = {"recovery_attempts": self._recovery_attempts}
-            await self._append(_Activation(changes=changes), release=False)
+            await self._append(Activation(changes=changes), release=False)
             if self._recovery_attempts > self._allowed_recoveries() + 1:
                 await self._give_up([self._started()])
                 return
+        while True:
+            if self._has_mail and await self._is_cancelled_at_once():
+                return
+            start_at = self.run.start_at
+            if start_at is None or not await self._host.clock.wait(self._wake, start_at):
+                break
+            self._wake.clear()
         await self._turn([self._started()])
+
+    async def _is_cancelled_at_once(self) -> bool:
+        """Whether the run was cancelled before any of its code has run; it ends here then."""
+        _, mail = decoded_mail(self.run_id, await self._read_mail())
+        self._has_mail = True
+        request = next((event for event in mail if isinstance(event, CancellationRequested)), None)
+        if request is None:
+            return False
+        activation = Activation()
+        for event in (self._started(), request, WorkflowCancelled(reason=request.reason)):
+            self._record_event(activation, event, self._host.clock.now())
+        await self._commit(activation)
+        return True
 
     def _allowed_recoveries(self) -> int:
         run = self.run
@@ -239,52 +234,70 @@ class Drive:
             f"without the run getting further, and {self._allowed_recoveries()} recoveries are allowed "
             "(recover_on_worker_loss, max_recovery_attempts)."
         )
-        activation = _Activation()
+        await self._fail(events, error)
+
+    async def _fail(self, events: list[Event], error: WorkflowError) -> None:
+        """End the run without asking its code."""
+        activation = Activation()
         for event in (*events, WorkflowFailed(**failure_fields(capture(error)))):
             self._record_event(activation, event, self._host.clock.now())
         await self._commit(activation)
 
-    async def _resume_step(self, pending: PendingStep) -> None:
-        step_id = pending.command.step_id
-        if step_id in self._tickets or step_id in self._retries:
-            return  # dispatched in the turn that recorded the interruption
-        if pending.is_lost:
-            error = WorkerDiedError(
-                f"The coordinator of run {self.run_id!r} went away while step {step_id!r} ran, and the step "
-                "is not idempotent: it is not run again."
+    async def _resume_hooks(self) -> None:
+        """Make the rows of pending hooks that are not there: those of a fork are not."""
+        hooks = [
+            new_hook(pending.command, self._host.pack) for pending in self._running().hooks.pending.values()
+        ]
+        if not hooks:
+            return
+
+        def write(connection: Any) -> dict[str, str]:
+            for _, code in hooks:
+                if code is not None:
+                    save_code(connection, code)
+            held = {hook.hook_id: create_hook(connection, self.run_id, hook) for hook, _ in hooks}
+            return {hook_id: holder for hook_id, holder in held.items() if holder is not None}
+
+        self._refuse_hooks(await self._host.storage.write(write))
+
+    def _refuse_hooks(self, conflicts: dict[str, str]) -> None:
+        for hook_id, holder in conflicts.items():
+            error = HookConflictError(
+                f"The token of hook {hook_id!r} is in use: run {holder!r} waits for it. Give each hook that "
+                "waits a token of its own, or leave the token out."
             )
-            lost = AttemptFailed(failure=capture(error), cause="worker_died")
-            self._arrive(step_id, pending.attempt, lost)
-        elif pending.retry_at is not None and pending.retry_at > self._host.clock.now():
-            self._retries[step_id] = pending.retry_at
-        else:
-            await self._dispatch(pending)
+            self._outcomes.append(HookReceived(hook_id=hook_id, failure=capture(error)))
+            self._wake.set()
 
     # --- turning ------------------------------------------------------------------------------
 
     async def _turn(self, outcomes: list[Event]) -> None:
         """Feed what has come, commit it, act on it."""
         self._wake.clear()
-        arrived, self._arrived = self._arrived, []
+        if not outcomes:
+            if await self._is_at_limit():
+                return
+            await self._expire_hooks()
+        mail = await self._read_mail() if self._has_mail and not outcomes else []
+        arrived = self._attempts.take_arrived()
+        own, self._outcomes = ([], self._outcomes) if outcomes else (self._outcomes, [])
+        incoming = _Incoming(outcomes, own, arrived, mail)
         loop = asyncio.get_running_loop()
-        committed: asyncio.Future[_Activation] = loop.create_future()
-        self._host.threads.submit(self._feed_and_post, outcomes, arrived, committed, loop)
+        committed: asyncio.Future[Activation] = loop.create_future()
+        self._host.threads.submit(self._feed_and_post, incoming, committed, loop)
         activation = await committed
         self._position += activation.appended
-        self._end = _end_of(self.run_id, activation.events)
+        self._end = end_of(self.run_id, activation.events)
         await self._act(activation)
 
     def _feed_and_post(
-        self,
-        outcomes: list[Event],
-        arrived: list[tuple[str, int, AttemptOutcome]],
-        committed: asyncio.Future[_Activation],
-        loop: asyncio.AbstractEventLoop,
+        self, incoming: _Incoming, committed: asyncio.Future[Activation], loop: asyncio.AbstractEventLoop
     ) -> None:
         """On an engine thread: feed, and hand the append straight to the writer, who answers the loop."""
         try:
-            activation = self._noted(lambda: self._feed(outcomes, arrived))
-            new = self._append_of(activation, release=_end_of(self.run_id, activation.events) is not None)
+            activation = self._noted(lambda: self._feed(incoming))
+            activation.prepare(self.run, self._host.engine, self._host.pack)
+            new = self._append_of(activation, release=end_of(self.run_id, activation.events) is not None)
         except BaseException as error:
             loop.call_soon_threadsafe(_answer, committed, None, error)
             return
@@ -293,8 +306,8 @@ class Drive:
             return
         activation.appended = len(new.events)
 
-        def write(connection: Any) -> _Activation:
-            append(connection, new)
+        def write(connection: Any) -> Activation:
+            activation.write(connection, new)
             return activation
 
         try:
@@ -302,83 +315,121 @@ class Drive:
         except StorageError as error:  # it was closed
             loop.call_soon_threadsafe(_answer, committed, None, error)
 
-    def _feed(self, outcomes: list[Event], arrived: list[tuple[str, int, AttemptOutcome]]) -> _Activation:
+    def _feed(self, incoming: _Incoming) -> Activation:
         """Feed outcomes, one at a time; runs on an engine thread."""
         execution = self._running()
         now = self._host.clock.now()
-        activation = _Activation()
-        for outcome in outcomes:
+        activation = Activation()
+        for outcome in incoming.alone:
             self._feed_one(activation, outcome, now)
-        if outcomes:
+        if incoming.alone:
             # A start or an interruption is committed by itself: were it fed with what is due, code that
             # ends its process would never leave a trace of having been recovered.
             return activation
-        for step_id, attempt, attempt_outcome in arrived:
+        for step_id, attempt, attempt_outcome in incoming.arrived:
             if execution.is_finished:
                 break
-            event = execution.conclude(step_id, attempt, attempt_outcome, now)
-            if event is not None:
-                self._feed_one(activation, event, now)
+            concluded = execution.conclude(step_id, attempt, attempt_outcome, now)
+            if concluded is not None:
+                self._feed_one(activation, concluded, now)
+        activation.read_inbox, mail = decoded_mail(self.run_id, incoming.mail)
+        for outcome in (*incoming.outcomes, *mail):
+            if execution.is_finished:
+                break
+            if isinstance(outcome, CancellationRequested) and execution.cancellation.is_requested:
+                continue
+            self._feed_one(activation, outcome, now)
+            activation.blobs.extend(blob_links(outcome))
         while not execution.is_finished and (timer := execution.next_timer()) is not None and timer[0] <= now:
-            self._feed_one(activation, TimerFired(sleep_id=timer[1]), now)
-        if arrived and activation.events and self._recovery_attempts:
+            event = execution.due_event(timer[1])
+            if isinstance(event, HookExpired) and event.hook_id not in self._expired:
+                self._wake.set()  # it has become due this moment; the next turn asks first
+                break
+            self._feed_one(activation, event, now)
+        self._is_cancelled = execution.cancellation.is_requested
+        if incoming.arrived and activation.events and self._recovery_attempts:
             self._recovery_attempts = 0  # it got further
             activation.changes["recovery_attempts"] = 0
         return activation
 
-    def _feed_one(self, activation: _Activation, event: Event, now: datetime) -> None:
+    # --- the inbox --------------------------------------------------------------------------------
+
+    async def _read_mail(self) -> list[InboxRow]:
+        self._has_mail = False
+        return await asyncio.to_thread(
+            self._host.storage.read, lambda connection: unread(connection, self.run_id)
+        )
+
+    async def _expire_hooks(self) -> None:
+        """Ask the rows of hooks whose time is over: a payload that was accepted in time comes first."""
+        execution, now = self._running(), self._host.clock.now()
+        due = [
+            pending.command.hook_id
+            for pending in execution.hooks.pending.values()
+            if pending.command.expires_at is not None and pending.command.expires_at <= now
+        ]
+        if not due:
+            return
+
+        def write(connection: Any) -> list[bool]:
+            return [expire_hook(connection, self.run_id, hook_id) for hook_id in due]
+
+        if not all(await self._host.storage.write(write)):
+            self._has_mail = True
+        self._expired.update(due)
+
+    async def _is_at_limit(self) -> bool:
+        """Whether the history has become too long; the run ends here then."""
+        engine = self._host.engine
+        if self._position < engine.event_soft_limit:
+            return False
+        if self._position >= self._warn_at:
+            self._warn_at = self._position + engine.event_warning_interval
+            logger.warning(
+                "Run {} has {} events; it fails at {} (event_hard_limit). Use continue_as_new() or children.",
+                *(self.run_id, self._position, engine.event_hard_limit),
+            )
+        if self._position < engine.event_hard_limit:
+            return False
+        await self._fail([], EventLimitExceededError(self.run_id, self._position, engine.event_hard_limit))
+        return True
+
+    def _feed_one(self, activation: Activation, event: Event, now: datetime) -> None:
         execution = self._running()
         commands = execution.feed(event, now)
         self._record_event(activation, event, execution.now)
         self._record(activation, commands)
 
-    def _record(self, activation: _Activation, commands: list[Command]) -> _Activation:
+    def _record(self, activation: Activation, commands: list[Command]) -> Activation:
         execution = self._running()
         for command in commands:
-            self._record_event(activation, command.to_event(), execution.now)
+            event = command.to_event()
+            if event is not None:
+                self._record_event(activation, event, execution.now)
         activation.commands.extend(commands)
         return activation
 
-    def _record_event(self, activation: _Activation, event: Event, at: datetime) -> None:
-        stored, blobs = self._host.payloads.split(event)
-        activation.events.append(event)
-        activation.blobs.extend(blobs)
-        activation.rows.append((at, type_of(stored), encode_data(stored)))
-        match stored:
-            case WorkflowStarted():
-                activation.changes |= {"status": RunStatus.RUNNING, "started_at": at, "wake_at": None}
-            case WorkflowInterrupted(recovery_attempt=attempt):
-                activation.changes |= {"status": RunStatus.RUNNING, "recovery_attempts": attempt}
-            case WorkflowCompleted(result=result):
-                activation.changes |= {
-                    "status": RunStatus.COMPLETED,
-                    "result": bytes(result),
-                    "error": None,
-                    "error_type": None,
-                    "completed_at": at,
-                }
-            case WorkflowFailed(error=error, error_type=error_type):
-                activation.changes |= {
-                    "status": RunStatus.FAILED,
-                    "error": error,
-                    "error_type": error_type,
-                    "completed_at": at,
-                }
-            case AttributesSet():
-                # Not sealed: attributes are there to be shown and searched for.
-                activation.changes["attributes"] = values.encode(self._running().attributes)
+    def _record_event(self, activation: Activation, event: Event, at: datetime) -> None:
+        activation.record(event, at, self._host.payloads, self._running().attributes)
 
-    async def _commit(self, activation: _Activation) -> None:
-        end = _end_of(self.run_id, activation.events)
+    async def _commit(self, activation: Activation) -> None:
+        end = end_of(self.run_id, activation.events)
+        activation.prepare(self.run, self._host.engine, self._host.pack)
         await self._append(activation, release=end is not None)
         self._end = end
+        self._hand_over(activation)
 
-    def _append_of(self, activation: _Activation, *, release: bool) -> Append | None:
+    def _append_of(self, activation: Activation, *, release: bool) -> Append | None:
         """What the activation writes; None when that is nothing."""
         durable = self.run.durable
-        if not (activation.rows or activation.changes):
+        if not (activation.rows or activation.changes or activation.read_inbox or activation.mail):
             return None
-        if not durable and not release and "started_at" not in activation.changes:
+        if (
+            not durable
+            and not release
+            and not activation.read_inbox
+            and "started_at" not in activation.changes
+        ):
             return None
         return Append(
             run_id=self.run_id,
@@ -388,81 +439,48 @@ class Drive:
             changes=activation.changes,
             release=release,
             blobs=activation.blobs,
+            read_inbox=activation.read_inbox,
+            hooks_disposed=activation.disposed,
         )
 
-    async def _append(self, activation: _Activation, *, release: bool) -> bool:
+    async def _append(self, activation: Activation, *, release: bool) -> bool:
         new = self._append_of(activation, release=release)
         if new is None:
             return False
-        unread = await self._host.storage.write(lambda connection: append(connection, new))
+        is_unread = await self._host.storage.write(lambda connection: activation.write(connection, new))
         self._position += len(new.events)
-        return unread
+        return is_unread
 
-    async def _act(self, activation: _Activation) -> None:
+    async def _act(self, activation: Activation) -> None:
         """Do what the committed commands ask."""
         execution = self._running()
+        self._hand_over(activation)
         for event in activation.events:
             if isinstance(event, StepRetrying) and event.step_id in execution.steps:
-                self._retries[event.step_id] = event.retry_at
+                self._attempts.retry_at(event.step_id, event.retry_at)
         for command in activation.commands:
             match command:
                 case ScheduleStep(step_id=step_id) if step_id in execution.steps:
-                    await self._dispatch(execution.steps[step_id])
-                case CancelStep(step_id=step_id):
-                    self._cancel(step_id)
+                    await self._attempts.dispatch(execution.steps[step_id])
+                case CancelStep(step_id=step_id, on_cancel=on_cancel):
+                    self._attempts.cancel(step_id, on_cancel)
                 case _:
                     pass  # timers are read off the execution; the rest is history
 
-    # --- steps ------------------------------------------------------------------------------------
-
-    async def _dispatch(self, pending: PendingStep) -> None:
-        command = pending.command
-        options = command.options
-        attempt = Attempt(
-            run_id=self.run_id,
-            workflow_name=self.run.workflow_name,
-            step_id=command.step_id,
-            step_name=command.step_name,
-            attempt=pending.attempt,
-            args=await self._resolve(command.args),
-            kwargs=await self._resolve(command.kwargs),
-            timeout=None if options.timeout is None else options.timeout.total_seconds(),
-            payload_limit=self._host.engine.payload_limit,
-            payload_codec=self._host.engine.payload_codec,
-            worker_ttl=self._host.engine.worker_ttl.total_seconds(),
-        )
-        self._retries.pop(command.step_id, None)
-        self._tickets[command.step_id] = self._host.dispatcher.dispatch(
-            attempt,
-            command.function,
-            options,
-            lambda outcome: self._arrive(attempt.step_id, attempt.attempt, outcome),
-        )
-
-    async def _resolve(self, value: Raw) -> bytes:
-        data = bytes(value)
-        if values.blob_reference(data) is None:
-            return data
-        return await asyncio.to_thread(self._host.payloads.resolve, data)
-
-    def _arrive(self, step_id: str, attempt: int, outcome: AttemptOutcome) -> None:
-        self._tickets.pop(step_id, None)
-        self._arrived.append((step_id, attempt, outcome))
-        self._wake.set()
-
-    def _cancel(self, step_id: str) -> None:
-        self._retries.pop(step_id, None)
-        ticket = self._tickets.pop(step_id, None)
-        if ticket is not None:
-            ticket.cancel()
-            asyncio.get_running_loop().call_later(KILL_GRACE, ticket.cancel, True)
+    def _hand_over(self, activation: Activation) -> None:
+        """Have other runs go on that the commit has made, or written to."""
+        for run in activation.begun:
+            self._host.begin(run)
+        for run_id in dict.fromkeys(mail.run_id for mail in activation.mail):
+            self._host.deliver(run_id)
+        self._refuse_hooks(activation.conflicts)
 
     # --- waiting ----------------------------------------------------------------------------------
 
     async def _rest(self) -> bool:
         """Wait until something has come or is due; False when the run was suspended instead."""
         clock = self._host.clock
-        if self._arrived:
+        if self._attempts.arrived or self._outcomes or self._has_mail:
             return True
         due_at = self._due_at()
         now = clock.now()
@@ -470,7 +488,7 @@ class Drive:
             await self._retry_due(now)
             return True
         linger = self._host.engine.suspend_after
-        may_leave = not self._tickets and self.run.durable
+        may_leave = not self._attempts.under_way and self.run.durable and not self._has_child_here()
         if may_leave and linger is not None and (due_at is None or due_at - now > linger):
             if await clock.wait(self._wake, now + linger):
                 return True
@@ -480,24 +498,27 @@ class Drive:
         await self._retry_due(clock.now())
         return True
 
+    def _has_child_here(self) -> bool:
+        children = self._running().children.open.values()
+        return any(self._host.is_here(child.command.child_run_id) for child in children)
+
     def _due_at(self) -> datetime | None:
         timer = self._running().next_timer()
-        dues = list(self._retries.values())
+        dues = self._attempts.dues()
         if timer is not None:
             dues.append(timer[0])
         return min(dues, default=None)
 
     async def _retry_due(self, now: datetime) -> None:
-        for step_id in [step_id for step_id, due_at in self._retries.items() if due_at <= now]:
-            del self._retries[step_id]
+        for step_id in self._attempts.take_due(now):
             pending = self._running().steps.get(step_id)
             if pending is not None:
-                await self._dispatch(pending)
+                await self._attempts.dispatch(pending)
 
     async def _suspend(self, due_at: datetime | None) -> None:
         """Let go of the run until something wakes it."""
         changes = {"status": RunStatus.SUSPENDED, "wake_at": due_at}
-        is_unread = await self._append(_Activation(changes=changes), release=True)
+        is_unread = await self._append(Activation(changes=changes), release=True)
         self._end = RunEnd(self.run_id, RunStatus.SUSPENDED.value)
         # Something came from outside in the meantime: have the timer look at once.
         self._host.on_suspended(self.run_id, self._host.clock.now() if is_unread else due_at)
@@ -513,15 +534,13 @@ class Drive:
             "wake_at": None,
         }
         try:
-            await self._append(_Activation(changes=changes), release=True)
+            await self._append(Activation(changes=changes), release=True)
         except FencedError:
             return RunEnd(self.run_id, "lost")
         return RunEnd(self.run_id, RunStatus.INTERRUPTED.value, failure=failure)
 
     def _drop(self) -> None:
-        for ticket in self._tickets.values():
-            ticket.cancel()
-        self._tickets.clear()
+        self._attempts.drop()
         if self._execution is not None:
             self._execution.drop()
             self._execution = None
@@ -530,6 +549,14 @@ class Drive:
         assert self._execution is not None, "the run is not open"
         return self._execution
 
+    async def ask(self, name: str, args: bytes, kwargs: bytes) -> AttemptOutcome:
+        """What the run's query function returns or raises."""
+        execution = self._running()
+        outcome: AttemptOutcome = await self._in_thread(
+            lambda: answer(self._host, execution, name, args, kwargs)
+        )
+        return outcome
+
     async def _in_thread(self, work: Callable[[], Any]) -> Any:
         """Run workflow code on an engine thread."""
         future: Future[Any] = self._host.threads.submit(self._noted, work)
@@ -537,15 +564,26 @@ class Drive:
 
     def _noted(self, work: Callable[[], _T]) -> _T:
         """Run workflow code, and note that it runs, for the watchdog."""
-        self.feeding = (time.monotonic(), threading.get_ident())
-        try:
-            return work()
-        finally:
-            self.feeding = None
+        with self._one_at_a_time:
+            self.feeding = (time.monotonic(), threading.get_ident())
+            try:
+                return work()
+            finally:
+                self.feeding = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Incoming:
+    """What a turn feeds: either what must be committed alone, or what came since the last one."""
+
+    alone: list[Event]
+    outcomes: list[Event]
+    arrived: list[Arrived]
+    mail: list[InboxRow]
 
 
 def _answer(
-    future: asyncio.Future[_Activation], activation: _Activation | None, error: BaseException | None
+    future: asyncio.Future[Activation], activation: Activation | None, error: BaseException | None
 ) -> None:
     if future.done():
         return
@@ -560,13 +598,3 @@ def _decoded(run_id: str, rows: list[EventRow]) -> list[Recorded]:
         return decode_history(rows)
     except ValueError as error:
         raise SerializationError(f"The history of run {run_id!r} cannot be read: {error}") from error
-
-
-def _end_of(run_id: str, events: list[Event]) -> RunEnd | None:
-    match events[-1] if events else None:
-        case WorkflowCompleted(result=result):
-            return RunEnd(run_id, RunStatus.COMPLETED.value, bytes(result))
-        case WorkflowFailed() as failed:
-            return RunEnd(run_id, RunStatus.FAILED.value, failure=failed.failure)
-        case _:
-            return None

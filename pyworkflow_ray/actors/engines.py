@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from typing import Any
 
@@ -33,6 +33,13 @@ class Engine:
     worker_ttl: timedelta = timedelta(seconds=60)
     sweep_interval: timedelta = timedelta(seconds=5)
     default_retries: int = 3
+    default_durable: bool = True
+    default_recover_on_worker_loss: bool = True
+    default_max_recovery_attempts: int = 3
+    event_soft_limit: int = 10_000
+    event_hard_limit: int = 50_000
+    event_warning_interval: int = 100
+    max_nesting_depth: int = 3
     payload_limit: int | None = None
     payload_codec: str | None = None
     blob_threshold: int = 128 * 2**10
@@ -40,19 +47,11 @@ class Engine:
     @classmethod
     def configured(cls, settings: Settings, **changes: Any) -> Engine:
         """The engine that this process's settings describe."""
+        shared = {each.name for each in fields(cls)} & set(type(settings).model_fields)
         engine = cls(
             storage_url=settings.storage_url,
             synchronous=settings.sqlite_synchronous,
-            namespace=settings.namespace,
-            suspend_after=settings.suspend_after,
-            coordinator_ttl=settings.coordinator_ttl,
-            lease_ttl=settings.lease_ttl,
-            worker_ttl=settings.worker_ttl,
-            sweep_interval=settings.sweep_interval,
-            default_retries=settings.default_retries,
-            payload_limit=settings.payload_limit,
-            payload_codec=settings.payload_codec,
-            blob_threshold=settings.blob_threshold,
+            **{name: getattr(settings, name) for name in shared},
         )
         return replace(engine, **changes)
 

@@ -14,7 +14,7 @@ from pyworkflow_ray.engine.events import Event
 from pyworkflow_ray.exceptions import ConfigurationError
 from pyworkflow_ray.values import Values
 
-_VALUE_FIELDS = ("args", "kwargs", "result", "value", "attributes")
+_VALUE_FIELDS = ("args", "kwargs", "result", "value", "payload", "attributes")
 
 
 @functools.lru_cache(maxsize=16)
@@ -69,15 +69,16 @@ class Payloads:
         for field in _VALUE_FIELDS:
             value = getattr(event, field, None)
             if isinstance(value, Raw) and memoryview(value).nbytes >= self._threshold:
-                stored, blob = self.split_value(bytes(value))
+                stored, blob = split_value(bytes(value), self._threshold)
                 if blob is not None:
                     changes[field] = Raw(stored)
                     blobs.append(blob)
         return (msgspec.structs.replace(event, **changes) if changes else event), blobs
 
-    def split_value(self, data: bytes) -> tuple[bytes, tuple[str, bytes] | None]:
-        """The text to store for an encoded value, and its blob when it is large."""
-        if len(data) < self._threshold or values.blob_reference(data) is not None:
-            return data, None
-        digest, reference = values.make_blob_reference(data)
-        return reference, (digest, data)
+
+def split_value(data: bytes, threshold: int) -> tuple[bytes, tuple[str, bytes] | None]:
+    """The text to store for an encoded value, and its blob when it is large."""
+    if len(data) < threshold or values.blob_reference(data) is not None:
+        return data, None
+    digest, reference = values.make_blob_reference(data)
+    return reference, (digest, data)

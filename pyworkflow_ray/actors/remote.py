@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -15,12 +16,13 @@ from loguru import logger
 
 from pyworkflow_ray.actors.cluster import TIMER, Cluster
 from pyworkflow_ray.actors.coordinator import Coordinator
-from pyworkflow_ray.actors.dispatchers import RayDispatcher
+from pyworkflow_ray.actors.dispatchers import LocalDispatcher, RayDispatcher
 from pyworkflow_ray.actors.drives import Drive
 from pyworkflow_ray.actors.engines import Engine
+from pyworkflow_ray.actors.hook_registry import HookRegistry
 from pyworkflow_ray.actors.timer import Timer
+from pyworkflow_ray.actors.wakers import Waker
 from pyworkflow_ray.exceptions import StorageError
-
 
 MOST_SHOWN = 100
 """Runs of one coordinator that show in Ray's dashboard at once; each costs a call."""
@@ -35,6 +37,7 @@ class CoordinatorActor(Coordinator):
         # hand-over may wait this long for the interpreter; the usual 5 ms is meant for threads that compute.
         sys.setswitchinterval(0.0001)
         self._cluster = Cluster(engine)
+        self._waker = Waker(engine, Nudger(self._cluster))
         self._shown: set[str] = set()
         # Runs again after every restart: the way to resume by itself. Not a call to itself: one that is made
         # while Ray still counts the actor as restarting may fail without ever having run.
@@ -50,7 +53,7 @@ class CoordinatorActor(Coordinator):
             logger.error("Coordinator {} cannot open: {}: {}", self.name, type(error).__name__, error)
 
     async def _open(self) -> None:
-        self._dispatcher = RayDispatcher()
+        self._dispatcher = RayDispatcher(LocalDispatcher(is_cancelled=self.is_cancelled_here))
         # Whoever created this actor may be gone before the timer was: a run that sleeps must have one.
         _in_background(self._cluster.timer)
         patient_until = time.monotonic() + self.engine.coordinator_ttl.total_seconds()
@@ -69,6 +72,10 @@ class CoordinatorActor(Coordinator):
     def on_suspended(self, run_id: str, wake_at: datetime | None) -> None:
         if wake_at is not None:
             _in_background(self._arm_timer, (wake_at - datetime.now(UTC)).total_seconds())
+
+    async def nudge(self, run_ids: Iterable[str]) -> None:
+        assert self._storage is not None
+        await self._waker.wake_ids(self._storage, run_ids)
 
     def _arm_timer(self, seconds: float) -> None:
         """Tell the timer; also the way to have it made again, should somebody have ended it."""
@@ -106,6 +113,10 @@ class CoordinatorActor(Coordinator):
         return await super().status()
 
     @ray.method(concurrency_group="health")
+    async def is_cancelled(self, run_id: str) -> bool:  # type: ignore[override]
+        return await super().is_cancelled(run_id)
+
+    @ray.method(concurrency_group="health")
     async def ping(self) -> str:
         """The owner id of this incarnation, also while the main loop is busy."""
         return self.owner
@@ -117,15 +128,13 @@ class CoordinatorActor(Coordinator):
         return os.getpid()
 
 
-class TimerActor(Timer):
-    """The timer in a process of its own, which Ray restarts."""
+class Nudger:
+    """Tells coordinators, on threads of its own, that runs of theirs are to go on."""
 
-    def __init__(self, engine: Engine) -> None:
-        super().__init__(engine, self._tell)
-        self._cluster = Cluster(engine)
-        self._running = asyncio.get_running_loop().create_task(self.run())  # see CoordinatorActor
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
 
-    def _tell(self, coordinator: str, environment: str, run_ids: list[str]) -> None:
+    def __call__(self, coordinator: str, environment: str, run_ids: list[str]) -> None:
         _in_background(self._call, coordinator, environment, run_ids)
 
     def _call(self, coordinator: str, environment: str, run_ids: list[str]) -> None:
@@ -139,10 +148,52 @@ class TimerActor(Timer):
                 self._cluster.forget(coordinator)
                 logger.info("Coordinator {} did not answer: {}", coordinator, type(error).__name__)
 
+
+class TimerActor(Timer):
+    """The timer in a process of its own, which Ray restarts."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine, Nudger(Cluster(engine)))
+        self._running = asyncio.get_running_loop().create_task(self.run())  # see CoordinatorActor
+
     async def pid(self) -> int:
         import os
 
         return os.getpid()
+
+
+class HookRegistryActor(HookRegistry):
+    """The hook registry in a process of its own, which Ray restarts."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine, self._note)
+        self._waker = Waker(engine, Nudger(Cluster(engine)))
+        self._received: set[str] = set()
+        self._waking: asyncio.Task[None] | None = None
+
+    def _note(self, run_id: str) -> None:
+        self._received.add(run_id)
+        if self._waking is None or self._waking.done():
+            self._waking = asyncio.get_running_loop().create_task(self._wake_all())
+
+    async def _wake_all(self) -> None:
+        while self._received:  # what comes while some are told of goes together
+            run_ids, self._received = self._received, set()
+            try:
+                await self._waker.wake_ids(self._storage(), run_ids)
+            except Exception as error:
+                logger.warning("Runs whose hooks were answered could not be told: {}", type(error).__name__)
+
+    async def pid(self) -> int:
+        import os
+
+        return os.getpid()
+
+
+@lru_cache(maxsize=1)
+def hook_registry_class() -> Any:
+    """The hook registry as a Ray actor class."""
+    return ray.remote(HookRegistryActor)
 
 
 @lru_cache(maxsize=1)

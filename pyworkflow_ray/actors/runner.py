@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from datetime import UTC, datetime, timedelta
@@ -52,13 +52,15 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     payload_limit: int | None = None
     payload_codec: str | None = None
     worker_ttl: float = 0.0
+    namespace: str = ""
+    coordinator: str = ""
 
 
 class _TimedOut(BaseException):
     """Unwinds a `def` step whose time is up; not an `Exception`, so the step does not catch it by chance."""
 
 
-def context_of(attempt: Attempt) -> StepContext:
+def context_of(attempt: Attempt, is_cancelled: Callable[[str], bool] | None = None) -> StepContext:
     """What the step's code sees of itself."""
     deadline = None
     if attempt.timeout is not None:
@@ -70,7 +72,35 @@ def context_of(attempt: Attempt) -> StepContext:
         step_name=attempt.step_name,
         attempt=attempt.attempt,
         deadline=deadline,
+        is_cancelled=is_cancelled or _asking(attempt.namespace, attempt.coordinator),
     )
+
+
+ASK_AGAIN_AFTER = 1.0
+"""Seconds for which a remote step takes the last answer for granted that its run was not cancelled."""
+
+
+@lru_cache(maxsize=64)
+def _asking(namespace: str, coordinator: str) -> Callable[[str], bool]:
+    """Asks a run's coordinator whether the run was asked to cancel; a step may do so in its inner loop."""
+    answers: dict[str, tuple[float, bool]] = {}
+
+    def is_cancelled(run_id: str) -> bool:
+        import ray
+
+        asked_at, answer = answers.get(run_id, (float("-inf"), False))
+        if answer or time.monotonic() - asked_at < ASK_AGAIN_AFTER:
+            return answer
+        try:
+            handle = ray.get_actor(coordinator, namespace=namespace)
+            answer = bool(handle.is_cancelled.remote(run_id).future().result(timeout=10))
+        except Exception:
+            answer = False  # the coordinator is gone or busy: ask again later
+        answers.clear()
+        answers[run_id] = (time.monotonic(), answer)
+        return answer
+
+    return is_cancelled
 
 
 def values_of(attempt: Attempt) -> Values:
@@ -118,10 +148,12 @@ def timeout_error(attempt: Attempt) -> StepTimeoutError:
     )
 
 
-async def run_async(function: Any, attempt: Attempt, node: str) -> AttemptOutcome:
+async def run_async(
+    function: Any, attempt: Attempt, node: str, is_cancelled: Callable[[str], bool] | None = None
+) -> AttemptOutcome:
     """Run an attempt of an `async def` step on the running loop, or of a `def` step in a thread."""
     started_at = datetime.now(UTC)
-    token = current_step.set(context_of(attempt))
+    token = current_step.set(context_of(attempt, is_cancelled))
     values = values_of(attempt)
     try:
         args, kwargs = values.decode(attempt.args), values.decode(attempt.kwargs)

@@ -8,23 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable
 from typing import Any
 
 from loguru import logger
 
 from pyworkflow_ray.actors.engines import Engine
-from pyworkflow_ray.storage.placements import place
-from pyworkflow_ray.storage.records import RunRecord
+from pyworkflow_ray.actors.wakers import Nudge, Waker
 from pyworkflow_ray.storage.storages import Storage
 from pyworkflow_ray.storage.sweeps import Due, Orphan, due, orphans
 
 MOST_DUE = 1000
 """Runs that are read and woken in one go."""
-
-Nudge = Callable[[str, str, list[str]], None]
-"""Tells a coordinator, by name and environment, to wake runs; it may fail, since the next sweep tells again."""
 
 
 class Timer:
@@ -37,7 +31,7 @@ class Timer:
 
     def __init__(self, engine: Engine, nudge: Nudge) -> None:
         self.engine = engine
-        self._nudge = nudge
+        self._waker = Waker(engine, nudge)
         self._storage: Storage | None = None
         self._hurry = asyncio.Event()
         self._next_at = 0.0
@@ -75,7 +69,9 @@ class Timer:
         now = time.monotonic()
         # The next look must be set before the rows are read, so that an `arm` meanwhile is not lost.
         self._next_at = now + interval
-        found = await asyncio.to_thread(storage.read, lambda c: due(c, horizon_seconds=interval, limit=MOST_DUE))
+        found = await asyncio.to_thread(
+            storage.read, lambda c: due(c, horizon_seconds=interval, limit=MOST_DUE)
+        )
         ready: list[Due | Orphan] = [run for run in found if run.seconds_until <= 0]
         later = [run.seconds_until for run in found if run.seconds_until > 0]
         if len(found) == MOST_DUE:
@@ -87,28 +83,7 @@ class Timer:
             lost = await asyncio.to_thread(storage.read, orphans)
             ready += lost
         if ready:
-            await self._wake(storage, ready)
-
-    async def _wake(self, storage: Storage, ready: Iterable[Due | Orphan]) -> None:
-        by_environment: dict[str, list[str]] = defaultdict(list)
-        for run in ready:
-            if is_isolated(run):
-                self._nudge(coordinator_of(run.run_id), run.environment, [run.run_id])
-            else:
-                by_environment[run.environment].append(run.run_id)
-        for environment, run_ids in by_environment.items():
-            for name, group in (await self._place(storage, environment, run_ids)).items():
-                self.wakes += len(group)
-                self._nudge(name, environment, group)
-
-    async def _place(self, storage: Storage, environment: str, run_ids: list[str]) -> dict[str, list[str]]:
-        """The runs by the coordinator that each is placed with now."""
-        placement = self.engine.placement(environment)
-        placed = await storage.write(lambda connection: place(connection, run_ids, placement))
-        groups: dict[str, list[str]] = defaultdict(list)
-        for run_id, name in placed.items():
-            groups[name].append(run_id)
-        return groups
+            self.wakes += await self._waker.wake(storage, ready)
 
     def _open(self) -> Storage:
         if self._storage is None:
@@ -118,13 +93,3 @@ class Timer:
     async def status(self) -> dict[str, Any]:
         """What the timer has done, for tools."""
         return {"wakes": self.wakes, "next_look_in": max(self._next_at - time.monotonic(), 0.0)}
-
-
-def coordinator_of(run_id: str) -> str:
-    """The name of the coordinator that one run has for itself."""
-    return f"coordinator-{run_id}"
-
-
-def is_isolated(run: Due | Orphan | RunRecord) -> bool:
-    """Whether a run has a coordinator for itself, and keeps it."""
-    return run.coordinator == coordinator_of(run.run_id)

@@ -8,13 +8,19 @@ from collections.abc import Generator
 from typing import Any, Generic, TypeVar
 
 from pyworkflow_ray import exceptions, values
-from pyworkflow_ray.actors.drives import RunEnd
+from pyworkflow_ray.actors.activations import RunEnd
 from pyworkflow_ray.client.loops import run_sync
 from pyworkflow_ray.client.records import Event, WorkflowRun
 from pyworkflow_ray.client.sessions import Session, session
 from pyworkflow_ray.engine.events import FailureEvent, decode_event
 from pyworkflow_ray.engine.executions import current
-from pyworkflow_ray.exceptions import FatalError, WorkflowError, WorkflowFailedError, WorkflowNotFoundError
+from pyworkflow_ray.exceptions import (
+    CancellationError,
+    FatalError,
+    WorkflowError,
+    WorkflowFailedError,
+    WorkflowNotFoundError,
+)
 from pyworkflow_ray.failures import Failure, capture, restore
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage.blobs import load_blob
@@ -54,21 +60,29 @@ class RunHandle(str, Generic[T]):
         return self.result().__await__()
 
     async def result(self, timeout: float | None = None) -> T:
-        """What the workflow returned, waiting for it if need be.
+        """What the workflow returned, waiting for it if need be; of a run that continued, its last one's.
 
         Args:
             timeout: Seconds to wait at most; the run goes on when they are over.
 
         Raises:
             Exception: What the workflow raised.
+            CancellationError: The run was cancelled.
             TimeoutError: The run has not ended in time.
             WorkflowNotFoundError: There is no such run.
         """
         refuse_in_workflow("result")
-        async with asyncio.timeout(timeout):
-            # A run that was just accepted is with its coordinator: its row need not be asked first.
-            accepted, self._accepted = self._accepted, None
-            end = await wait_for_end(self._session, str(self), accepted)
+        try:
+            async with asyncio.timeout(timeout) as limit:
+                # A run that was just accepted is with its coordinator: its row need not be asked first.
+                accepted, self._accepted = self._accepted, None
+                end = await wait_for_end(self._session, str(self), accepted)
+        except TimeoutError:
+            if limit.expired():
+                raise TimeoutError(
+                    f"Run {str(self)!r} has not ended after {timeout} s; it goes on."
+                ) from None
+            raise
         value: T = await _value_of(self._session, end)
         return value
 
@@ -91,6 +105,26 @@ class RunHandle(str, Generic[T]):
     def status_sync(self) -> RunStatus:
         """The run's status now, blocking."""
         return run_sync(self.status())
+
+    async def cancel(
+        self, reason: str | None = None, wait: bool = False, timeout: float | None = None
+    ) -> bool:
+        """Ask the run to cancel; see `cancel_workflow`."""
+        from pyworkflow_ray.client.runs import cancel_run
+
+        return await cancel_run(self._session, str(self), reason, wait, timeout)
+
+    async def signal(self, name: str, payload: Any = None, dedup_key: str | None = None) -> None:
+        """Send the run a signal; see `signal`."""
+        from pyworkflow_ray.client.runs import signal_run
+
+        await signal_run(self._session, str(self), name, payload, dedup_key)
+
+    async def query(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Ask the run; see `query`."""
+        from pyworkflow_ray.client.runs import query_run
+
+        return await query_run(self._session, str(self), name, args, kwargs)
 
     async def events(self) -> list[Event]:
         """The run's history so far, oldest first."""
@@ -142,13 +176,19 @@ async def wait_for_end(of: Session, run_id: str, record: RunRecord | None = None
     pause = FIRST_PAUSE
     while True:
         record = record or await read_record(of, run_id)
+        if record.status is RunStatus.CONTINUED_AS_NEW and record.continued_to_run_id is not None:
+            run_id, record, pause = record.continued_to_run_id, None, FIRST_PAUSE
+            continue
         if record.status.is_terminal or record.status is RunStatus.INTERRUPTED:
             return await _end_of(of, record)
         if record.coordinator is not None and record.status is not RunStatus.SUSPENDED:
             asked_at = time.monotonic()
             await of.runtime.open()
             end = await of.runtime.wait(record)
-            if end is not None and (end.result is not None or end.failure is not None):
+            if end is not None and end.continued_to:
+                run_id, record, pause = end.continued_to, None, FIRST_PAUSE
+                continue
+            if end is not None and end.is_final:
                 return end
             if time.monotonic() - asked_at > LONGEST_PAUSE:
                 pause = FIRST_PAUSE
@@ -160,6 +200,8 @@ async def wait_for_end(of: Session, run_id: str, record: RunRecord | None = None
 async def _end_of(of: Session, record: RunRecord) -> RunEnd:
     """The end as the row and the last event tell it."""
     failure = None
+    if record.status is RunStatus.CANCELLED:
+        return RunEnd(record.run_id, record.status.value, reason=record.error or "")
     result = None if record.result is None else record.result.encode()
     if record.status is not RunStatus.COMPLETED:
         last = await asyncio.to_thread(of.storage.read, lambda c: latest_event(c, record.run_id))
@@ -181,6 +223,10 @@ def _told_failure(record: RunRecord) -> Failure:
 
 
 async def _value_of(of: Session, end: RunEnd) -> Any:
+    if end.status == RunStatus.CANCELLED.value:
+        cancelled = CancellationError(reason=end.reason or None)
+        cancelled.run_id = end.run_id  # type: ignore[attr-defined]
+        raise cancelled
     if end.failure is not None:
         error = restore(end.failure, fallback=WorkflowFailedError)
         error.run_id = end.run_id  # type: ignore[attr-defined]

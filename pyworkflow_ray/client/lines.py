@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import msgspec
 from loguru import logger
 
+from pyworkflow_ray.actors.activations import RunEnd
 from pyworkflow_ray.actors.cluster import Cluster
-from pyworkflow_ray.actors.drives import RunEnd
 from pyworkflow_ray.exceptions import WorkflowError
 from pyworkflow_ray.storage.records import RunRecord
 
@@ -98,26 +99,39 @@ class Line:
             mine = {run_id: live for run_id, fs in mine.items() if (live := [f for f in fs if not f.done()])}
 
     async def _call(self, method: str, *args: object) -> bytes:
-        """Call the actor; look it up again, and so create it again, when it has gone."""
-        from ray.exceptions import RayActorError, RayTaskError
+        make = partial(self._cluster.coordinator, self._name, self._environment)
+        result: bytes = await call_actor(self._cluster, make, self._name, method, *args)
+        return result
 
-        pause = 0.05
-        for attempt in range(1, ATTEMPTS + 1):
-            handle = self._cluster.known(self._name)
-            if handle is None:
-                handle = await asyncio.to_thread(self._cluster.coordinator, self._name, self._environment)
-            try:
-                result: bytes = await getattr(handle, method).remote(*args)
-                return result
-            except RayTaskError as error:
-                raise (error.cause if isinstance(error.cause, WorkflowError) else error) from None
-            except RayActorError:
-                self._cluster.forget(self._name)
-                if attempt == ATTEMPTS:
-                    raise
-                await asyncio.sleep(pause)
-                pause *= 3
-        raise AssertionError("unreachable")
+
+async def call_actor(cluster: Cluster, make: Callable[[], Any], name: str, method: str, *args: object) -> Any:
+    """Call an actor; look it up again, and so create it again, when it has gone.
+
+    Args:
+        make: Finds or creates it, blocking.
+
+    Raises:
+        WorkflowError: What the actor raised, as itself.
+        RayActorError: It is not to be had, also after some tries.
+    """
+    from ray.exceptions import RayActorError, RayTaskError
+
+    pause = 0.05
+    for attempt in range(1, ATTEMPTS + 1):
+        handle = cluster.known(name)
+        if handle is None:
+            handle = await asyncio.to_thread(make)
+        try:
+            return await getattr(handle, method).remote(*args)
+        except RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, WorkflowError) else error) from None
+        except RayActorError:
+            cluster.forget(name)
+            if attempt == ATTEMPTS:
+                raise
+            await asyncio.sleep(pause)
+            pause *= 3
+    raise AssertionError("unreachable")
 
 
 def _resolve_all(futures: list[asyncio.Future[Any]], result: object, error: Exception | None) -> None:

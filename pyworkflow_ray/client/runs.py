@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import platform
+import uuid
 from collections.abc import Collection, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
+from msgspec import Raw
+
 from pyworkflow_ray import values
-from pyworkflow_ray.client.handles import RunHandle, read_record, refuse_in_workflow
+from pyworkflow_ray.actors.mail import CANCEL_KEY
+from pyworkflow_ray.client.handles import RunHandle, read_record, refuse_in_workflow, wait_for_end
+from pyworkflow_ray.client.mail import latest_of_chain, send
 from pyworkflow_ray.client.records import Event, WorkflowRun
-from pyworkflow_ray.client.sessions import session
-from pyworkflow_ray.exceptions import WorkflowError
+from pyworkflow_ray.client.sessions import Session, session
+from pyworkflow_ray.durations import When, resolve_when
+from pyworkflow_ray.engine.attempts import AttemptFailed, decode_outcome
+from pyworkflow_ray.engine.events import CancellationRequested, SignalReceived
+from pyworkflow_ray.exceptions import WorkflowError, WorkflowFailedError, WorkflowNotFoundError
+from pyworkflow_ray.failures import restore
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage import runs
 
@@ -110,3 +121,159 @@ async def resume(run_id: str) -> RunHandle[Any]:
     await of.runtime.open()
     await of.runtime.wake(record)
     return RunHandle(str(run_id), of)
+
+
+async def cancel_workflow(
+    run_id: str, reason: str | None = None, wait: bool = False, timeout: float | None = None
+) -> bool:
+    """Ask a run to cancel: its code sees a `CancellationError` where it waits, and may clean up.
+
+    Args:
+        reason: Told to the code, and kept with the run.
+        wait: Whether to return only when the run has ended.
+        timeout: Seconds to wait at most.
+
+    Returns:
+        True when the run will learn of it (also when it was asked before), False when it has ended already.
+
+    Raises:
+        WorkflowNotFoundError: There is no such run.
+        TimeoutError: It has not ended in time.
+    """
+    refuse_in_workflow("cancel_workflow")
+    return await cancel_run(session(), str(run_id), reason, wait, timeout)
+
+
+async def cancel_run(of: Session, run_id: str, reason: str | None, wait: bool, timeout: float | None) -> bool:
+    """See `cancel_workflow`."""
+    refuse_in_workflow("cancel")
+    request = CancellationRequested(
+        reason=reason or "", requested_by=f"pid {os.getpid()} on {platform.node()}"
+    )
+    record = await send(of, run_id, CANCEL_KEY, request)
+    if record is not None and wait:
+        async with asyncio.timeout(timeout):
+            await wait_for_end(of, record.run_id)
+    return record is not None
+
+
+async def signal(run_id: str, name: str, payload: Any = None, dedup_key: str | None = None) -> None:
+    """Send a run a signal; it reads signals with `receive(name)`, in the order in which they came.
+
+    Args:
+        payload: Any value.
+        dedup_key: A second signal with the same key has no effect.
+
+    Raises:
+        WorkflowNotFoundError: There is no such run.
+        WorkflowError: The run has ended.
+    """
+    await signal_run(session(), str(run_id), name, payload, dedup_key)
+
+
+async def signal_run(of: Session, run_id: str, name: str, payload: Any, dedup_key: str | None) -> None:
+    """See `signal`."""
+    refuse_in_workflow("signal")
+    data = Raw(of.values.encode(payload, f"the payload of signal {name!r}"))
+    key = f"signal:{dedup_key or uuid.uuid4().hex}"
+    if await send(of, run_id, key, SignalReceived(name=name, payload=data)) is None:
+        raise WorkflowError(f"Run {run_id!r} has ended: nobody reads signal {name!r} any more.")
+
+
+async def query(run_id: str, name: str, *args: Any, **kwargs: Any) -> Any:
+    """What the run answers now; its history does not change.
+
+    The run's code has registered a function under this name by `set_query_handler`. It is asked where the
+    run is driven; of a run that is suspended or has ended, a replay is asked.
+
+    Raises:
+        WorkflowNotFoundError: There is no such run.
+        WorkflowError: The run answers no such query.
+        Exception: What the function raised.
+    """
+    return await query_run(session(), str(run_id), name, args, kwargs)
+
+
+async def query_run(
+    of: Session, run_id: str, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Any:
+    """See `query`."""
+    refuse_in_workflow("query")
+    record = await latest_of_chain(of, run_id)
+    await of.runtime.open()
+    what = f"the arguments of query {name!r}"
+    told = await of.runtime.query(
+        record, name, of.values.encode(list(args), what), of.values.encode(dict(kwargs), what)
+    )
+    outcome = decode_outcome(told)
+    if isinstance(outcome, AttemptFailed):
+        raise restore(outcome.failure, fallback=WorkflowFailedError)
+    return of.values.decode(outcome.result)
+
+
+async def get_workflow_chain(run_id: str) -> list[WorkflowRun]:
+    """The runs that continued one another, oldest first, from any one of them. Needs no Ray.
+
+    Raises:
+        WorkflowNotFoundError: There is no such run.
+    """
+    refuse_in_workflow("get_workflow_chain")
+    of = session()
+    found = await asyncio.to_thread(of.storage.read, lambda c: runs.get_chain(c, str(run_id)))
+    if not found:
+        raise WorkflowNotFoundError(str(run_id))
+    return [WorkflowRun.of(record) for record in found]
+
+
+async def get_children(run_id: str) -> list[WorkflowRun]:
+    """The child runs of a run, oldest first. Needs no Ray."""
+    refuse_in_workflow("get_children")
+    found = await asyncio.to_thread(session().storage.read, lambda c: runs.get_children(c, str(run_id)))
+    return [WorkflowRun.of(record) for record in found]
+
+
+async def get_workflow_run_by_idempotency_key(key: str, workflow: str | None = None) -> WorkflowRun | None:
+    """The run that holds this key, or None; the newest when several workflows use it. Needs no Ray."""
+    refuse_in_workflow("get_workflow_run_by_idempotency_key")
+    record = await asyncio.to_thread(
+        session().storage.read, lambda c: runs.get_by_idempotency_key(c, key, workflow)
+    )
+    return None if record is None else WorkflowRun.of(record)
+
+
+async def delete_run(run_id: str) -> bool:
+    """Whether there was such a run; it is gone with its history and its hooks.
+
+    Raises:
+        WorkflowError: The run has not ended: cancel it first.
+    """
+    refuse_in_workflow("delete_run")
+    of = session()
+
+    def write(connection: Any) -> bool:
+        record = runs.get_run(connection, str(run_id))
+        if record is not None and not record.status.is_terminal:
+            raise WorkflowError(f"Run {run_id!r} is {record.status.value}: cancel it before it is deleted.")
+        return runs.delete_run(connection, str(run_id))
+
+    return await of.storage.write(write)
+
+
+async def purge(older_than: When, status: RunStatus | str | Collection[RunStatus | str] | None = None) -> int:
+    """Delete runs that ended before a time ago ("30d", a `timedelta`) or an instant; how many there were.
+
+    Args:
+        status: Only runs that ended so; all that have ended by default.
+    """
+    refuse_in_workflow("purge")
+    now = datetime.now(UTC)
+    until = resolve_when(older_than, now)
+    if not isinstance(older_than, datetime):
+        until = now - (until - now)
+    statuses = _statuses(status) or [each for each in RunStatus if each.is_terminal]
+    deleted = 0
+    while True:
+        some = await session().storage.write(lambda c: runs.purge(c, older_than=until, statuses=statuses))
+        deleted += some
+        if not some:
+            return deleted

@@ -7,20 +7,24 @@ import secrets
 import threading
 import weakref
 from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
-from pyworkflow_ray.actors.cluster import Cluster, connect, job_environment, placed_on
+from pyworkflow_ray.actors.activations import RunEnd
+from pyworkflow_ray.actors.cluster import HOOK_REGISTRY, Cluster, connect, job_environment, placed_on
 from pyworkflow_ray.actors.coordinator import Coordinator
-from pyworkflow_ray.actors.drives import RunEnd
 from pyworkflow_ray.actors.engines import Engine
-from pyworkflow_ray.actors.timer import coordinator_of, is_isolated
-from pyworkflow_ray.client.lines import Line
+from pyworkflow_ray.actors.hook_registry import HookRegistry
+from pyworkflow_ray.actors.wakers import coordinator_of, is_isolated
+from pyworkflow_ray.client.lines import Line, call_actor
 from pyworkflow_ray.clock import Clock
 from pyworkflow_ray.config import Settings
 from pyworkflow_ray.exceptions import ConfigurationError
 from pyworkflow_ray.storage.environments import save_environment
-from pyworkflow_ray.storage.placements import Placement, place
+from pyworkflow_ray.storage.placements import Placement, locate
 from pyworkflow_ray.storage.records import RunRecord
+from pyworkflow_ray.storage.runs import get_run
 from pyworkflow_ray.storage.storages import Storage
 
 LOCAL = "local"
@@ -91,14 +95,28 @@ class RayRuntime:
     def engine(self) -> Engine:
         return self.cluster.engine
 
-    def placing(self, run_id: str, isolated: bool) -> dict[str, Any]:
-        """What a new run's row says of where it lives."""
+    def placing(self, run_id: str, isolated: bool, start_at: datetime | None) -> dict[str, Any]:
+        """What a new run's row says of where it lives, and from when on."""
+        environment = self.engine.environment
+        if start_at is not None:  # nobody holds it until then
+            later = {
+                "start_at": start_at,
+                "wake_at": start_at,
+                "owner_lease": None,
+                "environment": environment,
+            }
+            return later | ({"coordinator": coordinator_of(run_id)} if isolated else {})
         if isolated:
-            return {"coordinator": coordinator_of(run_id), "environment": self.engine.environment}
+            return {"coordinator": coordinator_of(run_id), "environment": environment}
         return {"placement": self.engine.placement()}
 
     async def start(self, run: RunRecord) -> None:
-        """Hand over a run that was accepted."""
+        """Hand over a run that was accepted; of one that starts later, the timer is told."""
+        if run.start_at is not None:
+            seconds = (run.start_at - datetime.now(UTC)).total_seconds()
+            timer = await asyncio.to_thread(self.cluster.timer)
+            timer.arm.remote(seconds)
+            return
         await self._line(run.coordinator or coordinator_of(run.run_id), run.environment).start(run)
 
     async def wait(self, run: RunRecord) -> RunEnd | None:
@@ -108,15 +126,29 @@ class RayRuntime:
         return await self._line(run.coordinator, run.environment).wait(run.run_id)
 
     async def wake(self, run: RunRecord) -> None:
-        """Have a run that nobody holds go on."""
+        """Have a run go on that nobody holds, and one that is held look into its inbox."""
         if is_isolated(run):
             name: str | None = run.coordinator
         else:
-            name = await _place(self._storage, run.run_id, self.engine.placement(run.environment))
-        if name is None:
-            return
-        handle = await asyncio.to_thread(self.cluster.coordinator, name, run.environment)
-        await handle.wake.remote([run.run_id])
+            name = await _locate(self._storage, run.run_id, self.engine.placement(run.environment))
+        if name is not None:
+            make = partial(self.cluster.coordinator, name, run.environment)
+            await call_actor(self.cluster, make, name, "wake", [run.run_id])
+
+    async def query(self, run: RunRecord, name: str, args: bytes, kwargs: bytes) -> bytes:
+        """What the run's query function returns or raises, as an outcome."""
+        where = run.coordinator or f"{self.engine.placement(run.environment).full_prefix}0"
+        make = partial(self.cluster.coordinator, where, run.environment)
+        outcome: bytes = await call_actor(self.cluster, make, where, "query", run.run_id, name, args, kwargs)
+        return outcome
+
+    async def answer_hook(self, method: str, token: str, data: bytes, delivery_key: str) -> tuple[str, str]:
+        """Hand a payload (`resume`) or an error (`reject`) to the hook registry."""
+        make = self.cluster.hook_registry
+        run_id, hook_id = await call_actor(
+            self.cluster, make, HOOK_REGISTRY, method, token, data, delivery_key
+        )
+        return run_id, hook_id
 
     def _line(self, name: str, environment: str) -> Line:
         lines = self._lines.setdefault(asyncio.get_running_loop(), {})
@@ -155,9 +187,9 @@ class LocalRuntime:
     def engine(self) -> Engine:
         return self._engine
 
-    def placing(self, run_id: str, isolated: bool) -> dict[str, Any]:
-        """What a new run's row says of where it lives."""
-        return {"coordinator": self.coordinator().name}
+    def placing(self, run_id: str, isolated: bool, start_at: datetime | None) -> dict[str, Any]:
+        """What a new run's row says of where it lives, and from when on."""
+        return {"coordinator": self.coordinator().name, "start_at": start_at}
 
     async def start(self, run: RunRecord) -> None:
         """Drive a run that was accepted until it ends or is suspended."""
@@ -169,16 +201,38 @@ class LocalRuntime:
         return await self.coordinator().end_of(run.run_id)
 
     async def wake(self, run: RunRecord) -> None:
-        """Have a run that nobody holds go on, until it ends or is suspended again."""
+        """Have a run go on that nobody holds, until it ends or is suspended again."""
+        if await self.tell(run):
+            await self.coordinator().end_of(run.run_id)
+
+    async def tell(self, run: RunRecord) -> bool:
+        """Have a run look into its inbox, and go on if nobody holds it; whether it was taken up here."""
+        for loop, coordinator in list(self._coordinators.items()):
+            if coordinator.is_driving(run.run_id):
+                loop.call_soon_threadsafe(coordinator.deliver, run.run_id)
+                return False
         await self.coordinator().wake([run.run_id])
-        await self.coordinator().end_of(run.run_id)
+        return True
+
+    async def query(self, run: RunRecord, name: str, args: bytes, kwargs: bytes) -> bytes:
+        """What the run's query function returns or raises, as an outcome."""
+        return await self.coordinator().query(run.run_id, name, args, kwargs)
+
+    async def answer_hook(self, method: str, token: str, data: bytes, delivery_key: str) -> tuple[str, str]:
+        """Hand a payload (`resume`) or an error (`reject`) to the hook registry."""
+        registry = HookRegistry(self._engine, lambda run_id: None, self._storage)
+        run_id, hook_id = await getattr(registry, method)(token, data, delivery_key)
+        run = await asyncio.to_thread(self._storage.read, lambda c: get_run(c, run_id))
+        if run is not None:
+            await self.wake(run)
+        return run_id, hook_id
 
 
 Runtime = RayRuntime | LocalRuntime
 
 
-async def _place(storage: Storage, run_id: str, placement: Placement) -> str | None:
-    placed = await storage.write(lambda connection: place(connection, [run_id], placement))
+async def _locate(storage: Storage, run_id: str, placement: Placement) -> str | None:
+    placed = await storage.write(lambda connection: locate(connection, [run_id], placement))
     return placed.get(run_id)
 
 

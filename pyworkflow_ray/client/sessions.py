@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import threading
+from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ def session(runtime: str | None = None, storage: Any = None) -> Session:
     Raises:
         ConfigurationError: The runtime is unknown, or the storage is nothing that names a database.
     """
+    entered = _entered.get()
+    if entered is not None and runtime is None and storage is None:
+        return entered
     settings = get_config()
     name = runtime or settings.default_runtime
     if name not in ("ray", LOCAL):
@@ -79,6 +83,19 @@ def _url(storage: Any) -> str:
     raise ConfigurationError(
         f"storage is {storage!r}: give a database URL, a file path, 'memory' or a Storage."
     )
+
+
+def enter(of: Session) -> Token[Session | None]:
+    """Make this the session of the code that runs in this context; `leave` with the token ends that."""
+    return _entered.set(of)
+
+
+def leave(token: Token[Session | None]) -> None:
+    """End what `enter` began."""
+    _entered.reset(token)
+
+
+_entered: ContextVar[Session | None] = ContextVar("pyworkflow_ray_session", default=None)
 
 
 def close_sessions() -> None:

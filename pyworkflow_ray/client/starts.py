@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, ParamSpec, TypeVar, cast
 
-from pyworkflow_ray import values
 from pyworkflow_ray.actors.codes import pack
-from pyworkflow_ray.actors.payloads import Payloads
+from pyworkflow_ray.actors.mail import CANCEL_KEY, Mail
+from pyworkflow_ray.actors.requests import label, new_run
 from pyworkflow_ray.client.handles import RunHandle, refuse_in_workflow
 from pyworkflow_ray.client.loops import run_sync
 from pyworkflow_ray.client.progress import Progress
 from pyworkflow_ray.client.runtimes import LOCAL
 from pyworkflow_ray.client.sessions import Session, session
+from pyworkflow_ray.durations import Duration, resolve_when
+from pyworkflow_ray.engine.events import CancellationRequested
 from pyworkflow_ray.exceptions import (
     ConfigurationError,
     WorkflowAlreadyRunningError,
@@ -23,10 +24,12 @@ from pyworkflow_ray.exceptions import (
 from pyworkflow_ray.ids import new_run_id
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage.acceptances import Accepted, NewRun, accept
-from pyworkflow_ray.storage.runs import delete_run
+from pyworkflow_ray.storage.records import RunRecord
+from pyworkflow_ray.storage.runs import delete_run, get_by_idempotency_key, release_key
 from pyworkflow_ray.workflows import WorkflowFunction, as_workflow
 
 P = ParamSpec("P")
+CONFLICTS = ("use_existing", "fail", "replace")
 T = TypeVar("T")
 
 
@@ -41,6 +44,8 @@ class StartOptions:
     runtime: str | None = None
     durable: bool | None = None
     storage: Any = None
+    start_at: datetime | None = None
+    conflict: str = "use_existing"
 
 
 class Starter:
@@ -98,6 +103,9 @@ class Start:
         run_id: str | None = None,
         attributes: Mapping[str, Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
+        start_at: datetime | None = None,
+        delay: Duration | None = None,
+        conflict: str = "use_existing",
         runtime: str | None = None,
         durable: bool | None = None,
         storage: Any = None,
@@ -109,9 +117,34 @@ class Start:
             run_id: An id of your own; unique in the storage.
             attributes: What `list_runs` finds the run by.
             metadata: Kept with the run.
+            start_at: When it is to start, instead of now (a naive `datetime` is UTC).
+            delay: After how long it is to start, instead of now.
+            conflict: What to do when a run of this workflow has the idempotency key: "use_existing" returns
+                that run, "fail" raises `WorkflowAlreadyRunningError`, "replace" has that run cancelled and
+                starts a new one, which gets the key.
             runtime, durable, storage: As of `start`.
         """
-        return Starter(StartOptions(idempotency_key, run_id, attributes, metadata, runtime, durable, storage))
+        if conflict not in CONFLICTS:
+            raise ConfigurationError(
+                f"conflict is {conflict!r}: give one of {', '.join(map(repr, CONFLICTS))}."
+            )
+        if start_at is not None and delay is not None:
+            raise ConfigurationError("start_at and delay say the same: give one of them.")
+        when = delay if delay is not None else start_at
+        instant = None if when is None else resolve_when(when, datetime.now(UTC))
+        return Starter(
+            StartOptions(
+                idempotency_key=idempotency_key,
+                run_id=run_id,
+                attributes=attributes,
+                metadata=metadata,
+                runtime=runtime,
+                durable=durable,
+                storage=storage,
+                start_at=instant,
+                conflict=conflict,
+            )
+        )
 
 
 start = Start()
@@ -164,19 +197,42 @@ async def start_run(
     checked_args, checked_kwargs = definition.check_arguments(args, kwargs)
     await of.runtime.open()
     new = _new_run(of, options, definition, checked_args, checked_kwargs)
-    accepted = await of.storage.write(lambda connection: accept(connection, new))
+    accepted, replaced = await of.storage.write(lambda connection: _accept(connection, new, options.conflict))
     handle: RunHandle[Any] = RunHandle(accepted.run.run_id, of, accepted.run if accepted.is_new else None)
     if not accepted.is_new:
+        if options.conflict == "fail":
+            raise WorkflowAlreadyRunningError(accepted.run.run_id)
         _require_same(accepted, new)
         return handle
-    try:
-        await of.runtime.start(accepted.run)
-    except ConfigurationError:
-        await of.storage.write(lambda connection: delete_run(connection, new.run_id))
-        raise
+    await hand_over(of, accepted.run)
+    if replaced is not None:
+        await of.runtime.wake(replaced)
     if of.runtime.name == LOCAL:
         await _raise_local_failure(handle)
     return handle
+
+
+async def hand_over(of: Session, run: RunRecord) -> None:
+    """Have the runtime drive a run that was accepted."""
+    try:
+        await of.runtime.start(run)
+    except ConfigurationError:
+        await of.storage.write(lambda connection: delete_run(connection, run.run_id))
+        raise
+
+
+def _accept(connection: Any, new: NewRun, conflict: str) -> tuple[Accepted, RunRecord | None]:
+    """The run that is there now, and the live one that it has replaced."""
+    replaced = None
+    if conflict == "replace" and new.idempotency_key is not None:
+        holder = get_by_idempotency_key(connection, new.idempotency_key, new.workflow_name)
+        if holder is not None and holder.run_id != new.run_id:
+            release_key(connection, holder.run_id)
+            if not holder.status.is_terminal:
+                reason = f"it was replaced by {new.run_id}"
+                Mail(holder.run_id, CANCEL_KEY, CancellationRequested(reason=reason)).post(connection)
+                replaced = holder
+    return accept(connection, new), replaced
 
 
 def _new_run(
@@ -186,44 +242,23 @@ def _new_run(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> NewRun:
-    settings = of.settings
-    own = definition.workflow_options
     run_id = options.run_id or new_run_id()
-    code = pack(definition, f"workflow {definition.name!r}")
-    payloads = Payloads(of.values, lambda digest: b"", settings.blob_threshold)
-    encoded_args = of.values.encode(list(args), f"the arguments of workflow {definition.name!r}")
-    encoded_kwargs = of.values.encode(dict(kwargs), f"the keyword arguments of workflow {definition.name!r}")
-    stored_args, args_blob = payloads.split_value(encoded_args)
-    stored_kwargs, kwargs_blob = payloads.split_value(encoded_kwargs)
-    durable = next((d for d in (options.durable, own.durable) if d is not None), settings.default_durable)
-    recover = own.recover_on_worker_loss
-    attempts = own.max_recovery_attempts
-    return NewRun(
-        run_id=run_id,
-        workflow_name=definition.name,
-        input_args=stored_args.decode(),
-        input_kwargs=stored_kwargs.decode(),
-        input_hash=hashlib.sha256(encoded_args + b"\0" + encoded_kwargs).hexdigest(),
-        code_hash=code.hash,
-        code=code,
+    what = f"workflow {definition.name!r}"
+    isolated = definition.workflow_options.isolation == "process" or of.settings.coordinators == "per_run"
+    return new_run(
+        of.runtime.engine,
+        definition,
+        pack(definition, what),
+        run_id,
+        of.values.encode(list(args), f"the arguments of {what}"),
+        of.values.encode(dict(kwargs), f"the keyword arguments of {what}"),
         idempotency_key=options.idempotency_key,
-        owner_lease=settings.lease_ttl.total_seconds(),
         created_at=datetime.now(UTC),
-        durable=durable,
-        metadata=_label(options.metadata),
-        attributes=_label(options.attributes),
-        tags=_label(list(own.tags) or None),
-        max_duration=None if own.max_duration is None else own.max_duration.total_seconds(),
-        recover_on_worker_loss=settings.default_recover_on_worker_loss if recover is None else recover,
-        max_recovery_attempts=settings.default_max_recovery_attempts if attempts is None else attempts,
-        blobs=[blob for blob in (args_blob, kwargs_blob) if blob is not None],
-        **of.runtime.placing(run_id, own.isolation == "process" or settings.coordinators == "per_run"),
+        durable=options.durable,
+        metadata=label(options.metadata),
+        attributes=label(options.attributes),
+        **of.runtime.placing(run_id, isolated, options.start_at),
     )
-
-
-def _label(value: Any) -> str | None:
-    # Labels are for tools to show and to search, and are not sealed; what is secret is an argument.
-    return None if value is None else values.encode(value).decode()
 
 
 def _require_same(accepted: Accepted, new: NewRun) -> None:

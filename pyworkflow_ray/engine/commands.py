@@ -14,13 +14,18 @@ from msgspec import Raw
 
 from pyworkflow_ray.engine.events import (
     AttributesSet,
+    ChildStarted,
     Event,
+    HookCreated,
+    HookDisposed,
     PatchApplied,
     SideEffectRecorded,
     StepCancelled,
     StepScheduled,
     TimerStarted,
+    WorkflowCancelled,
     WorkflowCompleted,
+    WorkflowContinuedAsNew,
     WorkflowFailed,
     failure_fields,
 )
@@ -31,8 +36,8 @@ from pyworkflow_ray.failures import Failure
 class Command(msgspec.Struct, frozen=True, gc=False):
     """The base of all commands."""
 
-    def to_event(self) -> Event:
-        """The event that records this command."""
+    def to_event(self) -> Event | None:
+        """The event that records this command; None for one whose loss a replay repairs by asking again."""
         raise NotImplementedError
 
 
@@ -56,9 +61,12 @@ class ScheduleStep(Command, frozen=True):
 
 
 class CancelStep(Command, frozen=True):
+    """`on_cancel` says what becomes of an attempt that is under way: see `step`."""
+
     step_id: str
     step_name: str
     reason: str
+    on_cancel: str = "wait"
 
     def to_event(self) -> StepCancelled:
         return StepCancelled(step_id=self.step_id, step_name=self.step_name, reason=self.reason)
@@ -71,6 +79,54 @@ class StartTimer(Command, frozen=True):
 
     def to_event(self) -> TimerStarted:
         return TimerStarted(sleep_id=self.sleep_id, resume_at=self.resume_at, name=self.name)
+
+
+class CreateHook(Command, frozen=True):
+    hook_id: str
+    name: str
+    token: str
+    expires_at: datetime | None
+    schema: Any
+    metadata: Raw
+
+    def to_event(self) -> HookCreated:
+        return HookCreated(hook_id=self.hook_id, token=self.token, name=self.name, expires_at=self.expires_at)
+
+
+class DisposeHook(Command, frozen=True):
+    hook_id: str
+
+    def to_event(self) -> HookDisposed:
+        return HookDisposed(hook_id=self.hook_id)
+
+
+class StartChild(Command, frozen=True):
+    child_id: str
+    child_run_id: str
+    definition: Any
+    args: Raw
+    kwargs: Raw
+    parent_close: str
+
+    def to_event(self) -> ChildStarted:
+        return ChildStarted(
+            child_id=self.child_id,
+            child_run_id=self.child_run_id,
+            child_workflow_name=self.definition.name,
+            args=self.args,
+            kwargs=self.kwargs,
+            parent_close=self.parent_close,
+        )
+
+
+class CancelChild(Command, frozen=True):
+    """Ask a child to cancel; asked again in each replay, which has no effect."""
+
+    child_run_id: str
+    reason: str
+
+    def to_event(self) -> None:
+        return None
 
 
 class RecordSideEffect(Command, frozen=True):
@@ -108,3 +164,21 @@ class FailRun(Command, frozen=True):
 
     def to_event(self) -> WorkflowFailed:
         return WorkflowFailed(**failure_fields(self.failure))
+
+
+class CancelRun(Command, frozen=True):
+    reason: str
+
+    def to_event(self) -> WorkflowCancelled:
+        return WorkflowCancelled(reason=self.reason)
+
+
+class ContinueRun(Command, frozen=True):
+    new_run_id: str
+    args: Raw
+    kwargs: Raw
+    signals: tuple[tuple[str, Raw], ...] = ()
+    """Signals that the run has received and not read: its successor gets them."""
+
+    def to_event(self) -> WorkflowContinuedAsNew:
+        return WorkflowContinuedAsNew(new_run_id=self.new_run_id, args=self.args, kwargs=self.kwargs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from loguru import logger
 from msgspec import Raw
@@ -26,10 +26,14 @@ class Limits:
     Args:
         default_retries: `max_retries` of steps that say nothing.
         max_losses: Workers that may die under one step before it fails; 0 fails it at the first.
+        max_duration: How long the run may take in all.
+        max_nesting_depth: Levels of children below a root run.
     """
 
     default_retries: int = 3
     max_losses: int = 3
+    max_duration: timedelta | None = None
+    max_nesting_depth: int = 3
 
 
 @dataclass(slots=True)
@@ -37,7 +41,8 @@ class PendingStep:
     """A step that was scheduled and has no outcome yet.
 
     `is_lost` says that an attempt of a step that is not idempotent was in flight when its coordinator
-    died: it must not run again, and its owner concludes it as failed.
+    died: it must not run again, and its owner concludes it as failed. `is_last` says that the run was
+    cancelled, and waits for the attempt that is under way alone.
     """
 
     command: ScheduleStep
@@ -48,6 +53,12 @@ class PendingStep:
     losses: int = 0
     retry_at: datetime | None = None
     is_lost: bool = False
+    is_last: bool = False
+
+    def is_awaited(self, now: datetime) -> bool:
+        """Whether a run that is cancelled waits for the attempt that is under way, if one is."""
+        is_under_way = self.retry_at is None or self.retry_at <= now
+        return is_under_way and self.command.options.on_cancel == "wait"
 
     def retry(self, event: StepRetrying) -> None:
         """Take note that another attempt will follow."""
@@ -61,7 +72,7 @@ class PendingStep:
         """Take note that a coordinator died: an attempt in flight is lost, one that waits goes on waiting."""
         if self.retry_at is not None and self.retry_at > now:
             return
-        if self.command.options.idempotent:
+        if self.command.options.idempotent and not self.is_last:
             self.attempt += 1
             self.retry_at = None
         else:
@@ -91,7 +102,7 @@ def conclude(
             node=outcome.node,
             worker_pid=outcome.worker_pid,
         )
-    retry_at = _retry_at(pending, outcome, now, limits, seed)
+    retry_at = None if pending.is_last else _retry_at(pending, outcome, now, limits, seed)
     if retry_at is None:
         return StepFailed(
             step_id=command.step_id,

@@ -9,13 +9,18 @@ _COMMAND_OF = {
     "step.started": "ScheduleStep",
     "step.cancelled": "CancelStep",
     "sleep.started": "StartTimer",
+    "hook.created": "CreateHook",
+    "hook.disposed": "DisposeHook",
+    "child_workflow.started": "StartChild",
     "side_effect.recorded": "RecordSideEffect",
     "patch.applied": "ApplyPatch",
     "attributes.set": "SetAttributes",
     "workflow.completed": "CompleteRun",
     "workflow.failed": "FailRun",
+    "workflow.cancelled": "CancelRun",
+    "workflow.continued_as_new": "ContinueRun",
 }
-_NAMES = ("step_id", "sleep_id", "patch_id", "name")
+_NAMES = ("step_id", "sleep_id", "hook_id", "child_id", "patch_id", "name")
 
 
 def divergence(run_id: str, recorded: Recorded, asked: tuple[type[Event], str] | None) -> NonDeterminismError:

@@ -81,6 +81,8 @@ class WorkflowStarted(Event, frozen=True, kw_only=True):
     args: Raw
     kwargs: Raw
     metadata: Raw = NONE
+    seed: str = ""
+    """Of the run's random source; the run's id when it is empty. A fork keeps the seed of its history."""
 
 
 class WorkflowInterrupted(Event, frozen=True, kw_only=True):
@@ -132,6 +134,53 @@ class TimerFired(Event, frozen=True, kw_only=True):
     sleep_id: str
 
 
+class HookReceived(Event, frozen=True, kw_only=True):
+    """A payload came for a hook, or, with `failure`, somebody rejected it."""
+
+    hook_id: str
+    payload: Raw = NONE
+    failure: Failure | None = None
+
+
+class HookExpired(Event, frozen=True, kw_only=True):
+    hook_id: str
+
+
+class CancellationRequested(Event, frozen=True, kw_only=True):
+    """`requested_by` is who asked; `MAX_DURATION` when nobody did and the run's time is over."""
+
+    reason: str = ""
+    requested_by: str = ""
+
+
+MAX_DURATION = "max_duration"
+
+
+class ChildCompleted(Event, frozen=True, kw_only=True):
+    child_id: str
+    child_run_id: str
+    child_workflow_name: str
+    result: Raw
+
+
+class ChildFailed(FailureEvent, frozen=True, kw_only=True):
+    child_id: str
+    child_run_id: str
+    child_workflow_name: str
+
+
+class ChildCancelled(Event, frozen=True, kw_only=True):
+    child_id: str
+    child_run_id: str
+    child_workflow_name: str
+    reason: str = ""
+
+
+class SignalReceived(Event, frozen=True, kw_only=True):
+    name: str
+    payload: Raw
+
+
 # --- command events: what the workflow's code decided ----------------------------------------------
 
 
@@ -168,6 +217,40 @@ class TimerStarted(Event, frozen=True, kw_only=True):
         return self.sleep_id
 
 
+class HookCreated(Event, frozen=True, kw_only=True):
+    hook_id: str
+    token: str
+    name: str
+    expires_at: datetime | None = None
+
+    @property
+    def key(self) -> str:
+        return self.hook_id
+
+
+class HookDisposed(Event, frozen=True, kw_only=True):
+    """The code no longer waits for this hook."""
+
+    hook_id: str
+
+    @property
+    def key(self) -> str:
+        return self.hook_id
+
+
+class ChildStarted(Event, frozen=True, kw_only=True):
+    child_id: str
+    child_run_id: str
+    child_workflow_name: str
+    args: Raw
+    kwargs: Raw
+    parent_close: str = "cancel"
+
+    @property
+    def key(self) -> str:
+        return self.child_id
+
+
 class SideEffectRecorded(Event, frozen=True, kw_only=True):
     name: str
     value: Raw
@@ -198,11 +281,23 @@ class WorkflowFailed(FailureEvent, frozen=True, kw_only=True):
     """The workflow's function raised."""
 
 
+class WorkflowCancelled(Event, frozen=True, kw_only=True):
+    reason: str = ""
+
+
+class WorkflowContinuedAsNew(Event, frozen=True, kw_only=True):
+    new_run_id: str
+    args: Raw
+    kwargs: Raw
+
+
 TYPES: dict[type[Event], str] = {
     WorkflowStarted: "workflow.started",
     WorkflowInterrupted: "workflow.interrupted",
     WorkflowCompleted: "workflow.completed",
     WorkflowFailed: "workflow.failed",
+    WorkflowCancelled: "workflow.cancelled",
+    WorkflowContinuedAsNew: "workflow.continued_as_new",
     StepScheduled: "step.started",
     StepCompleted: "step.completed",
     StepFailed: "step.failed",
@@ -210,6 +305,16 @@ TYPES: dict[type[Event], str] = {
     StepCancelled: "step.cancelled",
     TimerStarted: "sleep.started",
     TimerFired: "sleep.completed",
+    HookCreated: "hook.created",
+    HookReceived: "hook.received",
+    HookExpired: "hook.expired",
+    HookDisposed: "hook.disposed",
+    CancellationRequested: "cancellation.requested",
+    ChildStarted: "child_workflow.started",
+    ChildCompleted: "child_workflow.completed",
+    ChildFailed: "child_workflow.failed",
+    ChildCancelled: "child_workflow.cancelled",
+    SignalReceived: "signal.received",
     SideEffectRecorded: "side_effect.recorded",
     PatchApplied: "patch.applied",
     AttributesSet: "attributes.set",
@@ -223,8 +328,20 @@ OUTCOMES: tuple[type[Event], ...] = (
     StepFailed,
     StepRetrying,
     TimerFired,
+    HookReceived,
+    HookExpired,
+    CancellationRequested,
+    ChildCompleted,
+    ChildFailed,
+    ChildCancelled,
+    SignalReceived,
 )
-ENDINGS: tuple[type[Event], ...] = (WorkflowCompleted, WorkflowFailed)
+ENDINGS: tuple[type[Event], ...] = (
+    WorkflowCompleted,
+    WorkflowFailed,
+    WorkflowCancelled,
+    WorkflowContinuedAsNew,
+)
 
 
 class Recorded(msgspec.Struct, frozen=True, gc=False):

@@ -20,50 +20,70 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
 from datetime import datetime, timedelta
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from loguru import logger
 from msgspec import Raw
 
-from pyworkflow_ray.engine.attempts import AttemptOutcome
+from pyworkflow_ray.engine.cancellations import Cancellation
+from pyworkflow_ray.engine.children import Child, Children, derived_run_id
+from pyworkflow_ray.engine.codecs import Codec
 from pyworkflow_ray.engine.commands import (
     ApplyPatch,
-    CancelStep,
+    CancelRun,
     Command,
     CompleteRun,
+    ContinueRun,
     FailRun,
     RecordSideEffect,
-    ScheduleStep,
     SetAttributes,
     StartTimer,
 )
-from pyworkflow_ray.engine.conclusions import Limits, PendingStep, conclude, step_error
-from pyworkflow_ray.engine.divergences import divergence
+from pyworkflow_ray.engine.compensations import Compensations
+from pyworkflow_ray.engine.conclusions import Limits, PendingStep
 from pyworkflow_ray.engine.drops import drop_suspended
 from pyworkflow_ray.engine.events import (
+    MAX_DURATION,
     NONE,
     OUTCOMES,
     AttributesSet,
+    CancellationRequested,
+    ChildCancelled,
+    ChildCompleted,
+    ChildFailed,
     Event,
+    HookExpired,
+    HookReceived,
     PatchApplied,
     Recorded,
     SideEffectRecorded,
-    StepCancelled,
+    SignalReceived,
     StepCompleted,
     StepFailed,
     StepRetrying,
-    StepScheduled,
     TimerFired,
     TimerStarted,
+    WorkflowCancelled,
     WorkflowCompleted,
+    WorkflowContinuedAsNew,
     WorkflowFailed,
     WorkflowInterrupted,
     WorkflowStarted,
 )
+from pyworkflow_ray.engine.hooks import Hooks, PendingHook
 from pyworkflow_ray.engine.loop import EPOCH, LoopTimer, RunLoop, RunTask
-from pyworkflow_ray.engine.options import StepOptions
+from pyworkflow_ray.engine.recordings import Halt, Recording
+from pyworkflow_ray.engine.signals import Signals
+from pyworkflow_ray.engine.steps import Steps
 from pyworkflow_ray.engine.timers import Timers, Waiting
-from pyworkflow_ray.exceptions import FatalError, NonDeterminismError, StepFailedError
+from pyworkflow_ray.exceptions import (
+    CancellationError,
+    FatalError,
+    NonDeterminismError,
+    StepFailedError,
+    WorkflowError,
+    WorkflowTimeoutError,
+)
 from pyworkflow_ray.failures import capture, restore
 from pyworkflow_ray.ids import Ordinals
 
@@ -72,28 +92,22 @@ __all__ = ["Codec", "Execution", "Limits", "PendingStep", "current"]
 _T = TypeVar("_T")
 _E = TypeVar("_E", bound=Event)
 _MANY_EVENTS = 1000
+_DEADLINE = "\0deadline"
+"""The id of the timer of `max_duration`. No sleep can be named so."""
 
 current: ContextVar[Execution | None] = ContextVar("pyworkflow_ray_execution", default=None)
 """The execution whose code is running; None in steps and outside of runs."""
 
 
-class Codec(Protocol):
-    """How values get into the history and out of it."""
+class ContinueAsNew(BaseException):
+    """Ends the workflow's code, which goes on in another run; no error, so that code does not catch it."""
 
-    def encode(self, value: Any, what: str) -> bytes:
-        """The value as JSON text; `what` names it in errors."""
-        ...
-
-    def decode(self, data: Raw) -> Any:
-        """The value that the text holds."""
-        ...
+    def __init__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.call = (args, kwargs)
 
 
-class _Halt(BaseException):
-    """Unwinds the workflow's code after a divergence; nothing of it runs any more."""
-
-
-class Execution:
+class Execution(Recording):
     """A run's code and where it stands.
 
     Args:
@@ -106,31 +120,35 @@ class Execution:
     def __init__(
         self, run_id: str, function: Callable[..., Awaitable[Any]], codec: Codec, limits: Limits | None = None
     ) -> None:
-        self.run_id = run_id
+        super().__init__(run_id)
         self.workflow_name = ""
+        self.nesting_depth = 0
+        self.codec = codec
+        self.limits = limits or Limits()
+        self.timers = Timers()
+        self.calls = Steps(self)
+        self.steps, self.call_step, self.conclude = self.calls.pending, self.calls.call, self.calls.conclude
+        self.hooks = Hooks(self)
+        self.children = Children(self)
+        self.signals = Signals()
+        self.compensations = Compensations()
+        self.queries: dict[str, Callable[..., Any]] = {}
+        self.check_arguments: Callable[..., tuple[tuple[Any, ...], dict[str, Any]]] | None = None
         self.is_durable = True
-        self.is_replaying = False
         self.is_finished = False
-        self.steps: dict[str, PendingStep] = {}
         self.attributes: dict[str, Any] = {}
-        self.random = random.Random(f"pyworkflow-ray:{run_id}")
+        self.random = random.Random(_seed(run_id))
         self._function = function
-        self._codec = codec
-        self._limits = limits or Limits()
         self._loop = RunLoop(self, run_id)  # type: ignore[abstract]  # what it lacks, it refuses
         self._loop.on_callback_error = self._report_callback
+        self.cancellation = Cancellation(run_id, self._loop, self.limits.max_duration)
         self._now = EPOCH
-        self._step_ordinals = Ordinals()
-        self._step_ids: set[str] = set()
         self._timer_ordinals = Ordinals()
-        self._timers = Timers()
         self._effect_ordinals = Ordinals()
         self._unpatched: set[str] = set()
-        self._history: Sequence[Recorded] = ()
-        self._cursor = 0
-        self._commands: list[Command] = []
-        self._divergence: NonDeterminismError | None = None
         self._main: RunTask[Any] | None = None
+        self._code: Any = None
+        self._is_closed = False
 
     # --- feeding ----------------------------------------------------------------------------------
 
@@ -161,7 +179,7 @@ class Execution:
         finally:
             self.is_replaying = False
             self._history, self._cursor = (), 0
-        return self._take_commands()
+        return self.take_commands()
 
     def feed(self, event: Event, at: datetime) -> list[Command]:
         """Apply one outcome that is not recorded yet, and return the commands that it provoked.
@@ -175,11 +193,7 @@ class Execution:
         except NonDeterminismError:
             self.drop()
             raise
-        return self._take_commands()
-
-    def _take_commands(self) -> list[Command]:
-        commands, self._commands = self._commands, []
-        return commands
+        return self.take_commands()
 
     def _apply(self, event: Event, at: datetime) -> None:
         if self._divergence is not None:
@@ -194,23 +208,35 @@ class Execution:
         self._resolve(event)
         try:
             self._loop.run_until_idle()
+            self.cancellation.passed()
             main = self._main
             if main is not None and main.done() and self._divergence is None:
-                self._end(_error_of(main))
+                self._close()
+                if not self.children.are_waited_for:
+                    self._end(_error_of(main))
         except FatalError as spinning:
             self._end(spinning)
+        except Halt:
+            pass
         if self._divergence is not None:
             raise self._divergence
 
     def _resolve(self, event: Event) -> None:
         match event:
             case StepCompleted() | StepFailed():
-                self._pending(event).future.set_result(event)
-                del self.steps[event.step_id]
+                self.calls.answer(event)
             case TimerFired():
                 self._fire(event)
             case StepRetrying():
-                self._pending(event).retry(event)
+                self.calls.retry(event)
+            case HookReceived() | HookExpired():
+                self.hooks.answer(event)
+            case ChildCompleted() | ChildFailed() | ChildCancelled():
+                self.children.answer(event)
+            case SignalReceived():
+                self.signals.answer(event)
+            case CancellationRequested():
+                self._cancel(event)
             case WorkflowStarted():
                 self._start(event)
             case WorkflowInterrupted():
@@ -221,27 +247,39 @@ class Execution:
 
     def _start(self, event: WorkflowStarted) -> None:
         self.workflow_name = event.workflow_name
+        if event.seed:
+            self.random.seed(_seed(event.seed))
+        if self.limits.max_duration is not None:
+            self.timers.start(_DEADLINE, self._now + self.limits.max_duration, None)
         context = Context()
         context.run(current.set, self)
         self._main = self._loop.create_task(self._call(event), name=self.run_id, context=context)
 
     async def _call(self, event: WorkflowStarted) -> Any:
-        args = self._codec.decode(event.args)
-        kwargs = self._codec.decode(event.kwargs)
-        return await self._function(*args, **kwargs)
+        args = self.codec.decode(event.args)
+        kwargs = self.codec.decode(event.kwargs)
+        try:
+            self._code = self._function(*args, **kwargs)
+            return await self.cancellation.translating(self._code)
+        except (Halt, ContinueAsNew, GeneratorExit):
+            raise
+        except BaseException as error:
+            if self.compensations:
+                await self.compensations.run(error)
+            raise
 
-    def _pending(self, event: StepCompleted | StepFailed | StepRetrying) -> PendingStep:
-        pending = self.steps.get(event.step_id)
-        if pending is None:
-            raise NonDeterminismError(
-                f"Run {self.run_id!r}: its history tells an outcome of step {event.step_id!r}, "
-                "which the code has not called, or waits for no more."
-            )
-        return pending
+    def _cancel(self, event: CancellationRequested) -> None:
+        self.timers.forget(_DEADLINE)
+        main = self._main
+        if main is not None and not main.done():
+            self.cancellation.deliver(event, main)
+        else:
+            for child in list(self.children.open.values()):
+                self.children.cancel(child, event.reason)
 
     def _fire(self, event: TimerFired) -> None:
         try:
-            waiting = self._timers.fire(event.sleep_id)
+            waiting = self.timers.fire(event.sleep_id)
         except KeyError:
             raise NonDeterminismError(
                 f"Run {self.run_id!r}: its history says that timer {event.sleep_id!r} fired, "
@@ -255,32 +293,86 @@ class Execution:
             case _:
                 waiting.set_result(None)
 
+    def _close(self) -> None:
+        """Let go of what the code has left behind."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        for step in list(self.steps.values()):
+            self.calls.cancel(step, "the workflow ended")
+        for hook in list(self.hooks.pending.values()):
+            self.hooks.dispose(hook)
+        self.children.close()
+
     def _end(self, error: BaseException | None) -> None:
         """Say how the workflow's function ended: it returned, or raised this error."""
         try:
-            for pending in list(self.steps.values()):
-                self._cancel_step(pending, "the workflow ended")
+            self._close()
+            if self.cancellation.is_timeout and not isinstance(error, WorkflowTimeoutError):
+                error = self._timed_out()
             if error is None:
                 error = self._complete()
-            if error is not None and self._recorded(WorkflowFailed) is None:
-                self._commands.append(FailRun(capture(error)))
-        except _Halt:
+            elif isinstance(error, ContinueAsNew):
+                error = self._continue(error)
+            elif self.cancellation.is_requested and isinstance(
+                error, asyncio.CancelledError | CancellationError
+            ):
+                error = None
+                self._cancelled()
+            if error is not None and self.recorded(WorkflowFailed) is None:
+                self.emit(FailRun(capture(error)))
+        except Halt:
             return
         self.is_finished = True
         self.drop()
 
+    def _timed_out(self) -> WorkflowTimeoutError:
+        return WorkflowTimeoutError(self.run_id, self.limits.max_duration or timedelta())
+
+    def _cancelled(self) -> None:
+        request = self.cancellation.request
+        if self.recorded(WorkflowCancelled) is None:
+            self.emit(CancelRun(request.reason if request is not None else ""))
+
+    def _continue(self, ending: ContinueAsNew) -> Exception | None:
+        """Continue in another run, or return why its arguments cannot be stored."""
+        if self.recorded(WorkflowContinuedAsNew) is not None:
+            return None
+        args, kwargs = ending.call
+        try:
+            raw_args = Raw(self.codec.encode(list(args), "the arguments of continue_as_new()"))
+            raw_kwargs = Raw(self.codec.encode(dict(kwargs), "the keyword arguments of continue_as_new()"))
+        except Exception as error:
+            return error
+        run_id = derived_run_id(self.run_id, "continued")
+        self.emit(ContinueRun(run_id, raw_args, raw_kwargs, self.signals.unread()))
+        return None
+
+    def require_durable(self, what: str) -> None:
+        """Refuse what needs a history to a run that keeps none."""
+        if not self.is_durable:
+            raise WorkflowError(f"{what} needs a history, and run {self.run_id!r} is not durable.")
+
+    def require_main(self, what: str) -> None:
+        """Refuse what only the workflow function's own task may do."""
+        if asyncio.current_task() is not self._main:
+            raise WorkflowError(
+                f"{what} ends the run, so it is called in the workflow function itself, and not in a task "
+                "that runs beside it: return from the task, and call it after that."
+            )
+
     def _complete(self) -> Exception | None:
         """Complete the run with its function's result, or return why that cannot be stored."""
-        if self._peek(WorkflowCompleted) is not None:
+        if self.peek(WorkflowCompleted) is not None:
             self._cursor += 1
             return None
         assert self._main is not None
         try:
-            result = Raw(self._codec.encode(self._main.result(), "the workflow's result"))
+            result = Raw(self.codec.encode(self._main.result(), "the workflow's result"))
         except Exception as error:
             return error
-        self._recorded(WorkflowCompleted)  # a divergence, if anything else is recorded here
-        self._commands.append(CompleteRun(result))
+        self.recorded(WorkflowCompleted)  # a divergence, if anything else is recorded here
+        self.emit(CompleteRun(result))
         return None
 
     def _report_callback(self, context: dict[str, Any]) -> None:
@@ -290,126 +382,33 @@ class Execution:
                 "In workflow code of run {}: {}", self.run_id, context.get("message", "")
             )
 
+    def halt(self) -> None:
+        self._loop.halt()
+
+    def future(self) -> asyncio.Future[Any]:
+        """A future of the run's loop."""
+        return self._loop.create_future()
+
+    async def stall(self) -> None:
+        """Stay here for ever: an exception would run the code's `finally` blocks, and a loop around a bare
+        `except` would try again for ever."""
+        await self.future()
+
     def drop(self) -> None:
         """Let go of the run's code where it stands; nothing of it runs any more, not even `finally`."""
         self._loop.discard()
         tasks = list(self._loop.tasks)
-        drop_suspended([*(task.get_coro() for task in tasks), *self._loop.async_generators])
+        code = () if self._code is None else (self._code,)
+        drop_suspended([*(task.get_coro() for task in tasks), *code, *self._loop.async_generators])
+        self._code = None
         for task in tasks:
             task._log_destroy_pending = False  # type: ignore[attr-defined]
         self._loop.tasks.clear()
         self.steps.clear()
-        self._timers.clear()
+        self.hooks.pending.clear()
+        self.children.open.clear()
+        self.timers.clear()
         self._main = None
-
-    # --- recorded or new -----------------------------------------------------------------------
-
-    def _recorded(self, kind: type[_E], key: str = "") -> _E | None:
-        """The event recorded for the decision that the code makes now; None when it is a new one."""
-        if self._divergence is None:
-            if self._cursor >= len(self._history):
-                self.is_replaying = False
-                return None
-            recorded = self._history[self._cursor]
-            event = recorded.event
-            if type(event) is kind and event.key == key:
-                self._cursor += 1
-                return event
-            self._diverge(recorded, (kind, key))
-        raise _Halt
-
-    def _peek(self, kind: type[_E], key: str = "") -> _E | None:
-        """The recorded event that comes next, if it is this one."""
-        if self._divergence is None and self._cursor < len(self._history):
-            event = self._history[self._cursor].event
-            if type(event) is kind and event.key == key:
-                return event
-        return None
-
-    def _diverge(self, recorded: Recorded, asked: tuple[type[Event], str] | None) -> NonDeterminismError:
-        self._divergence = divergence(self.run_id, recorded, asked)
-        self._loop.halt()
-        return self._divergence
-
-    async def _stall(self) -> None:
-        # Code that waits here after a divergence stays here. An exception would run its `finally` blocks,
-        # and a loop around a bare `except` would try again for ever.
-        await asyncio.Future(loop=self._loop)
-
-    # --- steps --------------------------------------------------------------------------------------
-
-    async def call_step(
-        self, function: Any, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: StepOptions
-    ) -> Any:
-        """Schedule a step and wait for its result; raises what the step gave up with."""
-        step_id = self._step_id(name, options.step_id)
-        try:
-            pending = self._schedule(function, step_id, name, args, kwargs, options)
-            try:
-                event = await pending.future
-            except asyncio.CancelledError:
-                if step_id in self.steps:
-                    self._cancel_step(pending, "the workflow waits for it no more")
-                raise
-        except _Halt:
-            await self._stall()
-        if isinstance(event, StepCompleted):
-            return self._codec.decode(event.result)
-        raise step_error(event)
-
-    def _step_id(self, name: str, given: str | None) -> str:
-        step_id = given or self._step_ordinals.next(name)
-        while step_id in self._step_ids:
-            if given:
-                raise ValueError(
-                    f"Step id {given!r} is used twice in run {self.run_id!r}: ids are unique in a run."
-                )
-            step_id = self._step_ordinals.next(name)
-        self._step_ids.add(step_id)
-        return step_id
-
-    def _schedule(
-        self,
-        function: Any,
-        step_id: str,
-        name: str,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        options: StepOptions,
-    ) -> PendingStep:
-        recorded = self._peek(StepScheduled, step_id)
-        if recorded is None:
-            what = f"step {step_id!r}"
-            raw_args = Raw(self._codec.encode(list(args), f"the arguments of {what}"))
-            raw_kwargs = Raw(self._codec.encode(dict(kwargs), f"the keyword arguments of {what}"))
-            self._recorded(StepScheduled, step_id)  # a divergence, if anything else is recorded here
-            command = ScheduleStep(step_id, name, function, raw_args, raw_kwargs, options)
-            self._commands.append(command)
-        else:
-            self._cursor += 1
-            command = ScheduleStep(step_id, name, function, recorded.args, recorded.kwargs, options)
-        pending = PendingStep(command, asyncio.Future(loop=self._loop), self._now)
-        self.steps[step_id] = pending
-        return pending
-
-    def _cancel_step(self, pending: PendingStep, reason: str) -> None:
-        command = pending.command
-        del self.steps[command.step_id]
-        if self._recorded(StepCancelled, command.step_id) is None:
-            self._commands.append(CancelStep(command.step_id, command.step_name, reason))
-
-    def conclude(
-        self, step_id: str, attempt: int, outcome: AttemptOutcome, now: datetime
-    ) -> StepCompleted | StepRetrying | StepFailed | None:
-        """The event that an attempt's outcome makes: completed, retrying or failed.
-
-        Returns:
-            None when the run no longer waits for this attempt: the outcome is not recorded.
-        """
-        pending = self.steps.get(step_id)
-        if pending is None or pending.attempt != attempt:
-            return None
-        return conclude(pending, outcome, now=now, limits=self._limits, seed=self.run_id)
 
     # --- timers -------------------------------------------------------------------------------------
 
@@ -418,15 +417,17 @@ class Execution:
         if resume_at <= self._now:
             return
         sleep_id = self._timer_ordinals.next(name or "sleep")
-        future: asyncio.Future[None] = asyncio.Future(loop=self._loop)
+        future: asyncio.Future[None] = self.future()
         try:
             self._start_timer(sleep_id, resume_at, name, future)
-        except _Halt:
-            await self._stall()
+        except Halt:
+            await self.stall()
         try:
             await future
+        except asyncio.CancelledError as error:
+            raise self.cancellation.told(error) from None
         finally:
-            self._timers.forget(sleep_id)
+            self.timers.forget(sleep_id)
 
     def start_loop_timer(self, handle: LoopTimer) -> None:
         try:
@@ -437,19 +438,61 @@ class Execution:
         self._start_timer(handle.timer_id, resume_at, "", handle)
 
     def cancel_loop_timer(self, handle: LoopTimer) -> None:
-        self._timers.forget(handle.timer_id)
+        self.timers.forget(handle.timer_id)
 
     def _start_timer(self, sleep_id: str, resume_at: datetime, name: str, waiting: Waiting) -> None:
-        recorded = self._recorded(TimerStarted, sleep_id)
+        recorded = self.recorded(TimerStarted, sleep_id)
         if recorded is None:
-            self._commands.append(StartTimer(sleep_id, resume_at, name))
+            self.emit(StartTimer(sleep_id, resume_at, name))
         else:
             resume_at = recorded.resume_at
-        self._timers.start(sleep_id, resume_at, waiting)
+        self.timers.start(sleep_id, resume_at, waiting)
 
     def next_timer(self) -> tuple[datetime, str] | None:
         """The timer that is due first, with its instant; timers due together fire in their order."""
-        return self._timers.first()
+        return self.timers.first()
+
+    def due_event(self, timer_id: str) -> Event:
+        """The event that says that this timer is due."""
+        if timer_id == _DEADLINE:
+            reason = f"its max_duration of {self.limits.max_duration} is over"
+            return CancellationRequested(reason=reason, requested_by=MAX_DURATION)
+        return self.hooks.expiry(timer_id) or TimerFired(sleep_id=timer_id)
+
+    # --- hooks, children, signals -----------------------------------------------------------------
+
+    async def call_hook(self, pending: PendingHook) -> Any:
+        """Wait for a hook that was made, and let it go if the code waits no more."""
+        try:
+            try:
+                return await self.hooks.payload(pending)
+            except asyncio.CancelledError as error:
+                self.hooks.dispose(pending)
+                raise self.cancellation.told(error) from None
+        except Halt:
+            await self.stall()
+
+    async def recorded_call(self, make: Callable[[], _T]) -> _T:
+        """What `make` gives, where it records a decision: code that has left its history stays there."""
+        try:
+            return make()
+        except Halt:
+            await self.stall()
+            raise
+
+    async def call_child(self, child: Child) -> Any:
+        """Wait for a child run, as its starter."""
+        try:
+            return await self.children.result(child)
+        except Halt:
+            await self.stall()
+
+    async def receive(self, name: str) -> Any:
+        """The payload of the next signal of this name."""
+        try:
+            return self.codec.decode(await self.signals.receive(name))
+        except asyncio.CancelledError as error:
+            raise self.cancellation.told(error) from None
 
     # --- replay-equal values --------------------------------------------------------------------------
 
@@ -469,17 +512,17 @@ class Execution:
         it does is missing in a replay, where it does not run.
         """
         effect = self._effect_ordinals.next(name)
-        recorded = self._recorded(SideEffectRecorded, effect)
+        recorded = self.recorded(SideEffectRecorded, effect)
         if recorded is None:
             command = self._run_side_effect(function, effect)
-            self._commands.append(command)
+            self.emit(command)
             value, failure = command.value, command.failure
         else:
             value, failure = recorded.value, recorded.failure
         # Now as in every replay: what comes out of the history.
         if failure is not None:
             raise restore(failure, fallback=StepFailedError)
-        result: _T = self._codec.decode(value)
+        result: _T = self.codec.decode(value)
         return result
 
     def _run_side_effect(self, function: Callable[[], Any], effect: str) -> RecordSideEffect:
@@ -488,7 +531,7 @@ class Execution:
         outside.run(current.set, None)
         try:
             value = outside.run(function)
-            return RecordSideEffect(effect, Raw(self._codec.encode(value, f"side effect {effect!r}")))
+            return RecordSideEffect(effect, Raw(self.codec.encode(value, f"side effect {effect!r}")))
         except Exception as error:
             return RecordSideEffect(effect, NONE, capture(error))
         finally:
@@ -499,7 +542,7 @@ class Execution:
 
         A run that has gone the old way once keeps to it beyond its history.
         """
-        if self._peek(PatchApplied, patch_id) is not None:
+        if self.peek(PatchApplied, patch_id) is not None:
             self._cursor += 1
             return True
         if self._cursor < len(self._history):
@@ -507,16 +550,28 @@ class Execution:
         if patch_id in self._unpatched or self._divergence is not None:
             return False
         self.is_replaying = False
-        self._commands.append(ApplyPatch(patch_id))
+        self.emit(ApplyPatch(patch_id))
         return True
+
+    def query(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """What the function that the code has registered under this name answers."""
+        function = self.queries.get(name)
+        if function is None:
+            known = ", ".join(map(repr, self.queries)) or "none so far"
+            raise WorkflowError(f"Run {self.run_id!r} answers no query {name!r}; it answers {known}.")
+        return copy_context().run(function, *args, **kwargs)
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
         """Merge attributes into the run's; they are shown and can be searched for."""
-        raw = Raw(self._codec.encode(dict(attributes), "the run's attributes"))
-        recorded = self._recorded(AttributesSet)
+        raw = Raw(self.codec.encode(dict(attributes), "the run's attributes"))
+        recorded = self.recorded(AttributesSet)
         if recorded is None:
-            self._commands.append(SetAttributes(raw))
+            self.emit(SetAttributes(raw))
         self.attributes.update(attributes)
+
+
+def _seed(run_id: str) -> str:
+    return f"pyworkflow-ray:{run_id}"
 
 
 @contextmanager

@@ -116,6 +116,16 @@ class RunTask(asyncio.Task[_T]):
         # The base class puts the task into a weak set, and so hashes it, before it returns.
         self._ordinal = loop.next_ordinal()
         super().__init__(coro, loop=loop, name=name or f"task-{self._ordinal}", context=context)
+        self._run_loop = loop
+        self.shields = 0
+        self.is_cancel_deferred = False
+
+    def cancel(self, msg: Any = None) -> bool:
+        """As ever; but a request to cancel the run waits until the task has left its shields."""
+        if self.shields and self._run_loop.is_cancelling_run:
+            self.is_cancel_deferred = True
+            return True
+        return super().cancel(msg)
 
     def __hash__(self) -> int:
         return self._ordinal
@@ -138,6 +148,7 @@ class RunLoop(asyncio.AbstractEventLoop):
         self._ordinal = zlib.crc32(seed.encode()) << 28
         self._halted = False
         self._discarded = False
+        self.is_cancelling_run = False
         self.tasks: dict[RunTask[Any], None] = {}
         self.async_generators: weakref.WeakSet[AsyncGenerator[Any, Any]] = weakref.WeakSet()
         self.on_callback_error: Callable[[dict[str, Any]], None] | None = None

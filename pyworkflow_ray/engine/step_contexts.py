@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import random
 import uuid
+from collections.abc import Callable, Generator
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from loguru import logger
+
+from pyworkflow_ray.exceptions import CancellationError
+
+
+class Settled:
+    """What a call gives that has done its work, for those who await it all the same."""
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return
+        yield
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +40,23 @@ class StepContext:
     step_name: str
     attempt: int
     deadline: datetime | None = None
+    is_cancelled: Callable[[str], bool] | None = field(default=None, repr=False, compare=False)
     is_durable: bool = True
     is_replaying: bool = False
 
     @property
     def idempotency_key(self) -> str:
         return f"{self.run_id}:{self.step_id}"
+
+    def is_cancellation_requested(self) -> bool:
+        """Whether the run was asked to cancel; a remote step learns of it within a second or so."""
+        return self.is_cancelled is not None and self.is_cancelled(self.run_id)
+
+    def check_cancellation(self) -> Settled:
+        """Raise a `CancellationError` if the run was asked to cancel. Cheap; may be awaited, too."""
+        if self.is_cancellation_requested():
+            raise CancellationError()
+        return Settled()
 
     def now(self) -> datetime:
         """The present instant, in UTC."""

@@ -8,8 +8,8 @@ from datetime import datetime
 
 from pyworkflow_ray.engine.loop import LoopTimer
 
-Waiting = LoopTimer | asyncio.Future[None]
-"""What a timer resolves: a callback of the loop's, or the future of a `sleep()`."""
+Waiting = LoopTimer | asyncio.Future[None] | None
+"""What a timer resolves: a callback of the loop's, the future of a `sleep()`, or nothing by itself."""
 
 
 class Timers:
@@ -26,6 +26,10 @@ class Timers:
         self._started.add(sleep_id)
         # The count breaks ties: timers due together fire in the order in which they were started.
         heapq.heappush(self._due, (resume_at, len(self._started), sleep_id))
+
+    def is_waiting(self, sleep_id: str) -> bool:
+        """Whether this timer was started, and has neither fired nor been let go."""
+        return sleep_id in self._waiting
 
     def forget(self, sleep_id: str) -> None:
         """Let a timer go that the code no longer waits for."""

@@ -147,7 +147,7 @@ def create_hook(connection: Connection, run_id: str, new: NewHook) -> str | None
 def deliver(connection: Connection, token: str, delivery_key: str, data: str) -> HookRecord:
     """Give the hook of this token what it waits for, and tell its run.
 
-    After the commit the run will get it, whoever crashes: it is in the run's inbox as kind "hook", with
+    After the commit the run will get it, whoever crashes: it is in the run's inbox as an event `hook.received`, with
     `data` and the member `hook_id`. Of two deliveries one wins; a second one with the same key gives what
     the first gave, and has no effect.
 
@@ -167,7 +167,7 @@ def deliver(connection: Connection, token: str, delivery_key: str, data: str) ->
         if received is not None:
             hook = _record(received)
             mail = msgspec.json.encode({"hook_id": hook.hook_id, **values})
-            post(connection, hook.run_id, f"hook:{hook.hook_id}", "hook", mail)
+            post(connection, hook.run_id, f"hook:{hook.hook_id}", "hook.received", mail)
             return hook
         earlier = _RECEIVED.row(connection, **given)
         if earlier is not None:

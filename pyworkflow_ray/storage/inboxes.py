@@ -32,12 +32,14 @@ _WITH_MAIL = Statement(f"""
 """)
 # Whoever posts meanwhile waits for this lock, and finds that the run has ended.
 _LOCK_RUN = Statement("SELECT 1 FROM runs WHERE run_id = :run_id <for update>")
-# What came for a hook stays: the id of a hook means another hook in another run.
+# What came for a hook or from a child stays: their ids mean others in another run.
 _MOVE = Statement("""
     UPDATE inbox SET run_id = :to_run_id
-    WHERE run_id = :run_id AND read_position IS NULL AND kind <> 'hook' AND NOT EXISTS (
-        SELECT 1 FROM inbox AS there WHERE there.run_id = :to_run_id AND there.dedup_key = inbox.dedup_key
-    )
+    WHERE run_id = :run_id AND read_position IS NULL
+        AND kind IN ('signal.received', 'cancellation.requested')
+        AND NOT EXISTS (
+            SELECT 1 FROM inbox AS there WHERE there.run_id = :to_run_id AND there.dedup_key = inbox.dedup_key
+        )
 """)
 
 
@@ -79,8 +81,8 @@ def move_unread(connection: Connection, run_id: str, to_run_id: str) -> None:
     """What waits in a run's inbox waits in its successor's from now on, in the order of arrival.
 
     To be called between the acceptance of the successor and the append that ends the run, in the same
-    transaction: then nothing that others post meanwhile is lost between the two. What came for a hook is left
-    behind, and so is what the successor was sent under the same key.
+    transaction: then nothing that others post meanwhile is lost between the two. What came for a hook or
+    from a child is left behind, and so is what the successor was sent under the same key.
     """
     _LOCK_RUN.row(connection, run_id=run_id)
     _MOVE.execute(connection, run_id=run_id, to_run_id=to_run_id)

@@ -28,23 +28,6 @@ _TREE = Statement(f"""
     SELECT {COLUMNS} FROM runs WHERE root_run_id = :run_id AND root_run_id <> run_id AND run_id <> :run_id
 """)
 
-# A run with events of its own takes no others.
-_IS_EMPTY = "EXISTS (SELECT 1 FROM runs WHERE run_id = :to_run_id AND position = 0)"
-_COPY_EVENTS = Statement(f"""
-    INSERT INTO events (run_id, position, type, timestamp, data)
-    SELECT :to_run_id, position, type, timestamp, data FROM events
-    WHERE run_id = :run_id AND position < :length AND {_IS_EMPTY}
-    ON CONFLICT DO NOTHING
-""")
-_COPY_LINKS = Statement("""
-    INSERT INTO run_blobs (run_id, hash) SELECT :to_run_id, hash FROM run_blobs WHERE run_id = :run_id
-    ON CONFLICT DO NOTHING
-""")
-_STAND_BEHIND = Statement("""
-    UPDATE runs SET position = (SELECT count(*) FROM events WHERE events.run_id = :to_run_id)
-    WHERE run_id = :to_run_id AND position = 0
-""")
-
 # Back to the first of the chain and on to its last, each step by primary key.
 _CHAIN = Statement(f"""
     WITH RECURSIVE earlier(id, link, place) AS (
@@ -192,16 +175,6 @@ def purge(
 def release_key(connection: Connection, run_id: str) -> bool:
     """Whether there is such a run; it holds no idempotency key any more, and another may have it."""
     return _RELEASE_KEY.execute(connection, run_id=run_id) == 1
-
-
-def fork_history(connection: Connection, run_id: str, to_run_id: str, length: int) -> None:
-    """Begin a new run's history with the first `length` events of another, and the blobs that they need.
-
-    The new run goes on behind them. One that has events already is left as it is.
-    """
-    _COPY_EVENTS.execute(connection, run_id=run_id, to_run_id=to_run_id, length=length)
-    _COPY_LINKS.execute(connection, run_id=run_id, to_run_id=to_run_id)
-    _STAND_BEHIND.execute(connection, to_run_id=to_run_id)
 
 
 def _delete(connection: Connection, run_ids: Sequence[str]) -> int:

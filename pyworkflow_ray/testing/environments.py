@@ -8,10 +8,11 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
+from pyworkflow_ray.actors.activations import RunEnd
 from pyworkflow_ray.actors.payloads import configured_values
 from pyworkflow_ray.client.handles import RunHandle
 from pyworkflow_ray.client.runtimes import LocalRuntime
-from pyworkflow_ray.client.sessions import Session
+from pyworkflow_ray.client.sessions import Session, enter, leave
 from pyworkflow_ray.client.starts import StartOptions, start_run
 from pyworkflow_ray.config import get_config
 from pyworkflow_ray.durations import Duration, parse_duration
@@ -30,9 +31,21 @@ class _Runtime(LocalRuntime):
     """The in-process runtime, whose `start` does not wait for the run."""
 
     name = "test"
+    waiting = 0
+    """How many wait for a run's end."""
+
+    async def wait(self, run: RunRecord) -> RunEnd | None:
+        self.waiting += 1
+        try:
+            return await super().wait(run)
+        finally:
+            self.waiting -= 1
 
     async def start(self, run: RunRecord) -> None:
         await self.coordinator().accept_runs([run])
+
+    async def wake(self, run: RunRecord) -> None:
+        await self.tell(run)
 
 
 class WorkflowEnvironment:
@@ -42,8 +55,8 @@ class WorkflowEnvironment:
     memory. Use it as ``async with WorkflowEnvironment() as env: assert await env.run(order, 42) == ...``.
 
     Args:
-        skip_time: Whether time jumps to what is due next whenever all runs wait; False leaves it to
-            `advance`.
+        skip_time: Whether time jumps to what is due next while the test waits for a run's result and all
+            runs wait for time; False leaves it to `advance`.
         start_time: What time it is at first.
         storage: Another database than one in memory.
         settings: Settings for the runs, such as `default_retries=0`.
@@ -74,6 +87,7 @@ class WorkflowEnvironment:
 
     async def __aenter__(self) -> Self:
         await self._runtime.open()
+        self._entered = enter(self._session)
         if self._skip_time:
             self._skipper = asyncio.get_running_loop().create_task(self._skip())
         return self
@@ -85,6 +99,7 @@ class WorkflowEnvironment:
             self._skipper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._skipper
+        leave(self._entered)
         await self._runtime.coordinator().close()
         self._storage.close()
 
@@ -123,7 +138,7 @@ class WorkflowEnvironment:
     async def _skip(self) -> None:
         while True:
             next_at = self.clock.next_at()
-            if next_at is not None and self._is_settled():
+            if next_at is not None and self._runtime.waiting and self._is_settled():
                 self.clock.set_forward(next_at)
                 await asyncio.sleep(0)
             else:

@@ -173,7 +173,7 @@ def test_a_delivery_is_received_and_posted_to_the_run(storage: Storage) -> None:
     assert hook.received_at >= created.created_at
     assert read(storage, get_hook, "secret") == hook
     expected = {"hook_id": "approval#1", "payload": {"approved": True}}
-    assert _mail(storage) == [("hook:approval#1", "hook", expected)]
+    assert _mail(storage) == [("hook:approval#1", "hook.received", expected)]
 
 
 def test_values_are_passed_on_to_the_letter(storage: Storage) -> None:

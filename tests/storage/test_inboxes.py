@@ -21,7 +21,7 @@ from tests.storage.builders import accepted, appended, claimed, new_append, new_
 def test_rows_are_unread_in_the_order_of_arrival(storage: Storage) -> None:
     accepted(storage)
     for number in range(5):
-        assert write(storage, post, "run_1", f"key-{number}", "signal", f'{{"n":{number}}}'.encode())
+        assert write(storage, post, "run_1", f"key-{number}", "signal.received", f'{{"n":{number}}}'.encode())
 
     rows = read(storage, unread, "run_1")
 
@@ -50,11 +50,11 @@ def test_a_dedup_key_holds_also_after_it_was_read(storage: Storage) -> None:
 
 def test_an_ended_run_takes_nothing_and_leaves_nothing_unread(storage: Storage) -> None:
     run = claimed(storage)
-    write(storage, post, "run_1", "too late", "signal", "{}")
+    write(storage, post, "run_1", "too late", "signal.received", "{}")
     appended(storage, run, "workflow.completed", changes={"status": RunStatus.COMPLETED}, release=True)
 
     assert read(storage, unread, "run_1") == []
-    assert not write(storage, post, "run_1", "key", "signal", "{}")
+    assert not write(storage, post, "run_1", "key", "signal.received", "{}")
 
 
 def test_posting_to_no_run_has_no_effect(storage: Storage) -> None:
@@ -66,7 +66,7 @@ def test_the_runs_that_have_mail_are_those_that_can_still_read_it(storage: Stora
         claimed(storage, f"run_{number}")
     for number in (0, 1, 2):
         for key in ("a", "b"):
-            write(storage, post, f"run_{number}", key, "signal", "{}")
+            write(storage, post, f"run_{number}", key, "signal.received", "{}")
     ids = [row.id for row in read(storage, unread, "run_1")]
     appended(storage, claimed(storage, "run_1"), "signal.received", read_inbox=ids)
     appended(storage, claimed(storage, "run_2"), changes={"status": RunStatus.FAILED}, release=True)
@@ -87,7 +87,7 @@ def _continue(connection: Connection, run: RunRecord, successor: str) -> None:
 def test_what_a_run_has_not_read_its_successor_reads_in_the_same_order(storage: Storage) -> None:
     run = claimed(storage)
     for key in ("read", "c", "a", "b"):
-        write(storage, post, "run_1", key, "signal", f'{{"key":"{key}"}}')
+        write(storage, post, "run_1", key, "signal.received", f'{{"key":"{key}"}}')
     first = read(storage, unread, "run_1")[0]
     run = appended(storage, run, "signal.received", read_inbox=[first.id])
 
@@ -95,17 +95,17 @@ def test_what_a_run_has_not_read_its_successor_reads_in_the_same_order(storage: 
         write(storage, _continue, run, "run_2")
 
     assert read(storage, unread, "run_1") == []
-    write(storage, post, "run_2", "d", "signal", "{}")
+    write(storage, post, "run_2", "d", "signal.received", "{}")
     rows = read(storage, unread, "run_2")
     assert [row.dedup_key for row in rows] == ["c", "a", "b", "d"]
     assert rows[0].data == '{"key":"c"}'
-    assert not write(storage, post, "run_2", "a", "signal", "{}"), "its key has moved with it"
+    assert not write(storage, post, "run_2", "a", "signal.received", "{}"), "its key has moved with it"
 
 
 def test_mail_stays_when_the_run_does_not_end(storage: Storage) -> None:
     stale = claimed(storage, ttl=0)
     claimed(storage, owner="process-2")
-    write(storage, post, "run_1", "a", "signal", "{}")
+    write(storage, post, "run_1", "a", "signal.received", "{}")
 
     with pytest.raises(FencedError):
         write(storage, _continue, stale, "run_2")
@@ -119,9 +119,9 @@ def test_a_successor_is_not_told_again_what_it_was_told_itself_nor_what_came_for
 ) -> None:
     accepted(storage, "run_1")
     accepted(storage, "run_2")
-    write(storage, post, "run_1", "key", "signal", "{}")
-    write(storage, post, "run_1", "hook:approval#1", "hook", "{}")
-    write(storage, post, "run_2", "key", "signal", '{"its":"own"}')
+    write(storage, post, "run_1", "key", "signal.received", "{}")
+    write(storage, post, "run_1", "hook:approval#1", "hook.received", "{}")
+    write(storage, post, "run_2", "key", "signal.received", '{"its":"own"}')
 
     write(storage, move_unread, "run_1", "run_2")
 

@@ -19,7 +19,6 @@ from pyworkflow_ray.storage.hooks import NewHook, create_hook
 from pyworkflow_ray.storage.inboxes import post
 from pyworkflow_ray.storage.runs import (
     delete_run,
-    fork_history,
     get_chain,
     get_children,
     get_run,
@@ -280,46 +279,6 @@ def test_a_tree_is_a_run_and_all_below_it_oldest_first(storage: Storage) -> None
     assert tree == ["root", "child", "a grandchild", "later"]
     assert [run.run_id for run in read(storage, get_tree, "child")] == ["child"]
     assert read(storage, get_tree, "unknown") == []
-
-
-def test_a_fork_begins_with_the_first_events_of_another_run(storage: Storage) -> None:
-    run = claimed(storage)
-    appended(storage, run, *["step.started", "step.completed"] * 3, blobs=[("hash", b"large")])
-
-    def fork(connection: Connection, length: int) -> None:
-        accept(connection, new_run("run_2"))
-        fork_history(connection, "run_1", "run_2", length)
-
-    for _ in range(2):
-        write(storage, fork, 3)
-
-    assert read(storage, read_events, "run_2") == read(storage, read_events, "run_1")[:3]
-    write(storage, delete_run, "run_1")
-    assert read(storage, load_blob, "hash") == b"large"
-    forked = claimed(storage, "run_2")
-    assert forked.position == 3
-    after = appended(storage, forked, "step.completed")
-    assert after.position == read(storage, count_events, "run_2") == 4
-
-
-def test_a_fork_that_is_run_again_leaves_what_the_run_has_written_since(storage: Storage) -> None:
-    appended(storage, claimed(storage), *["step.started"] * 5)
-    accepted(storage, "run_2")
-    write(storage, fork_history, "run_1", "run_2", 2)
-    appended(storage, claimed(storage, "run_2"), "step.failed")
-    history = read(storage, read_events, "run_2")
-
-    write(storage, fork_history, "run_1", "run_2", 5)
-
-    assert read(storage, read_events, "run_2") == history
-    assert [row[2] for row in history] == ["step.started", "step.started", "step.failed"]
-
-
-def test_a_fork_is_no_longer_than_what_it_is_made_of(storage: Storage) -> None:
-    appended(storage, claimed(storage), "step.started")
-    accepted(storage, "run_2")
-    write(storage, fork_history, "run_1", "run_2", 99)
-    assert claimed(storage, "run_2").position == 1
 
 
 def test_a_read_sees_one_snapshot(shared_url: str) -> None:

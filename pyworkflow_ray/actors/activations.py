@@ -1,0 +1,226 @@
+"""What one turn of a drive brought about, and the one transaction that writes all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from pyworkflow_ray import values
+from pyworkflow_ray.actors.engines import Engine
+from pyworkflow_ray.actors.mail import CANCEL_KEY, Mail
+from pyworkflow_ray.actors.payloads import Payloads
+from pyworkflow_ray.actors.requests import child_of, label, successor_of
+from pyworkflow_ray.engine.commands import CancelChild, Command, ContinueRun, CreateHook, StartChild
+from pyworkflow_ray.engine.events import (
+    AttributesSet,
+    CancellationRequested,
+    ChildCancelled,
+    ChildCompleted,
+    ChildFailed,
+    Event,
+    HookDisposed,
+    SignalReceived,
+    WorkflowCancelled,
+    WorkflowCompleted,
+    WorkflowContinuedAsNew,
+    WorkflowFailed,
+    WorkflowInterrupted,
+    WorkflowStarted,
+    encode_data,
+    failure_fields,
+    type_of,
+)
+from pyworkflow_ray.failures import Failure
+from pyworkflow_ray.schemas import schema_text
+from pyworkflow_ray.statuses import RunStatus
+from pyworkflow_ray.storage.acceptances import NewRun, accept
+from pyworkflow_ray.storage.codes import Code, save_code
+from pyworkflow_ray.storage.histories import Append, append
+from pyworkflow_ray.storage.hooks import NewHook, create_hook
+from pyworkflow_ray.storage.inboxes import move_unread
+from pyworkflow_ray.storage.records import RunRecord
+
+
+_STATUSES = {status.value for status in RunStatus}
+
+
+class RunEnd(msgspec.Struct, frozen=True):
+    """How a drive ended: the run's status then, with its result or failure when it has ended for good."""
+
+    run_id: str
+    status: str
+    result: bytes | None = None
+    failure: Failure | None = None
+    reason: str = ""
+    continued_to: str = ""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the run has ended for good."""
+        return RunStatus(self.status).is_terminal if self.status in _STATUSES else False
+
+
+@dataclass(slots=True)
+class Activation:
+    """Events, what follows from them in other tables, and the commands to act on after the commit."""
+
+    commands: list[Command] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    rows: list[tuple[datetime, str, bytes]] = field(default_factory=list)
+    blobs: list[tuple[str, bytes | None]] = field(default_factory=list)
+    changes: dict[str, Any] = field(default_factory=dict)
+    read_inbox: list[int] = field(default_factory=list)
+    hooks: list[tuple[NewHook, Code | None]] = field(default_factory=list)
+    disposed: list[str] = field(default_factory=list)
+    new_runs: list[NewRun] = field(default_factory=list)
+    successor: NewRun | None = None
+    mail: list[Mail] = field(default_factory=list)
+    appended: int = 0
+    begun: list[RunRecord] = field(default_factory=list)
+    """After the commit: the runs that it has made."""
+    conflicts: dict[str, str] = field(default_factory=dict)
+    """After the commit: hooks whose token is another run's, and that run."""
+
+    def record(self, event: Event, at: datetime, payloads: Payloads, attributes: dict[str, Any]) -> None:
+        """Add an event, with what it changes in the run's row."""
+        stored, blobs = payloads.split(event)
+        self.events.append(event)
+        self.blobs.extend(blobs)
+        self.rows.append((at, type_of(stored), encode_data(stored)))
+        match stored:
+            case WorkflowStarted():
+                self.changes |= {"status": RunStatus.RUNNING, "started_at": at, "wake_at": None}
+            case WorkflowInterrupted(recovery_attempt=attempt):
+                self.changes |= {"status": RunStatus.RUNNING, "recovery_attempts": attempt}
+            case WorkflowCompleted(result=result):
+                nothing = {"error": None, "error_type": None}
+                self._ended(RunStatus.COMPLETED, at, result=bytes(result), **nothing)
+            case WorkflowFailed(error=error, error_type=error_type):
+                self._ended(RunStatus.FAILED, at, error=error, error_type=error_type)
+            case WorkflowCancelled(reason=reason):
+                self._ended(RunStatus.CANCELLED, at, error=reason or None, error_type="CancellationError")
+            case WorkflowContinuedAsNew(new_run_id=following):
+                # The key goes with the work: it names the run in which that goes on.
+                others = {"continued_to_run_id": following, "idempotency_key": None}
+                self._ended(RunStatus.CONTINUED_AS_NEW, at, **others)
+            case AttributesSet():
+                self.changes["attributes"] = label(attributes)
+            case HookDisposed(hook_id=hook_id):
+                self.disposed.append(hook_id)
+
+    def _ended(self, status: RunStatus, at: datetime, **changes: Any) -> None:
+        self.changes |= {"status": status, "completed_at": at, "wake_at": None, **changes}
+
+    def prepare(self, run: RunRecord, engine: Engine, pack: Callable[[Any, str], Code]) -> None:
+        """Make of the commands what the commit writes into other tables than the history."""
+        for command in self.commands:
+            match command:
+                case CreateHook():
+                    self.hooks.append(new_hook(command, pack))
+                case StartChild(child_id=child_id, child_run_id=run_id, definition=definition):
+                    code = pack(definition, f"child workflow {definition.name!r}")
+                    args, kwargs = bytes(command.args), bytes(command.kwargs)
+                    self.new_runs.append(
+                        child_of(run, engine, definition, code, child_id, run_id, args, kwargs)
+                    )
+                case CancelChild(child_run_id=run_id, reason=reason):
+                    request = CancellationRequested(reason=reason, requested_by=run.run_id)
+                    self.mail.append(Mail(run_id, CANCEL_KEY, request))
+                case ContinueRun(new_run_id=run_id):
+                    args, kwargs = bytes(command.args), bytes(command.kwargs)
+                    self.successor = successor_of(run, engine, run_id, args, kwargs)
+                    for number, (name, payload) in enumerate(command.signals):
+                        unread = SignalReceived(name=name, payload=payload)
+                        self.mail.append(Mail(run_id, f"unread:{number}", unread))
+                case _:
+                    pass
+        end = end_of(run.run_id, self.events)
+        if end is not None and run.parent_run_id is not None and run.child_id is not None:
+            outcome = _outcome_of(run, run.child_id, end)
+            if outcome is not None:
+                self.mail.append(Mail(run.parent_run_id, f"child:{run.child_id}", outcome))
+
+    def write(self, connection: Any, new: Append) -> bool:
+        """Write all of it; the answer is `append`'s."""
+        self.conflicts.clear()
+        if self.successor is not None:
+            self.begun = [accept(connection, self.successor).run]
+            for mail in self.mail:
+                mail.post(connection)  # what was received and not read comes before what was not received
+            move_unread(connection, new.run_id, self.successor.run_id)
+        is_unread = append(connection, new)
+        if self.hooks:
+            self._write_hooks(connection, new.run_id)
+        if self.successor is None:
+            self.begun = [accept(connection, run).run for run in self.new_runs]
+            for mail in self.mail:
+                mail.post(connection)
+        return is_unread
+
+    def _write_hooks(self, connection: Any, run_id: str) -> None:
+        for hook, code in self.hooks:
+            if code is not None:
+                save_code(connection, code)
+            holder = create_hook(connection, run_id, hook)
+            if holder is not None:
+                self.conflicts[hook.hook_id] = holder
+
+
+def new_hook(command: CreateHook, pack: Callable[[Any, str], Code]) -> tuple[NewHook, Code | None]:
+    """The hook's row, and the code of its schema."""
+    code = None if command.schema is None else pack(command.schema, f"the schema of hook {command.name!r}")
+    hook = NewHook(
+        hook_id=command.hook_id,
+        token=command.token,
+        name=command.name,
+        expires_at=command.expires_at,
+        payload_schema=schema_text(command.schema),
+        schema_hash=None if code is None else code.hash,
+        metadata=None if bytes(command.metadata) == b"null" else bytes(command.metadata).decode(),
+    )
+    return hook, code
+
+
+def _outcome_of(run: RunRecord, child_id: str, end: RunEnd) -> Event | None:
+    """What the parent learns; nothing of a run that goes on in another."""
+    told: dict[str, Any] = {"child_id": child_id, "child_run_id": run.run_id, "child_workflow_name": run.workflow_name}
+    if end.status == RunStatus.COMPLETED.value:
+        return ChildCompleted(**told, result=Raw(end.result or b"null"))
+    if end.status == RunStatus.CANCELLED.value:
+        return ChildCancelled(**told, reason=end.reason)
+    if end.failure is not None:
+        return ChildFailed(**told, **failure_fields(end.failure))
+    return None
+
+
+def end_of(run_id: str, events: list[Event]) -> RunEnd | None:
+    """How the run has ended, if the last of these events ends it."""
+    match events[-1] if events else None:
+        case WorkflowCompleted(result=result):
+            return RunEnd(run_id, RunStatus.COMPLETED.value, bytes(result))
+        case WorkflowFailed() as failed:
+            return RunEnd(run_id, RunStatus.FAILED.value, failure=failed.failure)
+        case WorkflowCancelled(reason=reason):
+            return RunEnd(run_id, RunStatus.CANCELLED.value, reason=reason)
+        case WorkflowContinuedAsNew(new_run_id=following):
+            return RunEnd(run_id, RunStatus.CONTINUED_AS_NEW.value, continued_to=following)
+        case _:
+            return None
+
+
+def blob_links(event: Event) -> list[tuple[str, None]]:
+    """Blobs that another run has stored, and that this one's history refers to as well."""
+    names = ("args", "kwargs", "result", "value", "payload")
+    values_of_event = (getattr(event, name, None) for name in names)
+    return links_to(*(bytes(value) for value in values_of_event if isinstance(value, Raw)))
+
+
+def links_to(*texts: bytes) -> list[tuple[str, None]]:
+    """The blobs that these encoded values refer to."""
+    digests = (values.blob_reference(text) for text in texts)
+    return [(digest, None) for digest in digests if digest is not None]

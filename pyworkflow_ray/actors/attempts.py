@@ -1,0 +1,139 @@
+"""The attempts of a run's steps: those that are under way, those that are due later, those that have ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime
+
+from msgspec import Raw
+
+from pyworkflow_ray import values
+from pyworkflow_ray.actors.dispatchers import Ticket
+from pyworkflow_ray.actors.hosts import Host
+from pyworkflow_ray.actors.runner import KILL_GRACE, Attempt
+from pyworkflow_ray.engine.attempts import AttemptFailed, AttemptOutcome
+from pyworkflow_ray.engine.conclusions import PendingStep
+from pyworkflow_ray.exceptions import WorkerDiedError
+from pyworkflow_ray.failures import capture
+from pyworkflow_ray.storage.records import RunRecord
+
+Arrived = tuple[str, int, AttemptOutcome]
+"""A step's id, an attempt's number, and what it came to."""
+
+
+class Attempts:
+    """One run's attempts.
+
+    Args:
+        host: What the coordinator lends.
+        run: The run's row.
+        on_arrival: Called when one has ended.
+    """
+
+    def __init__(self, host: Host, run: RunRecord, on_arrival: Callable[[], None]) -> None:
+        self._host, self._run, self._on_arrival = host, run, on_arrival
+        self._tickets: dict[str, Ticket] = {}
+        self._retries: dict[str, datetime] = {}
+        self._arrived: list[Arrived] = []
+
+    @property
+    def under_way(self) -> int:
+        """How many run now."""
+        return len(self._tickets)
+
+    @property
+    def arrived(self) -> int:
+        """How many have ended and are not fed yet."""
+        return len(self._arrived)
+
+    def take_arrived(self) -> list[Arrived]:
+        """Those that have ended since this was last called."""
+        arrived, self._arrived = self._arrived, []
+        return arrived
+
+    def retry_at(self, step_id: str, at: datetime) -> None:
+        """Have the step's next attempt made then."""
+        self._retries[step_id] = at
+
+    def dues(self) -> list[datetime]:
+        """When further attempts are to be made."""
+        return list(self._retries.values())
+
+    def take_due(self, now: datetime) -> list[str]:
+        """The steps whose next attempt is due."""
+        due = [step_id for step_id, due_at in self._retries.items() if due_at <= now]
+        for step_id in due:
+            del self._retries[step_id]
+        return due
+
+    def drop(self) -> None:
+        """Stop them all."""
+        for ticket in self._tickets.values():
+            ticket.cancel()
+        self._tickets.clear()
+
+    async def resume(self, pending: PendingStep) -> None:
+        """Go on with a step that the history leaves without an outcome."""
+        step_id = pending.command.step_id
+        if step_id in self._tickets or step_id in self._retries:
+            return  # dispatched in the turn that recorded the interruption
+        if pending.is_lost:
+            error = WorkerDiedError(
+                f"The coordinator of run {self._run.run_id!r} went away while step {step_id!r} ran, and the step "
+                "is not idempotent: it is not run again."
+            )
+            lost = AttemptFailed(failure=capture(error), cause="worker_died")
+            self._arrive(step_id, pending.attempt, lost)
+        elif pending.retry_at is not None and pending.retry_at > self._host.clock.now():
+            self._retries[step_id] = pending.retry_at
+        else:
+            await self.dispatch(pending)
+
+    async def dispatch(self, pending: PendingStep) -> None:
+        """Make the step's present attempt."""
+        command = pending.command
+        options = command.options
+        attempt = Attempt(
+            run_id=self._run.run_id,
+            workflow_name=self._run.workflow_name,
+            step_id=command.step_id,
+            step_name=command.step_name,
+            attempt=pending.attempt,
+            args=await self._resolve(command.args),
+            kwargs=await self._resolve(command.kwargs),
+            timeout=None if options.timeout is None else options.timeout.total_seconds(),
+            payload_limit=self._host.engine.payload_limit,
+            payload_codec=self._host.engine.payload_codec,
+            worker_ttl=self._host.engine.worker_ttl.total_seconds(),
+            namespace=self._host.engine.namespace,
+            coordinator=self._run.coordinator or "",
+        )
+        self._retries.pop(command.step_id, None)
+        self._tickets[command.step_id] = self._host.dispatcher.dispatch(
+            attempt,
+            command.function,
+            options,
+            lambda outcome: self._arrive(attempt.step_id, attempt.attempt, outcome),
+        )
+
+    async def _resolve(self, value: Raw) -> bytes:
+        data = bytes(value)
+        if values.blob_reference(data) is None:
+            return data
+        return await asyncio.to_thread(self._host.payloads.resolve, data)
+
+    def _arrive(self, step_id: str, attempt: int, outcome: AttemptOutcome) -> None:
+        self._tickets.pop(step_id, None)
+        self._arrived.append((step_id, attempt, outcome))
+        self._on_arrival()
+
+    def cancel(self, step_id: str, on_cancel: str) -> None:
+        """Let a step's attempt go that the run no longer waits for, as the step's `on_cancel` says."""
+        self._retries.pop(step_id, None)
+        ticket = self._tickets.pop(step_id, None)
+        if ticket is None or on_cancel == "abandon":
+            return
+        ticket.cancel()
+        if on_cancel != "interrupt":
+            asyncio.get_running_loop().call_later(KILL_GRACE, ticket.cancel, True)

@@ -1,0 +1,85 @@
+"""The hook registry: takes payloads for hooks, from whoever has a token.
+
+It holds nothing. A payload is checked, then stored with the hook's new status and a row in the run's inbox, in
+one transaction; after that the sender is answered, and the run's coordinator told. Kill it in between:
+the row is there, and the sweep finds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from pyworkflow_ray.actors.codes import CodeLoader
+from pyworkflow_ray.actors.engines import Engine
+from pyworkflow_ray.actors.payloads import configured_values
+from pyworkflow_ray.exceptions import HookNotFoundError
+from pyworkflow_ray.schemas import validated
+from pyworkflow_ray.storage.codes import load_code
+from pyworkflow_ray.storage.hooks import HookRecord, deliver, get_hook
+from pyworkflow_ray.storage.storages import Storage
+
+
+class HookRegistry:
+    """Takes payloads for the hooks of a storage.
+
+    Args:
+        engine: The settings of all actors.
+        wake: Has a run look into its inbox; it may fail, since the sweep finds the row.
+        storage: Where the hooks are; opened from `engine` by default.
+    """
+
+    def __init__(self, engine: Engine, wake: Callable[[str], None], storage: Storage | None = None) -> None:
+        self.engine = engine
+        self._wake = wake
+        self._opened = storage
+        self._loader = CodeLoader()
+
+    async def resume(self, token: str, payload: bytes, delivery_key: str) -> tuple[str, str]:
+        """Give a hook its payload; the ids of the run and the hook.
+
+        Args:
+            payload: The value, encoded.
+            delivery_key: The same for the same delivery: a second one has no effect.
+
+        Raises:
+            HookValidationError: The payload does not fit the hook's schema; nothing was stored.
+            HookNotFoundError, HookExpiredError, HookAlreadyReceivedError: The hook takes none.
+        """
+        storage = self._storage()
+        hook = await asyncio.to_thread(storage.read, lambda connection: get_hook(connection, token))
+        if hook is None:
+            raise HookNotFoundError(token)
+        if hook.schema_hash is not None:
+            await asyncio.to_thread(self._validate, hook, hook.schema_hash, payload)
+        return await self._deliver(token, delivery_key, f'{{"payload":{payload.decode()}}}')
+
+    async def reject(self, token: str, failure: bytes, delivery_key: str) -> tuple[str, str]:
+        """Let the workflow see an error where it waits for the hook; as `resume` otherwise.
+
+        Args:
+            failure: The error as `failures` tells it, as JSON.
+        """
+        return await self._deliver(token, delivery_key, f'{{"failure":{failure.decode()}}}')
+
+    async def _deliver(self, token: str, delivery_key: str, data: str) -> tuple[str, str]:
+        hook = await self._storage().write(lambda connection: deliver(connection, token, delivery_key, data))
+        self._wake(hook.run_id)
+        return hook.run_id, hook.hook_id
+
+    def _validate(self, hook: HookRecord, schema_hash: str, payload: bytes) -> None:
+        code = self._storage().read(lambda connection: load_code(connection, schema_hash))
+        if code is None:
+            return  # the workflow validates it, too
+        values = configured_values(self.engine.payload_codec, self.engine.payload_limit)
+        validated(self._loader.load(code), values.decode(payload), hook.name)
+
+    def _storage(self) -> Storage:
+        if self._opened is None:
+            self._opened = self.engine.open_storage()
+        return self._opened
+
+    async def status(self) -> dict[str, Any]:
+        """Whether it is there, for tools."""
+        return {"storage": self._storage().url}

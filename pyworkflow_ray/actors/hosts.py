@@ -1,0 +1,81 @@
+"""What a coordinator lends the runs that it drives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from loguru import logger
+
+from pyworkflow_ray.actors.codes import CodeLoader, source_changed
+from pyworkflow_ray.actors.dispatchers import Dispatcher
+from pyworkflow_ray.actors.engines import Engine
+from pyworkflow_ray.actors.payloads import Payloads
+from pyworkflow_ray.clock import Clock
+from pyworkflow_ray.engine.executions import Execution, Limits
+from pyworkflow_ray.exceptions import WorkflowError
+from pyworkflow_ray.storage.codes import Code, load_code
+from pyworkflow_ray.storage.records import RunRecord
+from pyworkflow_ray.storage.storages import Storage
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What a coordinator lends its drives."""
+
+    engine: Engine
+    owner: str
+    storage: Storage
+    dispatcher: Dispatcher
+    clock: Clock
+    payloads: Payloads
+    loader: CodeLoader
+    threads: Executor
+    on_suspended: Callable[[str, datetime | None], None]
+    pack: Callable[[Any, str], Code]
+    begin: Callable[[RunRecord], object]
+    """Drive a run that was accepted with this coordinator's lease."""
+    deliver: Callable[[str], None]
+    """Have a run look into its inbox, wherever it is."""
+    is_here: Callable[[str], bool]
+
+
+def limits_of(run: RunRecord, engine: Engine) -> Limits:
+    """The bounds of a run."""
+    return Limits(
+        default_retries=engine.default_retries,
+        max_losses=run.max_recovery_attempts if run.recover_on_worker_loss else 0,
+        max_duration=None if run.max_duration is None else timedelta(seconds=run.max_duration),
+        max_nesting_depth=engine.max_nesting_depth,
+    )
+
+
+def load_definition(host: Host, run: RunRecord) -> Any:
+    """A run's workflow, from the code that the run carries."""
+    code_hash = run.code_hash or ""
+    definition = host.loader.get(code_hash)
+    if definition is None:
+        code = host.storage.read(lambda connection: load_code(connection, code_hash))
+        if code is None:
+            raise WorkflowError(f"The code of run {run.run_id!r} is not in the storage (hash {code_hash!r}).")
+        definition = host.loader.load(code)
+        if source_changed(code, definition):
+            logger.warning(
+                "Run {} goes on with code of {} that is not what it was when the run started",
+                run.run_id,
+                code.reference,
+            )
+    return definition
+
+
+def execution_of(host: Host, run: RunRecord, definition: Any) -> Execution:
+    """A fresh execution of a run's workflow."""
+    function = getattr(definition, "fn", definition)
+    execution = Execution(run.run_id, function, host.payloads, limits_of(run, host.engine))
+    execution.is_durable = run.durable
+    execution.nesting_depth = run.nesting_depth
+    execution.check_arguments = getattr(definition, "check_arguments", None)
+    return execution

@@ -1,0 +1,110 @@
+"""What a new run's row says: of a run that a client starts, a child, or a successor."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from pyworkflow_ray import values
+from pyworkflow_ray.actors.engines import Engine
+from pyworkflow_ray.actors.payloads import split_value
+from pyworkflow_ray.storage.acceptances import NewRun
+from pyworkflow_ray.storage.codes import Code
+from pyworkflow_ray.storage.records import RunRecord
+
+
+def new_run(
+    engine: Engine, definition: Any, code: Code, run_id: str, args: bytes, kwargs: bytes, **others: Any
+) -> NewRun:
+    """A run of a workflow, with the workflow's options over the engine's defaults.
+
+    Args:
+        args, kwargs: The arguments, encoded.
+        others: Further fields of the run; `durable` of None leaves that to the workflow.
+    """
+    own = definition.workflow_options
+    durable = next(
+        (d for d in (others.pop("durable", None), own.durable) if d is not None), engine.default_durable
+    )
+    recover, attempts = own.recover_on_worker_loss, own.max_recovery_attempts
+    return NewRun(
+        run_id=run_id,
+        workflow_name=definition.name,
+        code_hash=code.hash,
+        code=code,
+        durable=durable,
+        tags=label(list(own.tags) or None),
+        max_duration=None if own.max_duration is None else own.max_duration.total_seconds(),
+        recover_on_worker_loss=engine.default_recover_on_worker_loss if recover is None else recover,
+        max_recovery_attempts=engine.default_max_recovery_attempts if attempts is None else attempts,
+        **_input(engine, args, kwargs),
+        **({"owner_lease": engine.lease_ttl.total_seconds()} | others),
+    )
+
+
+def child_of(
+    parent: RunRecord,
+    engine: Engine,
+    definition: Any,
+    code: Code,
+    child_id: str,
+    run_id: str,
+    args: bytes,
+    kwargs: bytes,
+) -> NewRun:
+    """A child run, which lives with its parent."""
+    return new_run(
+        engine,
+        definition,
+        code,
+        run_id,
+        args,
+        kwargs,
+        parent_run_id=parent.run_id,
+        root_run_id=parent.root_run_id,
+        nesting_depth=parent.nesting_depth + 1,
+        child_id=child_id,
+        coordinator=parent.coordinator,
+        environment=parent.environment,
+    )
+
+
+def successor_of(run: RunRecord, engine: Engine, run_id: str, args: bytes, kwargs: bytes) -> NewRun:
+    """The run in which this one continues: all of it but the history, the key included."""
+    return NewRun(
+        run_id=run_id,
+        continued_from_run_id=run.run_id,
+        idempotency_key=run.idempotency_key,
+        owner_lease=engine.lease_ttl.total_seconds(),
+        root_run_id=run_id if run.root_run_id == run.run_id else run.root_run_id,
+        **_kept(run),
+        **_input(engine, args, kwargs),
+    )
+
+
+_KEPT = (
+    *("workflow_name", "code_hash", "durable", "environment", "coordinator", "parent_run_id", "child_id"),
+    *("nesting_depth", "metadata", "attributes", "tags", "max_duration"),
+    *("recover_on_worker_loss", "max_recovery_attempts"),
+)
+
+
+def _kept(run: RunRecord) -> dict[str, Any]:
+    return {name: getattr(run, name) for name in _KEPT}
+
+
+def _input(engine: Engine, args: bytes, kwargs: bytes) -> dict[str, Any]:
+    stored_args, args_blob = split_value(args, engine.blob_threshold)
+    stored_kwargs, kwargs_blob = split_value(kwargs, engine.blob_threshold)
+    return {
+        "input_args": stored_args.decode(),
+        "input_kwargs": stored_kwargs.decode(),
+        "input_hash": hashlib.sha256(args + b"\0" + kwargs).hexdigest(),
+        "blobs": [blob for blob in (args_blob, kwargs_blob) if blob is not None],
+    }
+
+
+def label(value: Any) -> str | None:
+    """A label as it is stored. Labels are for tools to show and to search, and are not sealed; what is secret
+    is an argument."""
+    return None if value is None else values.encode(value).decode()

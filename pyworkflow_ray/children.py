@@ -1,0 +1,126 @@
+"""Runs that a run starts, and that belong to it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Generic, Literal, TypeVar, overload
+
+from pyworkflow_ray.context import require_execution
+from pyworkflow_ray.engine.children import PARENT_CLOSE, Child
+from pyworkflow_ray.engine.events import ChildCancelled, ChildCompleted
+from pyworkflow_ray.engine.executions import Execution
+from pyworkflow_ray.exceptions import ConfigurationError
+from pyworkflow_ray.statuses import RunStatus
+from pyworkflow_ray.workflows import WorkflowFunction, as_workflow
+
+T = TypeVar("T")
+
+
+class ChildWorkflowHandle(Generic[T]):
+    """A child run that goes on beside its parent; for the parent's code alone.
+
+    What it tells is what the parent's history holds, so that it is the same in every replay.
+    """
+
+    def __init__(self, execution: Execution, child: Child) -> None:
+        self._execution, self._child = execution, child
+        self.child_id = child.command.child_id
+        self.child_run_id = child.command.child_run_id
+        self.child_workflow_name = child.name
+        self.parent_run_id = execution.run_id
+
+    async def result(self, timeout: float | None = None) -> T:
+        """What the child returned; it goes on when `timeout` (in seconds) is over first.
+
+        Raises:
+            ChildWorkflowFailedError: The child failed, or was cancelled; its own error is the cause.
+            TimeoutError: It has not ended in time.
+        """
+        async with asyncio.timeout(timeout):
+            value: T = await self._execution.children.outcome(self._child)
+        return value
+
+    async def get_status(self) -> RunStatus:
+        """Whether the child goes on (`RUNNING`), or how it has ended."""
+        match self._child.outcome:
+            case None:
+                return RunStatus.RUNNING
+            case ChildCompleted():
+                return RunStatus.COMPLETED
+            case ChildCancelled():
+                return RunStatus.CANCELLED
+            case _:
+                return RunStatus.FAILED
+
+    async def is_running(self) -> bool:
+        """Whether the child has not ended."""
+        return self._child.outcome is None
+
+    async def is_terminal(self) -> bool:
+        """Whether the child has ended."""
+        return self._child.outcome is not None
+
+    async def cancel(self, reason: str | None = None) -> bool:
+        """Ask the child to cancel; False when it has ended. `result` tells what it made of that."""
+        if self._child.outcome is not None:
+            return False
+        self._execution.children.cancel(self._child, reason or "its parent asked for it")
+        return True
+
+    def __repr__(self) -> str:
+        return f"<child {self.child_id!r} ({self.child_run_id})>"
+
+
+@overload
+async def start_child_workflow(
+    fn: WorkflowFunction[..., T],
+    /,
+    *args: Any,
+    wait_for_completion: Literal[True] = True,
+    parent_close: str = "cancel",
+    **kwargs: Any,
+) -> T: ...
+@overload
+async def start_child_workflow(
+    fn: WorkflowFunction[..., T],
+    /,
+    *args: Any,
+    wait_for_completion: Literal[False],
+    parent_close: str = "cancel",
+    **kwargs: Any,
+) -> ChildWorkflowHandle[T]: ...
+@overload
+async def start_child_workflow(
+    fn: Any, /, *args: Any, wait_for_completion: bool = True, parent_close: str = "cancel", **kwargs: Any
+) -> Any: ...
+async def start_child_workflow(
+    fn: Any, /, *args: Any, wait_for_completion: bool = True, parent_close: str = "cancel", **kwargs: Any
+) -> Any:
+    """Start a run of another workflow (or of this one) as a child of this run.
+
+    Args:
+        fn: A `@workflow` function, a `Workflow` class, or a workflow's name.
+        args, kwargs: Its arguments.
+        wait_for_completion: True gives the child's result; False a `ChildWorkflowHandle` at once.
+        parent_close: What becomes of the child when this run ends or is cancelled first: "cancel" asks it to
+            cancel, "abandon" lets it go on, "wait" has this run end no sooner than the child.
+
+    Raises:
+        ChildWorkflowFailedError: The child failed, or was cancelled; its own error is the cause.
+        MaxNestingDepthError: Children are nested deeper than `max_nesting_depth`.
+        StepValidationError: The arguments do not fit the child's signature.
+    """
+    execution = require_execution("start_child_workflow")
+    execution.require_durable("start_child_workflow()")
+    definition = as_workflow(fn)
+    if parent_close not in PARENT_CLOSE:
+        raise ConfigurationError(
+            f"parent_close is {parent_close!r}: give one of {', '.join(map(repr, PARENT_CLOSE))}."
+        )
+    checked_args, checked_kwargs = definition.check_arguments(args, kwargs)
+    child = await execution.recorded_call(
+        lambda: execution.children.start(definition, checked_args, checked_kwargs, parent_close)
+    )
+    if not wait_for_completion:
+        return ChildWorkflowHandle(execution, child)
+    return await execution.call_child(child)

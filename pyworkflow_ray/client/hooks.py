@@ -1,0 +1,146 @@
+"""Answering hooks, from any process that has their tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from pyworkflow_ray import values
+from pyworkflow_ray.client.handles import refuse_in_workflow
+from pyworkflow_ray.client.loops import run_sync
+from pyworkflow_ray.client.sessions import session
+from pyworkflow_ray.exceptions import InvalidTokenError
+from pyworkflow_ray.failures import capture
+from pyworkflow_ray.schemas import plain
+from pyworkflow_ray.statuses import HookStatus
+from pyworkflow_ray.storage import hooks
+from pyworkflow_ray.storage.hooks import HookRecord
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeResult:
+    """A payload that was accepted: nothing can lose it any more."""
+
+    run_id: str
+    hook_id: str
+    status: str = "resumed"
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """A hook as its row tells it. `payload` and `metadata` hold plain JSON values; nothing is unpickled."""
+
+    hook_id: str
+    run_id: str
+    token: str = field(repr=False)
+    status: HookStatus
+    created_at: datetime
+    name: str
+    received_at: datetime | None = None
+    expires_at: datetime | None = None
+    payload: Any = field(default=None, repr=False)
+    payload_schema: dict[str, Any] | None = field(default=None, repr=False)
+    metadata: dict[str, Any] = field(default_factory=dict)
+    url: str | None = None
+
+    @classmethod
+    def of(cls, record: HookRecord) -> Hook:
+        """The hook of a row."""
+        answer = {} if record.payload is None else values.describe(record.payload)
+        return cls(
+            hook_id=record.hook_id,
+            run_id=record.run_id,
+            token=record.token,
+            status=record.status,
+            created_at=record.created_at,
+            name=record.name,
+            received_at=record.received_at,
+            expires_at=record.expires_at,
+            payload=answer.get("payload") if isinstance(answer, dict) else None,
+            payload_schema=None
+            if record.payload_schema is None
+            else msgspec.json.decode(record.payload_schema),
+            metadata={} if record.metadata is None else values.describe(record.metadata),
+        )
+
+
+async def resume_hook(token: str, payload: Any = None, dedup_key: str | None = None) -> ResumeResult:
+    """Give the run that waits for this hook its payload. When this returns, it will get it, whoever crashes.
+
+    Args:
+        token: The hook's.
+        payload: Any value; one with a schema is checked before it is accepted.
+        dedup_key: A second delivery with the same key is accepted and has no effect.
+
+    Raises:
+        HookNotFoundError: No hook has this token.
+        HookAlreadyReceivedError: The hook has its payload.
+        HookExpiredError: Its time is over, or its run waits for it no longer.
+        HookValidationError: The payload does not fit; nothing was accepted.
+    """
+    refuse_in_workflow("resume_hook")
+    data = session().values.encode(plain(payload), "the payload")
+    return await _answer("resume", token, data, dedup_key)
+
+
+async def reject_hook(token: str, error: BaseException | str, dedup_key: str | None = None) -> ResumeResult:
+    """Have the run that waits for this hook raise an error there; otherwise as `resume_hook`."""
+    refuse_in_workflow("reject_hook")
+    raised = error if isinstance(error, BaseException) else RejectedError(error)
+    return await _answer("reject", token, msgspec.json.encode(capture(raised)), dedup_key)
+
+
+class RejectedError(Exception):
+    """What a hook that was rejected with a text raises."""
+
+
+async def _answer(method: str, token: str, data: bytes, dedup_key: str | None) -> ResumeResult:
+    if not isinstance(token, str) or not token:
+        raise InvalidTokenError(repr(token)[:60])
+    of = session()
+    await of.runtime.open()
+    # With a key of its own each call may be made again to a registry that died before it answered.
+    key = dedup_key or f"delivery:{uuid.uuid4().hex}"
+    run_id, hook_id = await of.runtime.answer_hook(method, token, data, key)
+    return ResumeResult(run_id, hook_id)
+
+
+def resume_hook_sync(token: str, payload: Any = None, dedup_key: str | None = None) -> ResumeResult:
+    """As `resume_hook`, blocking."""
+    return run_sync(resume_hook(token, payload, dedup_key))
+
+
+async def get_hook(token: str) -> Hook | None:
+    """The hook of this token, or None. Needs no Ray."""
+    refuse_in_workflow("get_hook")
+    record = await asyncio.to_thread(session().storage.read, lambda c: hooks.get_hook(c, token))
+    return None if record is None else Hook.of(record)
+
+
+async def list_hooks(
+    run_id: str | None = None,
+    status: HookStatus | str | None = None,
+    limit: int = 100,
+    cursor: str | None = None,
+) -> tuple[list[Hook], str | None]:
+    """A page of hooks, newest first, and the cursor of the next page (None behind the last). Needs no Ray.
+
+    Args:
+        run_id: Those of one run.
+        status: "pending", "received", "expired" or "disposed".
+        limit: Hooks in the page, at most.
+        cursor: What the page before gave.
+    """
+    refuse_in_workflow("list_hooks")
+    wanted = None if status is None else HookStatus(status)
+    of_run = None if run_id is None else str(run_id)
+    found, following = await asyncio.to_thread(
+        session().storage.read,
+        lambda c: hooks.list_hooks(c, run_id=of_run, status=wanted, limit=limit, cursor=cursor),
+    )
+    return [Hook.of(record) for record in found], following

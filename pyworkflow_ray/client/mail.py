@@ -1,0 +1,60 @@
+"""Telling a run something from outside: a row in its inbox, and a nudge to whoever drives it."""
+
+from __future__ import annotations
+
+from loguru import logger
+
+from pyworkflow_ray.actors.mail import Mail
+from pyworkflow_ray.client.handles import read_record
+from pyworkflow_ray.client.sessions import Session
+from pyworkflow_ray.engine.events import Event
+from pyworkflow_ray.exceptions import ConfigurationError
+from pyworkflow_ray.statuses import RunStatus
+from pyworkflow_ray.storage.records import RunRecord
+
+
+async def send(of: Session, run_id: str, dedup_key: str, event: Event) -> RunRecord | None:
+    """Post an event to a run, or to the run in which it goes on; None when it has ended.
+
+    When this returns the run will learn of it, whoever crashes.
+
+    Raises:
+        WorkflowNotFoundError: There is no such run.
+    """
+    while True:
+        record = await latest_of_chain(of, run_id)
+        if record.status.is_terminal:
+            return None
+        mail = Mail(record.run_id, dedup_key, event)
+        await of.storage.write(mail.post)
+        # It may have ended, or continued, before the row was there: then it is not there.
+        after = await read_record(of, record.run_id)
+        if after.status is RunStatus.CONTINUED_AS_NEW:
+            continue  # an unread row goes with it, and the key keeps it from being there twice
+        if after.status.is_terminal:
+            return None
+        await tell(of, after)
+        return after
+
+
+async def latest_of_chain(of: Session, run_id: str) -> RunRecord:
+    """The run in which this one goes on at last; itself, if it does not.
+
+    Raises:
+        WorkflowNotFoundError: There is no such run.
+    """
+    record = await read_record(of, run_id)
+    while record.status is RunStatus.CONTINUED_AS_NEW and record.continued_to_run_id is not None:
+        record = await read_record(of, record.continued_to_run_id)
+    return record
+
+
+async def tell(of: Session, record: RunRecord) -> None:
+    """Have a run look into its inbox soon; the sweep has it look in any case."""
+    try:
+        await of.runtime.open()
+        await of.runtime.wake(record)
+    except ConfigurationError:
+        raise
+    except Exception as error:
+        logger.info("Run {} could not be told, and will be found: {}", record.run_id, type(error).__name__)

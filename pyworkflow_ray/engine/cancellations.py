@@ -1,0 +1,151 @@
+"""Cancelling a run: how its code learns of it, and how it keeps it off for a while.
+
+Theory of operation. A request cancels the run's main task, as asyncio does it: what the task waits for is
+cancelled with it, `gather` and `TaskGroup` pass it on to their tasks, and `finally` blocks run. What the code
+sees is a `CancellationError` that is an `asyncio.CancelledError` too, so that both kinds of code understand
+it. It is raised once; what the code awaits after that, to clean up, is awaited as ever.
+
+A task within `shield()` is not cancelled by a request that comes meanwhile, but when it leaves the block.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Generator
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, TypeVar
+
+from pyworkflow_ray.engine.events import MAX_DURATION, CancellationRequested
+from pyworkflow_ray.engine.loop import RunLoop, RunTask
+from pyworkflow_ray.exceptions import CancellationError, WorkflowTimeoutError
+
+_T = TypeVar("_T")
+
+
+class RunCancelled(CancellationError, asyncio.CancelledError):  # it is asyncio's name for it
+    """The run was cancelled, in the words of either side."""
+
+
+class RunTimedOut(WorkflowTimeoutError, asyncio.CancelledError):
+    """The run's time is over, in the words of either side."""
+
+
+class Cancellation:
+    """Whether a run was asked to cancel, and how far that has got.
+
+    Args:
+        run_id: The run.
+        loop: Its loop.
+        max_duration: How long the run may take.
+    """
+
+    def __init__(self, run_id: str, loop: RunLoop, max_duration: timedelta | None) -> None:
+        self.request: CancellationRequested | None = None
+        self._run_id, self._loop, self._max_duration = run_id, loop, max_duration
+        self._is_undelivered = False
+
+    @property
+    def is_requested(self) -> bool:
+        return self.request is not None
+
+    @property
+    def is_timeout(self) -> bool:
+        """Whether nobody asked, but the run's time was over."""
+        return self.request is not None and self.request.requested_by == MAX_DURATION
+
+    @property
+    def is_passing(self) -> bool:
+        """Whether the request is passing through the run's tasks just now."""
+        return self._loop.is_cancelling_run
+
+    def deliver(self, request: CancellationRequested, main: RunTask[Any]) -> None:
+        """Cancel the main task; the loop's next run passes it on. A second request has no effect."""
+        if self.request is not None:
+            return
+        self.request = request
+        self._is_undelivered = True
+        self._loop.is_cancelling_run = True
+        main.cancel()
+
+    def passed(self) -> None:
+        """The activation that brought the request is over."""
+        self._loop.is_cancelling_run = False
+
+    def error(self) -> asyncio.CancelledError:
+        """What the code gets to see."""
+        if self.is_timeout:
+            return RunTimedOut(self._run_id, self._max_duration or timedelta())
+        reason = self.request.reason if self.request is not None else ""
+        return RunCancelled(reason=reason or None)
+
+    def told(self, error: asyncio.CancelledError) -> asyncio.CancelledError:
+        """A cancellation as the code that waits here should see it: the run's, or its own as it is."""
+        return self.error() if self.is_passing and not isinstance(error, CancellationError) else error
+
+    def translating(self, code: Coroutine[Any, Any, _T]) -> _Translating[_T]:
+        """The code of the main task, with asyncio's cancellation told as the run's."""
+        return _Translating(code, self)
+
+    def take(self, error: asyncio.CancelledError) -> asyncio.CancelledError:
+        """The error to throw into the main code in place of asyncio's."""
+        if not self._is_undelivered:
+            return error
+        self._is_undelivered = False
+        return self.error()
+
+
+class _Translating(Coroutine[Any, Any, _T]):
+    """Stands between a task and its code, so that what the task throws can be told in other words."""
+
+    def __init__(self, code: Coroutine[Any, Any, _T], cancellation: Cancellation) -> None:
+        self._code, self._cancellation = code, cancellation
+
+    def send(self, value: Any) -> Any:
+        return self._code.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        if isinstance(error[0], asyncio.CancelledError):
+            return self._code.throw(self._cancellation.take(error[0]))
+        return self._code.throw(*error)
+
+    def close(self) -> None:
+        self._code.close()
+
+    def __await__(self) -> Generator[Any, Any, _T]:
+        return self
+
+    def __iter__(self) -> _Translating[_T]:
+        return self
+
+    def __next__(self) -> Any:
+        return self._code.send(None)
+
+
+class Shield:
+    """``async with shield(): ...``: a request to cancel the run waits until the block ends.
+
+    It belongs to the asyncio task that enters it, and nests.
+    """
+
+    def __init__(self) -> None:
+        self._task: RunTask[Any] | None = None
+
+    async def __aenter__(self) -> None:
+        task = asyncio.current_task()
+        if isinstance(task, RunTask):
+            self._task = task
+            task.shields += 1
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        task, self._task = self._task, None
+        if task is None:
+            return
+        task.shields -= 1
+        if not task.shields and task.is_cancel_deferred:
+            task.is_cancel_deferred = False
+            task.cancel()
+            if error is None:
+                await asyncio.sleep(0)  # it is cancelled here, and not at whatever the code awaits next

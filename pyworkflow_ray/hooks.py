@@ -1,0 +1,131 @@
+"""Waiting for somebody: a hook takes one payload from whoever has its token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
+
+from msgspec import Raw
+
+from pyworkflow_ray import values
+from pyworkflow_ray.context import require_execution
+from pyworkflow_ray.durations import Duration, parse_duration
+from pyworkflow_ray.engine.executions import Execution
+from pyworkflow_ray.exceptions import InvalidTokenError
+from pyworkflow_ray.schemas import validated
+from pyworkflow_ray.steps import StepFunction, run_step
+
+T = TypeVar("T")
+
+LONGEST_TOKEN = 255
+
+
+async def hook(
+    name: str,
+    *,
+    timeout: Duration | None = None,
+    on_created: Callable[[str], Any] | None = None,
+    payload_schema: Any = None,
+    on_received: Callable[[Any], Any] | None = None,
+    token: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> Any:
+    """Wait until somebody calls `resume_hook` with this hook's token, and give the payload.
+
+    Args:
+        name: What the hook is for; it names it in the history.
+        timeout: How long to wait; without one, for ever.
+        on_created: Called once with the token, to hand it to whoever is to answer; recorded as a local step.
+        payload_schema: A type that payloads must fit (a pydantic model, say); checked before one is accepted.
+        on_received: Called once with the payload; recorded as a local step.
+        token: A token of your own; one that cannot be guessed by default.
+        metadata: Shown with the hook.
+
+    Raises:
+        HookExpiredError: The timeout has passed.
+        HookConflictError: Another run waits for a hook with the same token.
+        Exception: What `reject_hook` was given.
+    """
+    execution = require_execution("hook")
+    execution.require_durable("hook()")
+    expires_at = None if timeout is None else execution.now + parse_duration(timeout)
+    if token is not None:
+        _check_token(token)
+    labels = Raw(values.encode(dict(metadata))) if metadata else _NONE
+    pending = await execution.recorded_call(
+        lambda: execution.hooks.create(
+            name, token=token, expires_at=expires_at, schema=payload_schema, metadata=labels
+        )
+    )
+    if on_created is not None:
+        try:
+            await _effect(on_created, pending.command.token, f"{name}.on_created")
+        except BaseException:
+            await _dispose(execution, pending)
+            raise
+    payload = await execution.call_hook(pending)
+    if payload_schema is not None:
+        payload = validated(payload_schema, payload, name)
+    if on_received is not None:
+        await _effect(on_received, payload, f"{name}.on_received")
+    return payload
+
+
+_NONE = Raw(b"null")
+
+
+async def _dispose(execution: Execution, pending: Any) -> None:
+    await execution.recorded_call(lambda: execution.hooks.dispose(pending))
+
+
+async def _effect(function: Callable[..., Any], value: Any, name: str) -> None:
+    if isinstance(function, StepFunction):
+        await function(value)
+    else:
+        await run_step(function, value, name=name, local=True)
+
+
+def _check_token(token: Any) -> None:
+    if (
+        not isinstance(token, str)
+        or not token.strip()
+        or len(token) > LONGEST_TOKEN
+        or not token.isprintable()
+    ):
+        raise InvalidTokenError(repr(token)[:60])
+
+
+class TypedHook(Generic[T]):
+    """A hook whose payloads are of one type: ``decision = await Approval(timeout="2d")``."""
+
+    def __init__(self, name: str, schema: type[T]) -> None:
+        self.name, self.schema = name, schema
+
+    async def __call__(
+        self,
+        *,
+        timeout: Duration | None = None,
+        on_created: Callable[[str], Any] | None = None,
+        on_received: Callable[[T], Any] | None = None,
+        token: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> T:
+        """Wait for a payload; see `hook`."""
+        payload: T = await hook(
+            self.name,
+            timeout=timeout,
+            on_created=on_created,
+            payload_schema=self.schema,
+            on_received=on_received,
+            token=token,
+            metadata=metadata,
+        )
+        return payload
+
+    def __repr__(self) -> str:
+        return f"<hook {self.name!r} of {getattr(self.schema, '__name__', self.schema)}>"
+
+
+def define_hook(name: str, schema: type[T]) -> TypedHook[T]:
+    """A hook that takes payloads of this type, a pydantic model or any other that pydantic validates."""
+    return TypedHook(name, schema)
