@@ -29,6 +29,8 @@ MAX_CAUSES = 5
 MAX_TEXT = 20_000
 MAX_PICKLE = 256 * 1024
 NOTE = "Traceback where it was raised:\n"
+GAVE_UP = " gave up after "
+"""In the note that tells of a step's attempts."""
 """How the note begins that tells a restored exception's own traceback."""
 
 _PYTHON = ".".join(platform.python_version_tuple()[:2])
@@ -243,8 +245,12 @@ def _unpickled(failure: Failure) -> BaseException | None:
 
 
 def _note(error: BaseException, text: str) -> None:
-    # An exception that was restored, raised and captured again has a note already; the text of the
-    # later traceback ends with it.
+    # An exception that was restored, raised and captured again has notes already; the text of the later
+    # traceback ends with them.
     notes = getattr(error, "__notes__", [])
-    notes[:] = [note for note in notes if not str(note).startswith(NOTE)]
+    notes[:] = [note for note in notes if not _is_ours(str(note))]
     error.add_note(NOTE + text)
+
+
+def _is_ours(note: str) -> bool:
+    return note.startswith(NOTE) or (note.startswith("Step '") and GAVE_UP in note)

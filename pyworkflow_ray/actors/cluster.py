@@ -39,13 +39,29 @@ class Cluster:
         """The coordinator of this name, created in this environment if it is not there."""
         from pyworkflow_ray.actors.remote import coordinator_class
 
-        return self._get(name, coordinator_class, name, environment=environment)
+        if environment == self.engine.environment:
+            return self._get(name, coordinator_class, name)
+        return self._handles.get(name) or self._of_another_environment(name, environment)
 
-    def timer(self) -> Any:
-        """The timer, created if it is not there."""
+    def timer(self, environment: str | None = None) -> Any:
+        """The timer of an environment (of this process's by default), created if it is not there."""
         from pyworkflow_ray.actors.remote import timer_class
 
-        return self._get(TIMER, timer_class)
+        of = self.engine.environment if environment is None else environment
+        return self._get(_timer_of(of), timer_class, environment=of)
+
+    def _of_another_environment(self, name: str, environment: str) -> Any:
+        # An actor inherits the environment of whoever creates it, and can add to it, but not do without it. So
+        # the timer that lives in the other one has to make this coordinator.
+        import ray
+
+        try:
+            handle = ray.get_actor(name, namespace=self.engine.namespace)
+        except ValueError:
+            self.timer(environment).make_coordinator.remote(name).future().result(timeout=60)
+            handle = ray.get_actor(name, namespace=self.engine.namespace)
+        self._handles[name] = handle
+        return handle
 
     def hook_registry(self) -> Any:
         """The hook registry, created if it is not there."""
@@ -57,12 +73,19 @@ class Cluster:
         """Look an actor up anew next time: the one we knew is gone."""
         self._handles.pop(name, None)
 
-    def _get(self, name: str, make_class: Callable[[], Any], *args: Any, environment: str = "") -> Any:
+    def forget_timer(self, environment: str | None = None) -> None:
+        """As `forget`, for the timer of an environment."""
+        self.forget(_timer_of(self.engine.environment if environment is None else environment))
+
+    def _get(
+        self, name: str, make_class: Callable[[], Any], *args: Any, environment: str | None = None
+    ) -> Any:
+        of = self.engine.environment if environment is None else environment
         with _lock:
             handle = self._handles.get(name)
             if handle is None:
-                options = self._options(name) | self._runtime_env(environment)
-                handle = make_class().options(**options).remote(*args, self.engine)
+                options = self._options(name) | self._runtime_env(of)
+                handle = make_class().options(**options).remote(*args, replace(self.engine, environment=of))
                 self._handles[name] = handle
             return handle
 
@@ -84,12 +107,20 @@ class Cluster:
         return options
 
     def _runtime_env(self, environment: str) -> dict[str, Any]:
-        """What an actor of another environment than this process's must be told; its own is inherited."""
+        """What an actor of another environment than this process's must be told; its own is inherited.
+
+        This is for timers alone, and for those whose own job is long gone: such a one has this process's
+        environment, too.
+        """
         if environment in ("", self.engine.environment):
             return {}
         with self.engine.open_storage() as storage:
             data = storage.read(lambda connection: load_environment(connection, environment))
         return {} if data is None else {"runtime_env": json.loads(data)}
+
+
+def _timer_of(environment: str) -> str:
+    return f"{TIMER}-{environment}" if environment else TIMER
 
 
 def connect(address: str | None, namespace: str) -> None:

@@ -405,7 +405,7 @@ class Coordinator:
         }
 
     def __repr__(self) -> str:
-        return f"Coordinator({self.name!r}, {len(self._drives)} runs)"
+        return f"Coordinator({self.name!r})"
 
 
 class _Packer:

@@ -8,13 +8,13 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import ray
 from loguru import logger
 
-from pyworkflow_ray.actors.cluster import TIMER, Cluster
+from pyworkflow_ray.actors.cluster import Cluster
 from pyworkflow_ray.actors.coordinator import Coordinator
 from pyworkflow_ray.actors.dispatchers import LocalDispatcher, RayDispatcher
 from pyworkflow_ray.actors.drives import Drive
@@ -82,7 +82,7 @@ class CoordinatorActor(Coordinator):
         try:
             _wait(self._cluster.timer().arm.remote(seconds))
         except ray.exceptions.RayActorError:
-            self._cluster.forget(TIMER)
+            self._cluster.forget_timer()
             self._cluster.timer()
 
     def show(self, drive: Drive) -> None:
@@ -153,13 +153,26 @@ class TimerActor(Timer):
     """The timer in a process of its own, which Ray restarts."""
 
     def __init__(self, engine: Engine) -> None:
-        super().__init__(engine, Nudger(Cluster(engine)))
+        self._cluster = Cluster(engine)
+        super().__init__(engine, Nudger(self._cluster), partial(_in_background, self._rouse_other))
         self._running = asyncio.get_running_loop().create_task(self.run())  # see CoordinatorActor
 
     async def pid(self) -> int:
         import os
 
         return os.getpid()
+
+
+    def _rouse_other(self, environment: str) -> None:
+        timer = self._cluster.timer(environment)
+        try:
+            _wait(timer.arm.remote(0))
+        except ray.exceptions.RayActorError:
+            self._cluster.forget_timer(environment)
+
+    async def make_coordinator(self, name: str) -> None:
+        """Create a coordinator in this timer's environment, for one who lives in another."""
+        await asyncio.to_thread(self._cluster.coordinator, name, self.engine.environment)
 
 
 class HookRegistryActor(HookRegistry):

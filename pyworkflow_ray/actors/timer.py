@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 from loguru import logger
@@ -27,10 +28,12 @@ class Timer:
     Args:
         engine: The settings of all actors.
         nudge: How coordinators are told.
+        rouse: How the timer of another environment is told that there is something for it.
     """
 
-    def __init__(self, engine: Engine, nudge: Nudge) -> None:
+    def __init__(self, engine: Engine, nudge: Nudge, rouse: Callable[[str], None]) -> None:
         self.engine = engine
+        self._rouse = rouse
         self._waker = Waker(engine, nudge)
         self._storage: Storage | None = None
         self._hurry = asyncio.Event()
@@ -82,8 +85,10 @@ class Timer:
             self._sweep_at = now + interval
             lost = await asyncio.to_thread(storage.read, orphans)
             ready += lost
-        if ready:
-            self.wakes += await self._waker.wake(storage, ready)
+        mine = self.engine.environment
+        for environment in {run.environment for run in ready} - {mine}:
+            self._rouse(environment)  # it is at its work, or has gone with its cluster
+        self.wakes += await self._waker.wake(storage, [run for run in ready if run.environment == mine])
 
     def _open(self) -> Storage:
         if self._storage is None:

@@ -16,7 +16,7 @@ from pyworkflow_ray.engine.events import StepCompleted, StepFailed, StepRetrying
 from pyworkflow_ray.engine.options import StepOptions
 from pyworkflow_ray.engine.retries import WORKER_LOSS, Attempts, next_attempt_at
 from pyworkflow_ray.exceptions import StepFailedError
-from pyworkflow_ray.failures import Failure, error_type_name, restore
+from pyworkflow_ray.failures import GAVE_UP, Failure, error_type_name, restore
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,5 +168,5 @@ def step_error(event: StepFailed) -> BaseException:
     error = restore(event.failure, fallback=StepFailedError)
     attempts = "1 attempt" if event.attempt == 1 else f"{event.attempt} attempts"
     where = f", last on node {event.node} (pid {event.worker_pid})" if event.node else ""
-    error.add_note(f"Step {event.step_id!r} gave up after {attempts}{where}; cause: {event.cause}.")
+    error.add_note(f"Step {event.step_id!r}{GAVE_UP}{attempts}{where}; cause: {event.cause}.")
     return error

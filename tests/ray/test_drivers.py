@@ -266,3 +266,28 @@ def test_a_run_wakes_in_the_environment_of_its_job(engine: EngineUnderTest, tmp_
 @pr.workflow
 async def nothing() -> None:
     pass
+
+
+@pr.step
+def plain_flavour() -> str:
+    return os.environ.get("FLAVOUR", "plain")
+
+
+@pr.workflow
+async def plainly_tasted() -> list[str]:
+    await pr.sleep(4)
+    return [await plain_flavour(), await plain_flavour.options(local=True)()]
+
+
+def test_a_run_does_not_wake_in_the_environment_of_another_job(
+    engine: EngineUnderTest, tmp_path: Path
+) -> None:
+    """Nobody of its own environment is left to make its coordinator, but the timer."""
+    script = tmp_path / "flavoured.py"
+    script.write_text(textwrap.dedent(FLAVOURED))
+    flavoured = drive(script, engine, PYWORKFLOW_COORDINATOR_TTL="1s")
+    pr.configure(coordinator_ttl="1s")
+    run = pr.start_sync(plainly_tasted)
+    eventually(lambda: run.status_sync() is pr.RunStatus.SUSPENDED)
+    assert run.wait(timeout=60) == ["plain", "plain"]
+    assert pr.RunHandle(flavoured).wait(timeout=60) == ["lemon"] * 3
