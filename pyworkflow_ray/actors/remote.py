@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import time
 from collections.abc import Iterable
@@ -39,6 +40,8 @@ class CoordinatorActor(Coordinator):
         self._cluster = Cluster(engine)
         self._waker = Waker(engine, Nudger(self._cluster))
         self._shown: set[str] = set()
+        self._first_wake_at: datetime | None = None
+        self._arming: asyncio.Task[None] | None = None
         # Runs again after every restart: the way to resume by itself. Not a call to itself: one that is made
         # while Ray still counts the actor as restarting may fail without ever having run.
         self._resuming = asyncio.get_running_loop().create_task(self._resume())
@@ -71,7 +74,17 @@ class CoordinatorActor(Coordinator):
 
     def on_suspended(self, run_id: str, wake_at: datetime | None) -> None:
         if wake_at is not None:
-            _in_background(self._arm_timer, (wake_at - datetime.now(UTC)).total_seconds())
+            self._first_wake_at = min(self._first_wake_at or wake_at, wake_at)
+            if self._arming is None or self._arming.done():
+                self._arming = asyncio.get_running_loop().create_task(self._arm())
+
+    async def _arm(self) -> None:
+        """Tell the timer of the first of the runs that were suspended meanwhile: one call for a burst."""
+        while (wake_at := self._first_wake_at) is not None:
+            self._first_wake_at = None
+            seconds = (wake_at - datetime.now(UTC)).total_seconds()
+            with contextlib.suppress(Exception):  # the timer looks by itself
+                await asyncio.get_running_loop().run_in_executor(_nudges(), self._arm_timer, seconds)
 
     async def nudge(self, run_ids: Iterable[str]) -> None:
         assert self._storage is not None
