@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Raw
 
 from pyworkflow_ray import values
+from pyworkflow_ray.actors.attempts import Arrived
 from pyworkflow_ray.actors.engines import Engine
 from pyworkflow_ray.actors.mail import CANCEL_KEY, Mail
 from pyworkflow_ray.actors.payloads import Payloads
@@ -42,7 +43,7 @@ from pyworkflow_ray.storage.acceptances import NewRun, accept
 from pyworkflow_ray.storage.codes import Code, save_code
 from pyworkflow_ray.storage.histories import Append, append
 from pyworkflow_ray.storage.hooks import NewHook, create_hook
-from pyworkflow_ray.storage.inboxes import move_unread
+from pyworkflow_ray.storage.inboxes import InboxRow, move_unread
 from pyworkflow_ray.storage.records import RunRecord
 
 
@@ -63,6 +64,16 @@ class RunEnd(msgspec.Struct, frozen=True):
     def is_final(self) -> bool:
         """Whether the run has ended for good."""
         return RunStatus(self.status).is_terminal if self.status in _STATUSES else False
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """What a turn feeds: either what must be committed alone, or what came since the last one."""
+
+    alone: list[Event]
+    outcomes: list[Event]
+    arrived: list[Arrived]
+    mail: list[InboxRow]
 
 
 @dataclass(slots=True)

@@ -376,6 +376,8 @@ class Coordinator:
             if self._drives.get(drive.run_id) is drive:
                 del self._drives[drive.run_id]
                 del self._ends[drive.run_id]
+                if drive.is_suspended and drive.has_mail:
+                    self.deliver(drive.run_id)  # it came while the run was let go
 
     async def _give_up(self, drive: Drive) -> None:
         """Give a run back, so that the sweep need not wait for its lease to end."""

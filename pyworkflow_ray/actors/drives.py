@@ -27,6 +27,7 @@ from msgspec import Raw
 from pyworkflow_ray import values
 from pyworkflow_ray.actors.activations import (
     Activation,
+    Incoming,
     RunEnd,
     blob_links,
     end_of,
@@ -101,7 +102,8 @@ class Drive:
         self._expired: set[str] = set()
         self._warn_at = 0
         self._has_mail = run.previous_owner is not None or run.epoch > 1 or run.position > 0
-        self._is_cancelled = False
+        self.is_cancelled = False
+        """Whether the run was asked to cancel."""
         self._attempts = Attempts(host, run, self._wake.set)
         self._recovery_attempts = run.recovery_attempts
         self._end: RunEnd | None = None
@@ -112,9 +114,14 @@ class Drive:
         return self._attempts.under_way + self._attempts.arrived + self._has_mail
 
     @property
-    def is_cancelled(self) -> bool:
-        """Whether the run was asked to cancel."""
-        return self._is_cancelled
+    def is_suspended(self) -> bool:
+        """Whether the drive has ended because the run had nothing to do."""
+        return self._end is not None and self._end.status == RunStatus.SUSPENDED.value
+
+    @property
+    def has_mail(self) -> bool:
+        """Whether something lies in the run's inbox, as far as this drive was told."""
+        return self._has_mail
 
     @property
     def execution(self) -> Execution | None:
@@ -281,7 +288,7 @@ class Drive:
         mail = await self._read_mail() if self._has_mail and not outcomes else []
         arrived = self._attempts.take_arrived()
         own, self._outcomes = ([], self._outcomes) if outcomes else (self._outcomes, [])
-        incoming = _Incoming(outcomes, own, arrived, mail)
+        incoming = Incoming(outcomes, own, arrived, mail)
         loop = asyncio.get_running_loop()
         committed: asyncio.Future[Activation] = loop.create_future()
         self._host.threads.submit(self._feed_and_post, incoming, committed, loop)
@@ -291,7 +298,7 @@ class Drive:
         await self._act(activation)
 
     def _feed_and_post(
-        self, incoming: _Incoming, committed: asyncio.Future[Activation], loop: asyncio.AbstractEventLoop
+        self, incoming: Incoming, committed: asyncio.Future[Activation], loop: asyncio.AbstractEventLoop
     ) -> None:
         """On an engine thread: feed, and hand the append straight to the writer, who answers the loop."""
         try:
@@ -315,7 +322,7 @@ class Drive:
         except StorageError as error:  # it was closed
             loop.call_soon_threadsafe(_answer, committed, None, error)
 
-    def _feed(self, incoming: _Incoming) -> Activation:
+    def _feed(self, incoming: Incoming) -> Activation:
         """Feed outcomes, one at a time; runs on an engine thread."""
         execution = self._running()
         now = self._host.clock.now()
@@ -346,7 +353,7 @@ class Drive:
                 self._wake.set()  # it has become due this moment; the next turn asks first
                 break
             self._feed_one(activation, event, now)
-        self._is_cancelled = execution.cancellation.is_requested
+        self.is_cancelled = execution.cancellation.is_requested
         if incoming.arrived and activation.events and self._recovery_attempts:
             self._recovery_attempts = 0  # it got further
             activation.changes["recovery_attempts"] = 0
@@ -520,8 +527,8 @@ class Drive:
         changes = {"status": RunStatus.SUSPENDED, "wake_at": due_at}
         is_unread = await self._append(Activation(changes=changes), release=True)
         self._end = RunEnd(self.run_id, RunStatus.SUSPENDED.value)
-        # Something came from outside in the meantime: have the timer look at once.
-        self._host.on_suspended(self.run_id, self._host.clock.now() if is_unread else due_at)
+        self._has_mail = self._has_mail or is_unread  # it came meanwhile: the coordinator wakes the run again
+        self._host.on_suspended(self.run_id, due_at)
 
     async def _interrupt(self, error: WorkflowError) -> RunEnd:
         """Set the run aside: its code cannot go on over its history here. `resume` tries again."""
@@ -570,16 +577,6 @@ class Drive:
                 return work()
             finally:
                 self.feeding = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Incoming:
-    """What a turn feeds: either what must be committed alone, or what came since the last one."""
-
-    alone: list[Event]
-    outcomes: list[Event]
-    arrived: list[Arrived]
-    mail: list[InboxRow]
 
 
 def _answer(
