@@ -51,6 +51,8 @@ class Progress:
             line = self._line(event)
             if line:
                 print(f"{event.timestamp.astimezone():%H:%M:%S}  {line}", file=self._stream, flush=True)
+            if event.type == "workflow.continued_as_new":
+                self._run_id, self._seen = event.data["new_run_id"], -1
 
     def _line(self, event: Event) -> str | None:
         data = event.data
@@ -71,10 +73,37 @@ class Progress:
                 return f"✗ {step}  {data['error_type']}: {data['error']}"
             case "sleep.started":
                 return f"… {data['sleep_id']} until {data['resume_at']}"
+            case "hook.created":
+                until = f" until {data['expires_at']}" if data.get("expires_at") else ""
+                return f"… {data['hook_id']} waits for an answer{until}"
+            case "hook.received":
+                return (
+                    f"✗ {data['hook_id']} rejected"
+                    if data.get("failure")
+                    else f"✓ {data['hook_id']} answered"
+                )
+            case "hook.expired":
+                return f"✗ {data['hook_id']} expired"
+            case "child_workflow.started":
+                return f"▷ {data['child_id']}  {data['child_run_id']}"
+            case "child_workflow.completed":
+                return f"✓ {data['child_id']}"
+            case "child_workflow.failed":
+                return f"✗ {data['child_id']}  {data['error_type']}: {data['error']}"
+            case "child_workflow.cancelled":
+                return f"✗ {data['child_id']}  cancelled"
+            case "signal.received":
+                return f"✉ {data['name']}"
+            case "cancellation.requested":
+                return f"✋ asked to cancel  {data.get('reason', '')}".rstrip()
             case "workflow.interrupted":
                 return f"⚡ {data['reason']}; going on (recovery {data['recovery_attempt']})"
             case "workflow.completed":
                 return "■ completed"
+            case "workflow.cancelled":
+                return f"■ cancelled  {data.get('reason', '')}".rstrip()
+            case "workflow.continued_as_new":
+                return f"■ continued as {data['new_run_id']}"
             case "workflow.failed":
                 return f"■ failed  {data['error_type']}: {data['error']}"
             case _:
