@@ -311,8 +311,18 @@ _SCALARS: dict[type, Callable[[Any], Plain]] = {
 # --- pickles ----------------------------------------------------------------------------------------
 
 
+_OF_A_PROCESS = ("ray.ObjectRef", "ray._raylet.ObjectRef", "ray._raylet.ObjectRefGenerator")
+"""Types that could be pickled and mean nothing later."""
+
+
 def pickled(value: Any, place: Place | None) -> Plain:
     """The value as a pickle, with what a person can read beside it."""
+    if type_name(value) in _OF_A_PROCESS:
+        reason = (
+            "it ends with the process that made it, and the history lasts longer. Return the value, or "
+            "where it is kept"
+        )
+        raise UnstorableError(path_of(place, ""), type_name(value), reason)
     try:
         data = pickle_by_value(value)
     except Exception as error:  # the value's own code may raise anything

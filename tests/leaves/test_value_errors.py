@@ -293,3 +293,11 @@ def test_an_error_says_what_could_not_be_stored() -> None:
         SerializationError, match=r"The arguments of step 'charge' cannot be stored\. .*\$\[0\]"
     ):
         Values().encode([threading.Lock()], "the arguments of step 'charge'")
+
+
+def test_a_reference_into_rays_object_store_is_refused() -> None:
+    from ray import ObjectRef
+
+    reference = ObjectRef.nil()
+    with pytest.raises(SerializationError, match="ends with the process that made it"):
+        values.encode([1, reference])
