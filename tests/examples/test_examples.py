@@ -24,7 +24,7 @@ print("address", ray.get_runtime_context().gcs_address, flush=True)
 sys.stdin.read()
 """
 
-Run = Callable[[str], str]
+Run = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +45,19 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     head.communicate("", timeout=60)
 
 
+def environment(address: str, folder: Path) -> dict[str, str]:
+    return {**os.environ, "RAY_ADDRESS": address, "PYWORKFLOW_NAMESPACE": folder.name}
+
+
 @pytest.fixture
 def run(address: str, tmp_path: Path) -> Run:
     """Runs an example in an empty folder; its standard output."""
 
-    def run(name: str) -> str:
+    def run(name: str, *args: str) -> str:
         done = subprocess.run(
-            [sys.executable, EXAMPLES / f"{name}.py"],
+            [sys.executable, EXAMPLES / f"{name}.py", *args],
             cwd=tmp_path,
-            env={**os.environ, "RAY_ADDRESS": address, "PYWORKFLOW_NAMESPACE": f"examples-{name}"},
+            env=environment(address, tmp_path),
             capture_output=True,
             text=True,
             timeout=120,
@@ -148,3 +152,87 @@ def test_crash_and_recover(run: Run) -> None:
     assert "workflow.interrupted" in output
     table = dict(re.findall(r"^(\w+) +\d+ +(\d+)$", output, re.MULTILINE))
     assert table == dict.fromkeys(("reserve", "charge", "pack", "label", "ship", "notify"), "1")
+
+
+def test_approval_by_hook(run: Run) -> None:
+    output = run("approval_by_hook")
+    assert "refused: The payload does not fit hook 'approval': approved:" in output
+    assert re.search(r"hook approval#1 of run_\w{16} has its payload", output)
+    assert "too late: Hook 'approval#1' has received its payload already." in output
+    assert "'The far side of the moon' is published, as Ada has decided" in output
+
+
+def test_an_approval_comes_from_a_second_terminal(run: Run, address: str, tmp_path: Path) -> None:
+    waiting = subprocess.Popen(
+        [sys.executable, EXAMPLES / "approval_by_hook.py", "wait"],
+        cwd=tmp_path,
+        env=environment(address, tmp_path),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert waiting.stdout is not None
+    told = (re.search(r" resume (\S+) --yes$", line) for line in waiting.stdout)
+    token = next(found.group(1) for found in told if found is not None)
+    assert "has its payload" in run("approval_by_hook", "resume", token, "--no")
+    output, _ = waiting.communicate(timeout=60)
+    assert "stays a draft, as Ada has decided" in output
+
+
+def test_order_saga(run: Run) -> None:
+    output = run("order_saga")
+    done = re.findall(r"^  (the run|\w+) +(\S.*)$", output, re.MULTILINE)
+    assert [name for name, _ in done] == [
+        *("reserve", "charge", "ship"),
+        *("reserve", "charge", "ship", "refund", "release", "apologize", "the run"),
+    ]
+    assert ("refund", "payment of 12.50 for A-18 is given back") in done
+    assert "A-18 failed: the parcel for A-18 fell off a lorry" in output
+
+
+def test_parent_and_children(run: Run) -> None:
+    output = run("parent_and_children")
+    assert "1. IT SHINES" in output
+    assert "3. IT SETS" in output
+    assert re.search(
+        r"^-- run_\w{16} failed: ValueError: what is meant by 'it \?\?\?'\?$", output, re.MULTILINE
+    )
+    children = re.findall(r"^  run_\w{16}  (\w+) +(\w+)$", output, re.MULTILINE)
+    assert sorted(children)[:3] == [("chapter", "completed"), ("chapter", "completed"), ("chapter", "failed")]
+    assert "and later: the index of 'The moon'" in output
+
+
+def test_monitor_loop(run: Run) -> None:
+    output = run("monitor_loop")
+    assert re.search(r"^90 °C at look 10, in run_\w{16}$", output, re.MULTILINE)
+    chain = re.findall(r"from look (\d+)  (\d+) events  (\w+)$", output, re.MULTILINE)
+    assert chain == [
+        ("1", "18", "continued_as_new"),
+        ("5", "18", "continued_as_new"),
+        ("9", "8", "completed"),
+    ]
+
+
+def test_cancel_with_cleanup(run: Run) -> None:
+    first, second = run("cancel_with_cleanup").split("asked again: False")[:2]
+    for told in (first, second):
+        assert "asked to cancel: True" in told
+        assert "cancelled: the film is too long" in told
+    events = [re.findall(r"^  \d+  (\S+) +(\S+#1)", told, re.MULTILINE) for told in (first, second)]
+    assert events[0] == [
+        *(("step.started", "open_scratch#1"), ("step.completed", "open_scratch#1")),
+        *(("step.started", "render#1"), ("step.failed", "render#1")),
+        *(("step.started", "delete_scratch#1"), ("step.completed", "delete_scratch#1")),
+    ]
+    assert events[1] == [("step.started", "bill#1"), ("step.completed", "bill#1")]
+
+
+def test_agent_loop(run: Run) -> None:
+    output = run("agent_loop")
+    said = re.findall(r"^(?:Ada|tool|agent): .*$", output, re.MULTILINE)
+    assert said == [
+        *("Ada: hello", "agent: I sell pears and plums."),
+        *("Ada: what do plums cost?", "tool: 1.80", "agent: They cost 1.80."),
+        *("Ada: and pears?", "tool: 2.50", "agent: They cost 2.50."),
+    ]
+    assert "8 lines; attributes {'customer': 'Ada', 'turns': 3}" in output
+    assert "the last line was ['agent: They cost 2.50.']" in output

@@ -1,0 +1,116 @@
+"""A run that waits for a person's decision, and whoever has the token of its hook gives it, from any process.
+
+    python examples/approval_by_hook.py
+
+does all of it in one process. The same in two terminals, on a cluster that both join (`ray start --head`):
+
+    python examples/approval_by_hook.py wait
+    python examples/approval_by_hook.py resume TOKEN --yes
+
+The first may be ended with Ctrl-C while the run waits: the run is a row until the decision comes, and the
+coordinator that the second has woken goes on with it.
+"""
+
+import argparse
+import time
+
+from pydantic import BaseModel
+
+from pyworkflow_ray import (
+    HookAlreadyReceivedError,
+    HookExpiredError,
+    HookValidationError,
+    RunHandle,
+    define_hook,
+    list_hooks,
+    resume_hook_sync,
+    run_sync,
+    start_sync,
+    step,
+    workflow,
+)
+
+
+class Decision(BaseModel):
+    approved: bool
+    by: str
+
+
+Approval = define_hook("approval", Decision)
+
+
+@step
+def invite(token: str) -> str:
+    """Would send an e-mail with a link. It runs once, and what it returns is in the history."""
+    return f"https://example.org/decide/{token}"
+
+
+@step
+def publish(article: str, by: str) -> str:
+    return f"{article!r} is published, as {by} has decided"
+
+
+@workflow
+async def review(article: str) -> str:
+    try:
+        decision = await Approval(timeout="10m", on_created=invite)
+    except HookExpiredError:
+        return f"{article!r} stays a draft: nobody has decided in time"
+    if not decision.approved:
+        return f"{article!r} stays a draft, as {decision.by} has decided"
+    return await publish(article, decision.by)
+
+
+def token_of(run: RunHandle[str]) -> str:
+    """The token, which the person who decides would have from the e-mail."""
+    while True:
+        hooks, _ = run_sync(list_hooks(run, status="pending"))
+        if hooks:
+            return hooks[0].token
+        time.sleep(0.05)
+
+
+def wait() -> None:
+    run = start_sync(review, "The far side of the moon")
+    print(f"{run} waits. In another terminal:", flush=True)
+    print(f"  python examples/approval_by_hook.py resume {token_of(run)} --yes", flush=True)
+    print(run.wait())
+
+
+def resume(token: str, approved: bool) -> None:
+    done = resume_hook_sync(token, Decision(approved=approved, by="Ada"))
+    print(f"hook {done.hook_id} of {done.run_id} has its payload")
+
+
+def both() -> None:
+    run = start_sync(review, "The far side of the moon")
+    token = token_of(run)
+    try:
+        resume_hook_sync(token, {"approved": "perhaps", "by": "Ada"})
+    except HookValidationError as error:
+        print(f"refused: {error}")  # and the hook waits as before
+    resume(token, approved=True)
+    try:
+        resume(token, approved=False)
+    except HookAlreadyReceivedError as error:
+        print(f"too late: {error}")
+    print(run.wait())
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    commands = parser.add_subparsers(dest="command")
+    commands.add_parser("wait")
+    answer = commands.add_parser("resume")
+    answer.add_argument("token")
+    choice = answer.add_mutually_exclusive_group(required=True)
+    choice.add_argument("--yes", action="store_true")
+    choice.add_argument("--no", action="store_true")
+    given = parser.parse_args()
+    match given.command:
+        case "wait":
+            wait()
+        case "resume":
+            resume(given.token, approved=given.yes)
+        case _:
+            both()

@@ -1,0 +1,82 @@
+"""A run is asked to cancel: its step stops early, it cleans up, and what must be finished is finished.
+
+    python examples/cancel_with_cleanup.py
+
+The code sees a `CancellationError` where it waits. A step that is under way is waited for, and can ask
+whether it should stop. What the code awaits after that runs as ever, and a `shield()` keeps the request off
+until its block has ended.
+"""
+
+import asyncio
+import time
+
+from pyworkflow_ray import CancellationError, RunHandle, get_context, shield, start, step, workflow
+
+
+@step
+def render(frames: int) -> int:
+    """Asks after each frame; a step that does not ask would go on to its end, and the run wait for it."""
+    for _ in range(frames):
+        get_context().check_cancellation()
+        time.sleep(0.05)
+    return frames
+
+
+@step
+def open_scratch() -> str:
+    return "scratch-7"
+
+
+@step
+def delete_scratch(name: str) -> str:
+    return f"{name} is deleted"
+
+
+@step
+def bill(name: str) -> str:
+    time.sleep(1)
+    return f"the work in {name} is billed"
+
+
+@workflow
+async def film(frames: int) -> int:
+    scratch = await open_scratch()
+    try:
+        return await render(frames)
+    except CancellationError as error:
+        get_context().log(f"cancelled: {error.reason}")
+        raise
+    finally:
+        await delete_scratch(scratch)
+
+
+@workflow
+async def billed_film(frames: int) -> int:
+    async with shield():
+        await bill("scratch-8")
+    return await render(frames)
+
+
+async def cancelled(run: RunHandle[int], step_id: str) -> None:
+    """Wait until a step is under way, cancel, and tell what became of it."""
+    while not any(event.data.get("step_id") == step_id for event in await run.events()):
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(0.3)
+    print(f"asked to cancel: {await run.cancel(reason='the film is too long')}")
+    try:
+        await run
+    except CancellationError as error:
+        print(f"{(await run.status()).value}: {error.reason}")
+    for event in await run.events():
+        what = event.data.get("step_id") or event.data.get("reason") or ""
+        print(f"  {event.sequence}  {event.type:<24} {what}")
+    print(f"asked again: {await run.cancel()}\n")
+
+
+async def main() -> None:
+    await cancelled(await start(film, 1000), "render#1")
+    await cancelled(await start(billed_film, 1000), "bill#1")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
