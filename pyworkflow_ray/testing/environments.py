@@ -128,6 +128,7 @@ class WorkflowEnvironment:
 
     async def settle(self) -> None:
         """Wait until every run has ended, or waits for time or for something from outside."""
+        await asyncio.sleep(0)  # a run that was just told of a signal notices it in the loop's next turn
         while not self._is_settled():
             await asyncio.sleep(_POLL)
 
