@@ -15,7 +15,8 @@ from loguru import logger
 from pyworkflow_ray.durations import When
 from pyworkflow_ray.engine.cancellations import Shield
 from pyworkflow_ray.engine.compensations import Compensations
-from pyworkflow_ray.engine.executions import ContinueAsNew, Execution, current
+from pyworkflow_ray.engine.continuations import ContinueAsNew
+from pyworkflow_ray.engine.executions import Execution, current
 from pyworkflow_ray.engine.step_contexts import Settled, current_step
 from pyworkflow_ray.exceptions import WorkflowError
 from pyworkflow_ray.steps import StepFunction, run_step

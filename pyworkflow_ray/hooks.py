@@ -12,7 +12,7 @@ from pyworkflow_ray.context import require_execution
 from pyworkflow_ray.durations import Duration, parse_duration
 from pyworkflow_ray.engine.executions import Execution
 from pyworkflow_ray.exceptions import InvalidTokenError
-from pyworkflow_ray.schemas import validated
+from pyworkflow_ray.schemas import schema_text, validated
 from pyworkflow_ray.steps import StepFunction, run_step
 
 T = TypeVar("T")
@@ -48,6 +48,7 @@ async def hook(
     """
     execution = require_execution("hook")
     execution.require_durable("hook()")
+    schema_text(payload_schema)  # refuse one that describes nothing before anything is recorded
     expires_at = None if timeout is None else execution.now + parse_duration(timeout)
     if token is not None:
         _check_token(token)

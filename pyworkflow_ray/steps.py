@@ -84,10 +84,10 @@ class StepFunction(Generic[P, T]):
         if self._arguments is None:
             self._arguments = Arguments(self.fn, f"step {self.name!r}")
         checked_args, checked_kwargs = self._arguments.check(args, kwargs)
-        call = execution.call_step(self, self.name, checked_args, checked_kwargs, self.step_options)
-        if self.compensate is None:
-            return call
-        return _compensated(execution, call, self.compensate, checked_args, checked_kwargs)
+        undo = None
+        if self.compensate is not None:
+            undo = _compensating(execution, self.compensate, checked_args, checked_kwargs)
+        return execution.call_step(self, self.name, checked_args, checked_kwargs, self.step_options, undo)
 
     def options(self, **overrides: Any) -> StepFunction[P, T]:
         """The same step with other options, for one call: ``charge.options(num_gpus=1)(order)``.
@@ -301,24 +301,22 @@ def _as_compensation(value: Any) -> Callable[..., Any] | None:
     return value  # type: ignore[no-any-return]
 
 
-async def _compensated(
-    execution: Execution,
-    call: Coroutine[Any, Any, T],
-    compensate: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-) -> T:
-    """A step's result; from then on the step is to be undone should the run fail."""
-    result = await call
-    given = dict(kwargs)
-    if "result" in inspect.signature(compensate).parameters:
-        given["result"] = result
-    execution.compensations.add(
-        compensate if isinstance(compensate, StepFunction) else functools.partial(run_step, compensate),
-        *args,
-        **given,
-    )
-    return result
+def _compensating(
+    execution: Execution, compensate: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Callable[[Any], None]:
+    """What notes, once a step has its result, that the step is to be undone should the run fail."""
+    undo = compensate if isinstance(compensate, StepFunction) else _plain_step(compensate)
+    wants_result = "result" in inspect.signature(compensate).parameters
+
+    def on_completed(result: Any) -> None:
+        given = {**kwargs, "result": result} if wants_result else kwargs
+        execution.compensations.add(undo, *args, **given)
+
+    return on_completed
+
+
+def _plain_step(fn: Callable[..., Any]) -> StepFunction[Any, Any]:
+    return StepFunction(fn, function_name(fn, "step"), StepOptions())
 
 
 def function_name(fn: Callable[..., Any], kind: str) -> str:

@@ -45,6 +45,7 @@ from pyworkflow_ray.storage.histories import Append, append
 from pyworkflow_ray.storage.hooks import NewHook, create_hook
 from pyworkflow_ray.storage.inboxes import InboxRow, move_unread
 from pyworkflow_ray.storage.records import RunRecord
+from pyworkflow_ray.storage.runs import get_run, latest_of_chain, release_key
 
 
 _STATUSES = {status.value for status in RunStatus}
@@ -90,10 +91,14 @@ class Activation:
     disposed: list[str] = field(default_factory=list)
     new_runs: list[NewRun] = field(default_factory=list)
     successor: NewRun | None = None
+    unread: list[Mail] = field(default_factory=list)
+    """For the successor: signals that were received and not read."""
     mail: list[Mail] = field(default_factory=list)
     appended: int = 0
     begun: list[RunRecord] = field(default_factory=list)
     """After the commit: the runs that it has made."""
+    told: list[str] = field(default_factory=list)
+    """After the commit: the runs that have something in their inboxes."""
     conflicts: dict[str, str] = field(default_factory=dict)
     """After the commit: hooks whose token is another run's, and that run."""
 
@@ -116,9 +121,7 @@ class Activation:
             case WorkflowCancelled(reason=reason):
                 self._ended(RunStatus.CANCELLED, at, error=reason or None, error_type="CancellationError")
             case WorkflowContinuedAsNew(new_run_id=following):
-                # The key goes with the work: it names the run in which that goes on.
-                others = {"continued_to_run_id": following, "idempotency_key": None}
-                self._ended(RunStatus.CONTINUED_AS_NEW, at, **others)
+                self._ended(RunStatus.CONTINUED_AS_NEW, at, continued_to_run_id=following)
             case AttributesSet():
                 self.changes["attributes"] = label(attributes)
             case HookDisposed(hook_id=hook_id):
@@ -147,7 +150,7 @@ class Activation:
                     self.successor = successor_of(run, engine, run_id, args, kwargs)
                     for number, (name, payload) in enumerate(command.signals):
                         unread = SignalReceived(name=name, payload=payload)
-                        self.mail.append(Mail(run_id, f"unread:{number}", unread))
+                        self.unread.append(Mail(run_id, f"unread:{number}", unread))
                 case _:
                     pass
         end = end_of(run.run_id, self.events)
@@ -159,19 +162,30 @@ class Activation:
     def write(self, connection: Any, new: Append) -> bool:
         """Write all of it; the answer is `append`'s."""
         self.conflicts.clear()
-        if self.successor is not None:
-            self.begun = [accept(connection, self.successor).run]
-            for mail in self.mail:
-                mail.post(connection)  # what was received and not read comes before what was not received
-            move_unread(connection, new.run_id, self.successor.run_id)
+        self.told.clear()
+        # Before the append, which disposes of those that the code has let go already.
+        self._write_hooks(connection, new.run_id)
+        self.begun = [] if self.successor is None else [self._continue(connection, new, self.successor)]
         is_unread = append(connection, new)
-        if self.hooks:
-            self._write_hooks(connection, new.run_id)
-        if self.successor is None:
-            self.begun = [accept(connection, run).run for run in self.new_runs]
-            for mail in self.mail:
-                mail.post(connection)
+        self.begun += [accept(connection, run).run for run in self.new_runs]
+        for mail in self.mail:
+            # A child may have continued in another run since; what it tells its parent is for that one alone.
+            is_request = isinstance(mail.event, CancellationRequested)
+            to = latest_of_chain(connection, mail.run_id) if is_request else mail.run_id
+            self.told.append(mail.post(connection, to))
         return is_unread
+
+    def _continue(self, connection: Any, new: Append, successor: NewRun) -> RunRecord:
+        """Accept the run in which this one goes on, and give it the key and what was not read."""
+        run = get_run(connection, new.run_id)
+        key = None if run is None else run.idempotency_key  # not what the row held when it was claimed
+        release_key(connection, new.run_id)
+        accepted = accept(connection, msgspec.structs.replace(successor, idempotency_key=key)).run
+        for mail in self.unread:
+            mail.post(connection)  # what was received and not read comes before what was not received
+        move_unread(connection, new.run_id, accepted.run_id, but=new.read_inbox)
+        self.told.append(accepted.run_id)
+        return accepted
 
     def _write_hooks(self, connection: Any, run_id: str) -> None:
         for hook, code in self.hooks:

@@ -297,7 +297,8 @@ class Coordinator:
             drive.run = msgspec.structs.replace(drive.run, epoch=epoch)
 
     def _begin_here(self, run: RunRecord) -> None:
-        if run.run_id not in self._ends and run.run_id not in self._recent:
+        is_as_born = run.epoch == 1 and run.owner == self.name
+        if is_as_born and run.run_id not in self._ends and run.run_id not in self._recent:
             self._begin(run)
 
     def deliver(self, run_id: str) -> None:
@@ -376,6 +377,9 @@ class Coordinator:
             if self._drives.get(drive.run_id) is drive:
                 del self._drives[drive.run_id]
                 del self._ends[drive.run_id]
+                parent = self._drives.get(drive.run.parent_run_id or "")
+                if parent is not None:
+                    parent.notice()  # it may leave, now that its child has
                 if drive.is_suspended and drive.has_mail:
                     self.deliver(drive.run_id)  # it came while the run was let go
 

@@ -34,6 +34,7 @@ from pyworkflow_ray.actors.activations import (
     new_hook,
 )
 from pyworkflow_ray.actors.attempts import Arrived, Attempts
+from pyworkflow_ray.actors.hook_rows import expire_hooks, make_hooks, refusal
 from pyworkflow_ray.actors.hosts import Host, execution_of, load_definition
 from pyworkflow_ray.actors.mail import decoded_mail
 from pyworkflow_ray.actors.queries import answer
@@ -101,7 +102,9 @@ class Drive:
         self._outcomes: list[Event] = []
         self._expired: set[str] = set()
         self._warn_at = 0
-        self._has_mail = run.previous_owner is not None or run.epoch > 1 or run.position > 0
+        # A run that is still held as it was born was sent nothing yet, or whoever sent it something tells.
+        self._has_mail = run.epoch != 1 or run.owner != run.coordinator or run.position > 0
+        self._is_open = False
         self.is_cancelled = False
         """Whether the run was asked to cancel."""
         self._attempts = Attempts(host, run, self._wake.set)
@@ -126,7 +129,7 @@ class Drive:
     @property
     def execution(self) -> Execution | None:
         """The run's code, to ask it something; feeding it is the drive's alone."""
-        return self._execution
+        return self._execution if self._is_open else None
 
     def notice(self) -> None:
         """Something lies in the run's inbox."""
@@ -137,6 +140,7 @@ class Drive:
         """Drive the run until it ends, is suspended, or is lost to another coordinator."""
         try:
             await self._open()
+            self._is_open = True
             while self._end is None:
                 if await self._rest():
                     await self._turn([])
@@ -172,6 +176,7 @@ class Drive:
             await self._commit(self._record(Activation(), commands))
         if self._end is None and self.run.was_interrupted:
             await self._recover()
+        self.is_cancelled = execution.cancellation.is_requested
         if self._end is None:
             for pending in list(execution.steps.values()):
                 await self._attempts.resume(pending)
@@ -186,7 +191,7 @@ class Drive:
 
     async def _start(self) -> None:
         previous = self.run.previous_owner
-        if previous is not None and previous != self.run.coordinator:
+        if previous is not None and previous != self.run.coordinator and not self._is_early():
             # A process held it and nothing is recorded: perhaps its first lines end the process. A run that
             # is still held by its coordinator's name was born so, and nobody has come for it yet.
             self._recovery_attempts += 1
@@ -195,19 +200,25 @@ class Drive:
             if self._recovery_attempts > self._allowed_recoveries() + 1:
                 await self._give_up([self._started()])
                 return
+        was_sent_more = False
         while True:
-            if self._has_mail and await self._is_cancelled_at_once():
-                return
-            start_at = self.run.start_at
-            if start_at is None or not await self._host.clock.wait(self._wake, start_at):
+            if self._has_mail:
+                if await self._is_cancelled_at_once():
+                    return
+                was_sent_more = True
+            if not self._is_early() or not await self._host.clock.wait(self._wake, self.run.start_at):
                 break
             self._wake.clear()
+        self._has_mail = self._has_mail or was_sent_more
         await self._turn([self._started()])
+
+    def _is_early(self) -> bool:
+        """Whether the run is to start later."""
+        return self.run.start_at is not None and self.run.start_at > self._host.clock.now()
 
     async def _is_cancelled_at_once(self) -> bool:
         """Whether the run was cancelled before any of its code has run; it ends here then."""
         _, mail = decoded_mail(self.run_id, await self._read_mail())
-        self._has_mail = True
         request = next((event for event in mail if isinstance(event, CancellationRequested)), None)
         if request is None:
             return False
@@ -246,34 +257,22 @@ class Drive:
     async def _fail(self, events: list[Event], error: WorkflowError) -> None:
         """End the run without asking its code."""
         activation = Activation()
+        if self._execution is not None:
+            self._execution.children.close()
+            activation.commands = self._execution.take_commands()
         for event in (*events, WorkflowFailed(**failure_fields(capture(error)))):
             self._record_event(activation, event, self._host.clock.now())
         await self._commit(activation)
 
     async def _resume_hooks(self) -> None:
         """Make the rows of pending hooks that are not there: those of a fork are not."""
-        hooks = [
-            new_hook(pending.command, self._host.pack) for pending in self._running().hooks.pending.values()
-        ]
-        if not hooks:
-            return
-
-        def write(connection: Any) -> dict[str, str]:
-            for _, code in hooks:
-                if code is not None:
-                    save_code(connection, code)
-            held = {hook.hook_id: create_hook(connection, self.run_id, hook) for hook, _ in hooks}
-            return {hook_id: holder for hook_id, holder in held.items() if holder is not None}
-
-        self._refuse_hooks(await self._host.storage.write(write))
+        commands = [pending.command for pending in self._running().hooks.pending.values()]
+        if commands:
+            self._refuse_hooks(await make_hooks(self._host, self.run_id, commands))
 
     def _refuse_hooks(self, conflicts: dict[str, str]) -> None:
         for hook_id, holder in conflicts.items():
-            error = HookConflictError(
-                f"The token of hook {hook_id!r} is in use: run {holder!r} waits for it. Give each hook that "
-                "waits a token of its own, or leave the token out."
-            )
-            self._outcomes.append(HookReceived(hook_id=hook_id, failure=capture(error)))
+            self._outcomes.append(refusal(hook_id, holder))
             self._wake.set()
 
     # --- turning ------------------------------------------------------------------------------
@@ -362,10 +361,14 @@ class Drive:
     # --- the inbox --------------------------------------------------------------------------------
 
     async def _read_mail(self) -> list[InboxRow]:
-        self._has_mail = False
-        return await asyncio.to_thread(
-            self._host.storage.read, lambda connection: unread(connection, self.run_id)
-        )
+        while True:
+            self._has_mail = False
+            try:
+                return await asyncio.to_thread(self._host.storage.read, lambda c: unread(c, self.run_id))
+            except StorageError as error:
+                # As for a commit: what runs is not given up because the database is away.
+                logger.warning("The inbox of run {} cannot be read now: {}", self.run_id, error)
+            await asyncio.sleep(1.0)
 
     async def _expire_hooks(self) -> None:
         """Ask the rows of hooks whose time is over: a payload that was accepted in time comes first."""
@@ -378,19 +381,16 @@ class Drive:
         if not due:
             return
 
-        def write(connection: Any) -> list[bool]:
-            return [expire_hook(connection, self.run_id, hook_id) for hook_id in due]
-
-        if not all(await self._host.storage.write(write)):
+        if not await expire_hooks(self._host, self.run_id, due):
             self._has_mail = True
         self._expired.update(due)
 
     async def _is_at_limit(self) -> bool:
         """Whether the history has become too long; the run ends here then."""
         engine = self._host.engine
-        if self._position < engine.event_soft_limit:
+        if self._position < min(engine.event_soft_limit, engine.event_hard_limit):
             return False
-        if self._position >= self._warn_at:
+        if self._warn_at <= self._position < engine.event_hard_limit:
             self._warn_at = self._position + engine.event_warning_interval
             logger.warning(
                 "Run {} has {} events; it fails at {} (event_hard_limit). Use continue_as_new() or children.",
@@ -478,7 +478,7 @@ class Drive:
         """Have other runs go on that the commit has made, or written to."""
         for run in activation.begun:
             self._host.begin(run)
-        for run_id in dict.fromkeys(mail.run_id for mail in activation.mail):
+        for run_id in dict.fromkeys(activation.told):
             self._host.deliver(run_id)
         self._refuse_hooks(activation.conflicts)
 

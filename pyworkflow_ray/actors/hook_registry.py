@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 from pyworkflow_ray.actors.codes import CodeLoader
@@ -28,10 +29,18 @@ class HookRegistry:
         engine: The settings of all actors.
         wake: Has a run look into its inbox; it may fail, since the sweep finds the row.
         storage: Where the hooks are; opened from `engine` by default.
+        now: A clock for the hooks' timeouts; the database's by default.
     """
 
-    def __init__(self, engine: Engine, wake: Callable[[str], None], storage: Storage | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        wake: Callable[[str], None],
+        storage: Storage | None = None,
+        now: Callable[[], datetime] | None = None,
+    ) -> None:
         self.engine = engine
+        self._now = now
         self._wake = wake
         self._opened = storage
         self._loader = CodeLoader()
@@ -64,7 +73,10 @@ class HookRegistry:
         return await self._deliver(token, delivery_key, f'{{"failure":{failure.decode()}}}')
 
     async def _deliver(self, token: str, delivery_key: str, data: str) -> tuple[str, str]:
-        hook = await self._storage().write(lambda connection: deliver(connection, token, delivery_key, data))
+        now = None if self._now is None else self._now()
+        hook = await self._storage().write(
+            lambda connection: deliver(connection, token, delivery_key, data, now=now)
+        )
         self._wake(hook.run_id)
         return hook.run_id, hook.hook_id
 

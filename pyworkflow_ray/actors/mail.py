@@ -18,9 +18,18 @@ class Mail(msgspec.Struct, frozen=True):
     dedup_key: str
     event: Event
 
-    def post(self, connection: Any) -> None:
-        """Put it into the inbox; that it is there already is a success."""
-        post(connection, self.run_id, self.dedup_key, type_of(self.event), encode_data(self.event))
+    def post(self, connection: Any, to: str | None = None) -> str:
+        """Put it into the run's inbox, or into that of the run in which it goes on; whose it was.
+
+        That it is there already is a success.
+        """
+        run_id = to or self.run_id
+        post(connection, run_id, self.dedup_key, type_of(self.event), encode_data(self.event))
+        return run_id
+
+    def is_new(self, connection: Any) -> bool:
+        """Put it into the run's inbox; whether it is there, and was not before."""
+        return post(connection, self.run_id, self.dedup_key, type_of(self.event), encode_data(self.event))
 
 
 CANCEL_KEY = "cancel"

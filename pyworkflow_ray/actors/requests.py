@@ -74,7 +74,6 @@ def successor_of(run: RunRecord, engine: Engine, run_id: str, args: bytes, kwarg
     return NewRun(
         run_id=run_id,
         continued_from_run_id=run.run_id,
-        idempotency_key=run.idempotency_key,
         owner_lease=engine.lease_ttl.total_seconds(),
         root_run_id=run_id if run.root_run_id == run.run_id else run.root_run_id,
         **_kept(run),

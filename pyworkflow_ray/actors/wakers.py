@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Protocol
@@ -56,7 +57,7 @@ class Waker:
     async def wake_ids(self, storage: Storage, run_ids: Iterable[str]) -> int:
         """As `wake`, by their ids."""
         wanted = list(run_ids)
-        runs = storage.read(lambda connection: get_runs(connection, wanted))
+        runs = await asyncio.to_thread(storage.read, lambda connection: get_runs(connection, wanted))
         return await self.wake(storage, [run for run in runs.values() if not run.status.is_terminal])
 
     async def _located(self, storage: Storage, environment: str, run_ids: list[str]) -> dict[str, list[str]]:

@@ -92,7 +92,7 @@ async def fork(
         definition = as_workflow(record.workflow_name)
         current = pack(definition, f"workflow {definition.name!r}")
     new = _copy_of(of, record, current, {"forked_from": record.run_id, "forked_at": kept})
-    copied = [_copied(event, record.run_id) for event in events[:kept]]
+    copied = [_copied(event, record.run_id, of.runtime.now()) for event in events[:kept]]
     stamped = [
         (recorded.timestamp, type_of(event), encode_data(event))
         for recorded, event in zip(history, copied, strict=False)
@@ -151,10 +151,10 @@ def _position_of(run_id: str, events: list[Event], step_id: str | None) -> int:
     raise WorkflowError(f"Run {run_id!r} has no step {step_id!r}; it has {known}.")
 
 
-def _copied(event: Event, run_id: str) -> Event:
+def _copied(event: Event, run_id: str, now: datetime) -> Event:
     match event:
         case WorkflowStarted():
-            return msgspec.structs.replace(event, seed=event.seed or run_id)
+            return msgspec.structs.replace(event, seed=event.seed or run_id, counted_from=now)
         case HookCreated():
             return msgspec.structs.replace(event, token=new_token())
         case _:
@@ -174,6 +174,7 @@ def _copy_of(of: Session, record: RunRecord, code: Code | None, origin: dict[str
         durable=record.durable,
         tags=record.tags,
         metadata=label(origin),
+        attributes=record.attributes,
         max_duration=record.max_duration,
         recover_on_worker_loss=record.recover_on_worker_loss,
         max_recovery_attempts=record.max_recovery_attempts,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 from loguru import logger
 
 from pyworkflow_ray.actors.mail import Mail
@@ -10,13 +13,19 @@ from pyworkflow_ray.client.sessions import Session
 from pyworkflow_ray.engine.events import Event
 from pyworkflow_ray.exceptions import ConfigurationError
 from pyworkflow_ray.statuses import RunStatus
+from pyworkflow_ray.storage.inboxes import was_posted
 from pyworkflow_ray.storage.records import RunRecord
 
 
-async def send(of: Session, run_id: str, dedup_key: str, event: Event) -> RunRecord | None:
+async def send(
+    of: Session, run_id: str, dedup_key: str, event: Event, *, once_in_chain: bool = False
+) -> RunRecord | None:
     """Post an event to a run, or to the run in which it goes on; None when it has ended.
 
     When this returns the run will learn of it, whoever crashes.
+
+    Args:
+        once_in_chain: Whether the key counts for all runs that this one continues, too.
 
     Raises:
         WorkflowNotFoundError: There is no such run.
@@ -26,15 +35,20 @@ async def send(of: Session, run_id: str, dedup_key: str, event: Event) -> RunRec
         if record.status.is_terminal:
             return None
         mail = Mail(record.run_id, dedup_key, event)
-        await of.storage.write(mail.post)
-        # It may have ended, or continued, before the row was there: then it is not there.
-        after = await read_record(of, record.run_id)
-        if after.status is RunStatus.CONTINUED_AS_NEW:
-            continue  # an unread row goes with it, and the key keeps it from being there twice
-        if after.status.is_terminal:
-            return None
-        await tell(of, after)
-        return after
+        is_there = await of.storage.write(partial(_post, mail, once_in_chain))
+        if is_there:
+            record = await latest_of_chain(of, record.run_id)
+            if not record.status.is_terminal:
+                await tell(of, record)
+            return record
+        # It has ended, or continued, before the row was there.
+
+
+def _post(mail: Mail, once_in_chain: bool, connection: Any) -> bool:
+    """Whether the event is in the run's inbox now, or was before."""
+    if once_in_chain and was_posted(connection, mail.run_id, mail.dedup_key, over_chain=True):
+        return True
+    return mail.is_new(connection) or was_posted(connection, mail.run_id, mail.dedup_key)
 
 
 async def latest_of_chain(of: Session, run_id: str) -> RunRecord:

@@ -176,7 +176,8 @@ async def signal_run(of: Session, run_id: str, name: str, payload: Any, dedup_ke
     refuse_in_workflow("signal")
     data = Raw(of.values.encode(payload, f"the payload of signal {name!r}"))
     key = f"signal:{dedup_key or uuid.uuid4().hex}"
-    if await send(of, run_id, key, SignalReceived(name=name, payload=data)) is None:
+    event = SignalReceived(name=name, payload=data)
+    if await send(of, run_id, key, event, once_in_chain=dedup_key is not None) is None:
         raise WorkflowError(f"Run {run_id!r} has ended: nobody reads signal {name!r} any more.")
 
 

@@ -86,6 +86,10 @@ class RayRuntime:
             # Not waited for: it wakes what sleeps, and picks up what a driver that vanished has left.
             self._cluster.timer()
 
+    def now(self) -> datetime:
+        """What time it is for runs."""
+        return datetime.now(UTC)
+
     @property
     def cluster(self) -> Cluster:
         assert self._cluster is not None, "open() comes first"
@@ -183,6 +187,10 @@ class LocalRuntime:
             )
         return self._coordinators[loop]
 
+    def now(self) -> datetime:
+        """What time it is for runs."""
+        return datetime.now(UTC) if self._clock is None else self._clock.now()
+
     @property
     def engine(self) -> Engine:
         return self._engine
@@ -194,7 +202,9 @@ class LocalRuntime:
     async def start(self, run: RunRecord) -> None:
         """Drive a run that was accepted until it ends or is suspended."""
         await self.coordinator().accept_runs([run])
-        await self.coordinator().end_of(run.run_id)
+        end = await self.coordinator().end_of(run.run_id)
+        while end is not None and end.continued_to:
+            end = await self.coordinator().end_of(end.continued_to)
 
     async def wait(self, run: RunRecord) -> RunEnd | None:
         """How the run's drive ends; None when it is not driven on this loop."""
@@ -220,7 +230,8 @@ class LocalRuntime:
 
     async def answer_hook(self, method: str, token: str, data: bytes, delivery_key: str) -> tuple[str, str]:
         """Hand a payload (`resume`) or an error (`reject`) to the hook registry."""
-        registry = HookRegistry(self._engine, lambda run_id: None, self._storage)
+        now = None if self._clock is None else self._clock.now
+        registry = HookRegistry(self._engine, lambda run_id: None, self._storage, now)
         run_id, hook_id = await getattr(registry, method)(token, data, delivery_key)
         run = await asyncio.to_thread(self._storage.read, lambda c: get_run(c, run_id))
         if run is not None:

@@ -12,10 +12,11 @@ from pyworkflow_ray.actors.mail import CANCEL_KEY, Mail
 from pyworkflow_ray.actors.requests import label, new_run
 from pyworkflow_ray.client.handles import RunHandle, refuse_in_workflow
 from pyworkflow_ray.client.loops import run_sync
+from pyworkflow_ray.client.mail import latest_of_chain
 from pyworkflow_ray.client.progress import Progress
 from pyworkflow_ray.client.runtimes import LOCAL
 from pyworkflow_ray.client.sessions import Session, session
-from pyworkflow_ray.durations import Duration, resolve_when
+from pyworkflow_ray.durations import Duration, When, resolve_when
 from pyworkflow_ray.engine.events import CancellationRequested
 from pyworkflow_ray.exceptions import (
     ConfigurationError,
@@ -44,7 +45,7 @@ class StartOptions:
     runtime: str | None = None
     durable: bool | None = None
     storage: Any = None
-    start_at: datetime | None = None
+    start_at: When | None = None
     conflict: str = "use_existing"
 
 
@@ -131,7 +132,8 @@ class Start:
         if start_at is not None and delay is not None:
             raise ConfigurationError("start_at and delay say the same: give one of them.")
         when = delay if delay is not None else start_at
-        instant = None if when is None else resolve_when(when, datetime.now(UTC))
+        if when is not None:
+            resolve_when(when, datetime.now(UTC))  # refuse what cannot be read here
         return Starter(
             StartOptions(
                 idempotency_key=idempotency_key,
@@ -141,7 +143,7 @@ class Start:
                 runtime=runtime,
                 durable=durable,
                 storage=storage,
-                start_at=instant,
+                start_at=when,
                 conflict=conflict,
             )
         )
@@ -244,6 +246,8 @@ def _new_run(
 ) -> NewRun:
     run_id = options.run_id or new_run_id()
     what = f"workflow {definition.name!r}"
+    now = of.runtime.now()
+    start_at = None if options.start_at is None else resolve_when(options.start_at, now)
     isolated = definition.workflow_options.isolation == "process" or of.settings.coordinators == "per_run"
     return new_run(
         of.runtime.engine,
@@ -257,7 +261,7 @@ def _new_run(
         durable=options.durable,
         metadata=label(options.metadata),
         attributes=label(options.attributes),
-        **of.runtime.placing(run_id, isolated, options.start_at),
+        **of.runtime.placing(run_id, isolated, start_at),
     )
 
 
@@ -275,6 +279,6 @@ def _require_same(accepted: Accepted, new: NewRun) -> None:
 
 async def _raise_local_failure(handle: RunHandle[Any]) -> None:
     """In process, `start` has driven the run, and raises what it raised."""
-    status = await handle.status()
-    if status.is_terminal and status is not RunStatus.COMPLETED:
+    last = await latest_of_chain(handle._session, str(handle))
+    if last.status.is_terminal and last.status is not RunStatus.COMPLETED:
         await handle.result()

@@ -16,11 +16,16 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any, TypeVar
 
+from pyworkflow_ray.engine.continuations import ContinueAsNew
 from pyworkflow_ray.engine.events import MAX_DURATION, CancellationRequested
 from pyworkflow_ray.engine.loop import RunLoop, RunTask
 from pyworkflow_ray.exceptions import CancellationError, WorkflowTimeoutError
 
 _T = TypeVar("_T")
+
+
+_MESSAGE = "the run is cancelled"
+"""What tells a request from other reasons for which asyncio cancels a task."""
 
 
 class RunCancelled(CancellationError, asyncio.CancelledError):  # it is asyncio's name for it
@@ -29,6 +34,13 @@ class RunCancelled(CancellationError, asyncio.CancelledError):  # it is asyncio'
 
 class RunTimedOut(WorkflowTimeoutError, asyncio.CancelledError):
     """The run's time is over, in the words of either side."""
+
+
+def is_cancellation(error: BaseException | None) -> bool:
+    """Whether code that was cancelled has ended so; a `TaskGroup` wraps what comes to its block."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(is_cancellation(part) for part in error.exceptions)
+    return isinstance(error, asyncio.CancelledError | CancellationError | ContinueAsNew)
 
 
 class Cancellation:
@@ -42,12 +54,19 @@ class Cancellation:
 
     def __init__(self, run_id: str, loop: RunLoop, max_duration: timedelta | None) -> None:
         self.request: CancellationRequested | None = None
+        self.is_delivered = False
+        """Whether the main code has seen it."""
         self._run_id, self._loop, self._max_duration = run_id, loop, max_duration
-        self._is_undelivered = False
+        self._main: RunTask[Any] | None = None
 
     @property
     def is_requested(self) -> bool:
         return self.request is not None
+
+    @property
+    def reason(self) -> str:
+        """Why, as the request says."""
+        return "" if self.request is None else self.request.reason
 
     @property
     def is_timeout(self) -> bool:
@@ -55,18 +74,31 @@ class Cancellation:
         return self.request is not None and self.request.requested_by == MAX_DURATION
 
     @property
+    def is_kept_off(self) -> bool:
+        """Whether the main code has not seen the request, for a shield or because it had ended before."""
+        return self.is_requested and not self.is_delivered
+
+    @property
     def is_passing(self) -> bool:
         """Whether the request is passing through the run's tasks just now."""
         return self._loop.is_cancelling_run
 
     def deliver(self, request: CancellationRequested, main: RunTask[Any]) -> None:
-        """Cancel the main task; the loop's next run passes it on. A second request has no effect."""
-        if self.request is not None:
-            return
+        """Cancel the main task; the loop's next run passes it on.
+
+        A second request has no effect, but that the run's time is over has, also after a request.
+        """
+        if self.note(request):
+            self._main = main
+            self._loop.is_cancelling_run = True
+            main.cancel(_MESSAGE)
+
+    def note(self, request: CancellationRequested) -> bool:
+        """Remember a request; whether it is one that counts."""
+        if self.request is not None and (self.is_timeout or request.requested_by != MAX_DURATION):
+            return False
         self.request = request
-        self._is_undelivered = True
-        self._loop.is_cancelling_run = True
-        main.cancel()
+        return True
 
     def passed(self) -> None:
         """The activation that brought the request is over."""
@@ -76,12 +108,18 @@ class Cancellation:
         """What the code gets to see."""
         if self.is_timeout:
             return RunTimedOut(self._run_id, self._max_duration or timedelta())
-        reason = self.request.reason if self.request is not None else ""
-        return RunCancelled(reason=reason or None)
+        return RunCancelled(reason=self.reason or None)
+
+    def is_of_run(self, error: asyncio.CancelledError) -> bool:
+        """Whether it is the run that is cancelled, and not a task of it by another, or by a timeout."""
+        return isinstance(error, RunCancelled | RunTimedOut) or _is_request(error) or self.is_passing
 
     def told(self, error: asyncio.CancelledError) -> asyncio.CancelledError:
         """A cancellation as the code that waits here should see it: the run's, or its own as it is."""
-        return self.error() if self.is_passing and not isinstance(error, CancellationError) else error
+        if isinstance(error, RunCancelled | RunTimedOut):
+            return error
+        is_passed_on = self.is_passing and asyncio.current_task() is not self._main
+        return self.error() if is_passed_on or _is_request(error) else error
 
     def translating(self, code: Coroutine[Any, Any, _T]) -> _Translating[_T]:
         """The code of the main task, with asyncio's cancellation told as the run's."""
@@ -89,10 +127,14 @@ class Cancellation:
 
     def take(self, error: asyncio.CancelledError) -> asyncio.CancelledError:
         """The error to throw into the main code in place of asyncio's."""
-        if not self._is_undelivered:
+        if not isinstance(error, RunCancelled | RunTimedOut) and not _is_request(error):
             return error
-        self._is_undelivered = False
+        self.is_delivered = True
         return self.error()
+
+
+def _is_request(error: asyncio.CancelledError) -> bool:
+    return error.args == (_MESSAGE,)
 
 
 class _Translating(Coroutine[Any, Any, _T]):
@@ -128,24 +170,20 @@ class Shield:
     It belongs to the asyncio task that enters it, and nests.
     """
 
-    def __init__(self) -> None:
-        self._task: RunTask[Any] | None = None
-
     async def __aenter__(self) -> None:
         task = asyncio.current_task()
         if isinstance(task, RunTask):
-            self._task = task
             task.shields += 1
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        task, self._task = self._task, None
-        if task is None:
+        task = asyncio.current_task()
+        if not isinstance(task, RunTask):
             return
         task.shields -= 1
         if not task.shields and task.is_cancel_deferred:
             task.is_cancel_deferred = False
-            task.cancel()
+            task.cancel(_MESSAGE)
             if error is None:
                 await asyncio.sleep(0)  # it is cancelled here, and not at whatever the code awaits next

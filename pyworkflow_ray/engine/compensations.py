@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from pyworkflow_ray.engine.cancellations import Shield
+from pyworkflow_ray.engine.loop import RunTask
 
 
 class Compensations:
@@ -31,9 +32,15 @@ class Compensations:
         Args:
             error: Why; notes of compensations that failed are added to it.
         """
-        async with Shield():
+        task = asyncio.current_task()
+        assert isinstance(task, RunTask), "only a run has compensations"
+        task.shields += 1  # not a Shield: a request that comes now does not take the place of the error
+        try:
             while self._stack:
                 try:
                     await self._stack.pop()()
                 except Exception as failure:
                     error.add_note(f"A compensation failed too: {type(failure).__name__}: {failure}")
+        finally:
+            task.shields -= 1
+            task.is_cancel_deferred = False

@@ -83,6 +83,8 @@ class WorkflowStarted(Event, frozen=True, kw_only=True):
     metadata: Raw = NONE
     seed: str = ""
     """Of the run's random source; the run's id when it is empty. A fork keeps the seed of its history."""
+    counted_from: datetime | None = None
+    """From when its `max_duration` counts; from its start by default. A fork's counts from the fork."""
 
 
 class WorkflowInterrupted(Event, frozen=True, kw_only=True):

@@ -13,11 +13,9 @@ No I/O, no clock, no threads: whoever owns an execution calls it from one thread
 from __future__ import annotations
 
 import asyncio
-import gc
 import random
 import uuid
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import Context, ContextVar, copy_context
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -25,7 +23,7 @@ from typing import Any, TypeVar
 from loguru import logger
 from msgspec import Raw
 
-from pyworkflow_ray.engine.cancellations import Cancellation
+from pyworkflow_ray.engine.cancellations import Cancellation, is_cancellation
 from pyworkflow_ray.engine.children import Child, Children, derived_run_id
 from pyworkflow_ray.engine.codecs import Codec
 from pyworkflow_ray.engine.commands import (
@@ -41,6 +39,7 @@ from pyworkflow_ray.engine.commands import (
 )
 from pyworkflow_ray.engine.compensations import Compensations
 from pyworkflow_ray.engine.conclusions import Limits, PendingStep
+from pyworkflow_ray.engine.continuations import ContinueAsNew, continuation_in
 from pyworkflow_ray.engine.drops import drop_suspended
 from pyworkflow_ray.engine.events import (
     MAX_DURATION,
@@ -71,27 +70,27 @@ from pyworkflow_ray.engine.events import (
     WorkflowStarted,
 )
 from pyworkflow_ray.engine.hooks import Hooks, PendingHook
-from pyworkflow_ray.engine.loop import EPOCH, LoopTimer, RunLoop, RunTask
+from pyworkflow_ray.engine.loop import EPOCH, LoopTimer, RunLoop, RunTask, collector_paused
 from pyworkflow_ray.engine.recordings import Halt, Recording
 from pyworkflow_ray.engine.signals import Signals
 from pyworkflow_ray.engine.steps import Steps
 from pyworkflow_ray.engine.timers import Timers, Waiting
 from pyworkflow_ray.exceptions import (
-    CancellationError,
+    EventLimitExceededError,
     FatalError,
     NonDeterminismError,
     StepFailedError,
+    WorkerDiedError,
     WorkflowError,
     WorkflowTimeoutError,
 )
-from pyworkflow_ray.failures import capture, restore
+from pyworkflow_ray.failures import capture, error_type_name, restore
 from pyworkflow_ray.ids import Ordinals
 
 __all__ = ["Codec", "Execution", "Limits", "PendingStep", "current"]
 
 _T = TypeVar("_T")
 _E = TypeVar("_E", bound=Event)
-_MANY_EVENTS = 1000
 _DEADLINE = "\0deadline"
 """The id of the timer of `max_duration`. No sleep can be named so."""
 
@@ -99,12 +98,7 @@ current: ContextVar[Execution | None] = ContextVar("pyworkflow_ray_execution", d
 """The execution whose code is running; None in steps and outside of runs."""
 
 
-class ContinueAsNew(BaseException):
-    """Ends the workflow's code, which goes on in another run; no error, so that code does not catch it."""
-
-    def __init__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.call = (args, kwargs)
+_ENDED_FROM_OUTSIDE = [error_type_name(error) for error in (WorkerDiedError, EventLimitExceededError)]
 
 
 class Execution(Recording):
@@ -112,9 +106,7 @@ class Execution(Recording):
 
     Args:
         run_id: Also the seed of the run's random source.
-        function: The workflow's function.
-        codec: Turns values into text and back.
-        limits: Bounds on retries.
+        limits: Bounds on what the run may do.
     """
 
     def __init__(
@@ -137,7 +129,7 @@ class Execution(Recording):
         self.is_durable = True
         self.is_finished = False
         self.attributes: dict[str, Any] = {}
-        self.random = random.Random(_seed(run_id))
+        self.random = random.Random(f"pyworkflow-ray:{run_id}")
         self._function = function
         self._loop = RunLoop(self, run_id)  # type: ignore[abstract]  # what it lacks, it refuses
         self._loop.on_callback_error = self._report_callback
@@ -166,10 +158,12 @@ class Execution(Recording):
         # Of a history that holds a start alone, none of the code has run before.
         self.is_replaying = len(history) > 1
         try:
-            with self._loop.entered(), _collector_paused(len(history)):
+            with self._loop.entered(), collector_paused(len(history)):
                 while self._cursor < len(history):
                     recorded = history[self._cursor]
                     if type(recorded.event) not in OUTCOMES:
+                        if self._was_ended(recorded.event):
+                            break
                         raise self._diverge(recorded, None)
                     self._cursor += 1
                     self._apply(recorded.event, recorded.timestamp)
@@ -180,6 +174,14 @@ class Execution(Recording):
             self.is_replaying = False
             self._history, self._cursor = (), 0
         return self.take_commands()
+
+    def _was_ended(self, event: Event) -> bool:
+        """Whether the run's coordinator has ended it, without asking the code."""
+        if not isinstance(event, WorkflowFailed) or event.error_type not in _ENDED_FROM_OUTSIDE:
+            return False
+        self.is_finished = True
+        self.drop()
+        return True
 
     def feed(self, event: Event, at: datetime) -> list[Command]:
         """Apply one outcome that is not recorded yet, and return the commands that it provoked.
@@ -210,7 +212,7 @@ class Execution(Recording):
             self._loop.run_until_idle()
             self.cancellation.passed()
             main = self._main
-            if main is not None and main.done() and self._divergence is None:
+            if main is not None and main.done() and self._divergence is None and not self._is_unwinding():
                 self._close()
                 if not self.children.are_waited_for:
                     self._end(_error_of(main))
@@ -248,9 +250,10 @@ class Execution(Recording):
     def _start(self, event: WorkflowStarted) -> None:
         self.workflow_name = event.workflow_name
         if event.seed:
-            self.random.seed(_seed(event.seed))
+            self.random.seed(f"pyworkflow-ray:{event.seed}")
         if self.limits.max_duration is not None:
-            self.timers.start(_DEADLINE, self._now + self.limits.max_duration, None)
+            begun_at = event.counted_from or self._now
+            self.timers.start(_DEADLINE, begun_at + self.limits.max_duration, None)
         context = Context()
         context.run(current.set, self)
         self._main = self._loop.create_task(self._call(event), name=self.run_id, context=context)
@@ -261,21 +264,23 @@ class Execution(Recording):
         try:
             self._code = self._function(*args, **kwargs)
             return await self.cancellation.translating(self._code)
-        except (Halt, ContinueAsNew, GeneratorExit):
+        except (Halt, GeneratorExit):
             raise
         except BaseException as error:
-            if self.compensations:
+            if self.compensations and continuation_in(error) is None:
                 await self.compensations.run(error)
             raise
 
     def _cancel(self, event: CancellationRequested) -> None:
-        self.timers.forget(_DEADLINE)
+        if event.requested_by == MAX_DURATION:
+            self.timers.forget(_DEADLINE)
         main = self._main
         if main is not None and not main.done():
             self.cancellation.deliver(event, main)
-        else:
+        elif self.cancellation.note(event):
             for child in list(self.children.open.values()):
-                self.children.cancel(child, event.reason)
+                if child.command.parent_close == "wait":
+                    self.children.cancel(child, event.reason)
 
     def _fire(self, event: TimerFired) -> None:
         try:
@@ -293,11 +298,18 @@ class Execution(Recording):
             case _:
                 waiting.set_result(None)
 
+    def _is_unwinding(self) -> bool:
+        """Whether a run that was cancelled has tasks that go on: shielded, or in a last attempt."""
+        if not self.cancellation.is_requested or self._is_closed:
+            return False
+        return any(step.is_last for step in self.steps.values()) or any(t.shields for t in self._loop.tasks)
+
     def _close(self) -> None:
         """Let go of what the code has left behind."""
         if self._is_closed:
             return
         self._is_closed = True
+        self._loop.halt()
         for step in list(self.steps.values()):
             self.calls.cancel(step, "the workflow ended")
         for hook in list(self.hooks.pending.values()):
@@ -308,15 +320,14 @@ class Execution(Recording):
         """Say how the workflow's function ended: it returned, or raised this error."""
         try:
             self._close()
+            error = continuation_in(error) or error
             if self.cancellation.is_timeout and not isinstance(error, WorkflowTimeoutError):
-                error = self._timed_out()
+                error = self._timed_out(error)
             if error is None:
                 error = self._complete()
-            elif isinstance(error, ContinueAsNew):
+            elif isinstance(error, ContinueAsNew) and not self.cancellation.is_kept_off:
                 error = self._continue(error)
-            elif self.cancellation.is_requested and isinstance(
-                error, asyncio.CancelledError | CancellationError
-            ):
+            elif self.cancellation.is_requested and is_cancellation(error):
                 error = None
                 self._cancelled()
             if error is not None and self.recorded(WorkflowFailed) is None:
@@ -326,17 +337,20 @@ class Execution(Recording):
         self.is_finished = True
         self.drop()
 
-    def _timed_out(self) -> WorkflowTimeoutError:
-        return WorkflowTimeoutError(self.run_id, self.limits.max_duration or timedelta())
+    def _timed_out(self, error: BaseException | None) -> WorkflowTimeoutError:
+        timed_out = WorkflowTimeoutError(self.run_id, self.limits.max_duration or timedelta())
+        for note in getattr(error, "__notes__", []):
+            timed_out.add_note(note)
+        return timed_out
 
     def _cancelled(self) -> None:
-        request = self.cancellation.request
         if self.recorded(WorkflowCancelled) is None:
-            self.emit(CancelRun(request.reason if request is not None else ""))
+            self.emit(CancelRun(self.cancellation.reason))
 
     def _continue(self, ending: ContinueAsNew) -> Exception | None:
         """Continue in another run, or return why its arguments cannot be stored."""
-        if self.recorded(WorkflowContinuedAsNew) is not None:
+        if self.peek(WorkflowContinuedAsNew) is not None:
+            self.recorded(WorkflowContinuedAsNew)
             return None
         args, kwargs = ending.call
         try:
@@ -344,6 +358,7 @@ class Execution(Recording):
             raw_kwargs = Raw(self.codec.encode(dict(kwargs), "the keyword arguments of continue_as_new()"))
         except Exception as error:
             return error
+        self.recorded(WorkflowContinuedAsNew)  # a divergence, if anything else is recorded here
         run_id = derived_run_id(self.run_id, "continued")
         self.emit(ContinueRun(run_id, raw_args, raw_kwargs, self.signals.unread()))
         return None
@@ -570,25 +585,13 @@ class Execution(Recording):
         self.attributes.update(attributes)
 
 
-def _seed(run_id: str) -> str:
-    return f"pyworkflow-ray:{run_id}"
-
-
-@contextmanager
-def _collector_paused(events: int) -> Iterator[None]:
-    # A long replay makes thousands of objects that all stay, and the collector would go through them again
-    # and again: that is half the time of a wide one.
-    if events < _MANY_EVENTS or not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
 def _error_of(main: RunTask[Any]) -> BaseException | None:
     if main.cancelled():
-        return asyncio.CancelledError("The workflow's function was cancelled from within.")
+        ending = asyncio.CancelledError("The workflow's function was cancelled from within.")
+        try:
+            main.result()
+        except asyncio.CancelledError as error:
+            for note in getattr(error, "__notes__", []):
+                ending.add_note(note)
+        return ending
     return main.exception()

@@ -94,6 +94,8 @@ async def bounded_map(
     tasks = [asyncio.ensure_future(call(item)) for item in items]
     try:
         return await asyncio.gather(*tasks)
+    except asyncio.CancelledError:
+        raise  # gather has passed it on
     except BaseException:
         for task in tasks:
             task.cancel()

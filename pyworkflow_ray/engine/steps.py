@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -37,39 +37,59 @@ class Steps:
         self._ids: set[str] = set()
 
     async def call(
-        self, function: Any, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: StepOptions
+        self,
+        function: Any,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        options: StepOptions,
+        on_completed: Callable[[Any], None] | None = None,
     ) -> Any:
-        """Schedule a step and wait for its result; raises what the step gave up with."""
+        """Schedule a step and wait for its result; raises what the step gave up with.
+
+        Args:
+            on_completed: Called with the result, also where the code, being cancelled, does not get it.
+        """
         step_id = self._step_id(name, options.step_id)
         try:
             pending = self._schedule(function, step_id, name, args, kwargs, options)
             try:
                 event = await pending.future
             except asyncio.CancelledError as error:
-                raise await self._cancelled(pending, error) from None
+                raise await self._cancelled(pending, error, on_completed) from None
         except Halt:
             await self._execution.stall()
         if isinstance(event, StepCompleted):
-            return self._execution.codec.decode(event.result)
+            result = self._execution.codec.decode(event.result)
+            if on_completed is not None:
+                on_completed(result)
+            return result
         raise step_error(event)
 
-    async def _cancelled(self, pending: PendingStep, error: asyncio.CancelledError) -> BaseException:
+    async def _cancelled(
+        self,
+        pending: PendingStep,
+        error: asyncio.CancelledError,
+        on_completed: Callable[[Any], None] | None,
+    ) -> BaseException:
         """What the code gets to see, once the step has been dealt with as its `on_cancel` says."""
         cancellation = self._execution.cancellation
         told = cancellation.told(error)
         if pending.command.step_id in self.pending:
-            if cancellation.is_passing and pending.is_awaited(self._execution.now):
-                await self._last_attempt(pending)
+            if cancellation.is_of_run(error) and pending.is_awaited(self._execution.now):
+                event = await self._last_attempt(pending)
+                if on_completed is not None and isinstance(event, StepCompleted):
+                    on_completed(self._execution.codec.decode(event.result))
             else:
                 self.cancel(pending, "the workflow waits for it no more")
         return told
 
-    async def _last_attempt(self, pending: PendingStep) -> None:
+    async def _last_attempt(self, pending: PendingStep) -> StepCompleted | StepFailed:
         """Let an attempt that is under way come to its end; another one does not follow."""
         pending.is_last = True
         pending.future = self._execution.future()
         try:
-            await pending.future
+            return await pending.future
         except asyncio.CancelledError:
             if pending.command.step_id in self.pending:
                 self.cancel(pending, "the workflow waits for it no more")

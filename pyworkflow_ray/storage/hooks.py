@@ -99,20 +99,27 @@ _FREE_TOKEN = Statement(
     f"UPDATE hooks SET token = {_FORMER_TOKEN} WHERE token = :token AND status <> 'pending'"
 )
 
-_IS_OPEN = f"""
-    status = 'pending' AND (expires_at IS NULL OR expires_at > <now>)
-    AND EXISTS (SELECT 1 FROM runs WHERE runs.run_id = hooks.run_id AND NOT {schema.HAS_ENDED})
-"""
+def _is_open(now: str) -> str:
+    return f"""
+        status = 'pending' AND (expires_at IS NULL OR expires_at > {now})
+        AND EXISTS (SELECT 1 FROM runs WHERE runs.run_id = hooks.run_id AND NOT {schema.HAS_ENDED})
+    """
+
+
 _IS_OURS = f"delivery_key = :delivery_key AND token IN (:token, {_FORMER_TOKEN})"
 # Not if this delivery went through already, and the token belongs to another hook by now.
-_RECEIVE = Statement(f"""
-    UPDATE hooks SET status = 'received', received_at = <now>, payload = :data, delivery_key = :delivery_key
-    WHERE token = :token AND {_IS_OPEN} AND NOT EXISTS (SELECT 1 FROM hooks AS earlier WHERE {_IS_OURS})
-    RETURNING {_COLUMNS}
-""")
+_RECEIVE, _RECEIVE_AT = (
+    Statement(f"""
+        UPDATE hooks SET status = 'received', received_at = {now}, payload = :data, delivery_key = :delivery_key
+        WHERE token = :token AND {_is_open(now)} AND NOT EXISTS (SELECT 1 FROM hooks AS earlier WHERE {_IS_OURS})
+        RETURNING {_COLUMNS}
+    """)
+    for now in ("<now>", ":now")
+)
 _RECEIVED = Statement(f"SELECT {_COLUMNS} FROM hooks WHERE {_IS_OURS}")
-_LOOK = Statement(
-    f"SELECT hook_id, status, CASE WHEN {_IS_OPEN} THEN 1 ELSE 0 END FROM hooks WHERE token = :token"
+_LOOK, _LOOK_AT = (
+    Statement(f"SELECT hook_id, status, CASE WHEN {_is_open(now)} THEN 1 ELSE 0 END FROM hooks WHERE token = :token")
+    for now in ("<now>", ":now")
 )
 
 _EXPIRE = Statement("""
@@ -144,7 +151,9 @@ def create_hook(connection: Connection, run_id: str, new: NewHook) -> str | None
         _FREE_TOKEN.execute(connection, token=new.token)
 
 
-def deliver(connection: Connection, token: str, delivery_key: str, data: str) -> HookRecord:
+def deliver(
+    connection: Connection, token: str, delivery_key: str, data: str, *, now: datetime | None = None
+) -> HookRecord:
     """Give the hook of this token what it waits for, and tell its run.
 
     After the commit the run will get it, whoever crashes: it is in the run's inbox as an event `hook.received`, with
@@ -153,6 +162,7 @@ def deliver(connection: Connection, token: str, delivery_key: str, data: str) ->
 
     Args:
         delivery_key: Tells this delivery from others when it is run again.
+        now: Instead of the database's clock, for a test that owns the time.
         data: The text of a JSON object; its values are passed on to the letter.
 
     Raises:
@@ -162,8 +172,11 @@ def deliver(connection: Connection, token: str, delivery_key: str, data: str) ->
     """
     values = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
     given = {"token": token, "delivery_key": delivery_key}
+    receive, look, at = _RECEIVE, _LOOK, {}
+    if now is not None:
+        receive, look, at = _RECEIVE_AT, _LOOK_AT, {"now": now}
     while True:
-        received = _RECEIVE.row(connection, data=data, **given)
+        received = receive.row(connection, data=data, **given, **at)
         if received is not None:
             hook = _record(received)
             mail = msgspec.json.encode({"hook_id": hook.hook_id, **values})
@@ -172,7 +185,7 @@ def deliver(connection: Connection, token: str, delivery_key: str, data: str) ->
         earlier = _RECEIVED.row(connection, **given)
         if earlier is not None:
             return _record(earlier)
-        row = _LOOK.row(connection, token=token)
+        row = look.row(connection, token=token, **at)
         if row is None:
             raise HookNotFoundError(token)
         hook_id, status, is_open = row

@@ -6,6 +6,7 @@ keeps its dedup key, so that a sender who never got his answer may post again wi
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime
 
 import msgspec
@@ -33,13 +34,15 @@ _WITH_MAIL = Statement(f"""
 # Whoever posts meanwhile waits for this lock, and finds that the run has ended.
 _LOCK_RUN = Statement("SELECT 1 FROM runs WHERE run_id = :run_id <for update>")
 # What came for a hook or from a child stays: their ids mean others in another run.
-_MOVE = Statement("""
-    UPDATE inbox SET run_id = :to_run_id
-    WHERE run_id = :run_id AND read_position IS NULL
-        AND kind IN ('signal.received', 'cancellation.requested')
-        AND NOT EXISTS (
-            SELECT 1 FROM inbox AS there WHERE there.run_id = :to_run_id AND there.dedup_key = inbox.dedup_key
-        )
+_MOVED = ("signal.received", "cancellation.requested")
+_WAS_POSTED = Statement("SELECT 1 FROM inbox WHERE run_id = :run_id AND dedup_key = :dedup_key")
+_WAS_POSTED_TO_CHAIN = Statement("""
+    WITH RECURSIVE chain(id, earlier) AS (
+        SELECT run_id, continued_from_run_id FROM runs WHERE run_id = :run_id
+        UNION ALL
+        SELECT runs.run_id, runs.continued_from_run_id FROM chain JOIN runs ON runs.run_id = earlier
+    )
+    SELECT 1 FROM chain JOIN inbox ON inbox.run_id = chain.id AND dedup_key = :dedup_key LIMIT 1
 """)
 
 
@@ -77,12 +80,25 @@ def runs_with_mail(connection: Connection, limit: int = 1000) -> list[str]:
     return [run_id for (run_id,) in _WITH_MAIL.rows(connection, limit=limit)]
 
 
-def move_unread(connection: Connection, run_id: str, to_run_id: str) -> None:
-    """What waits in a run's inbox waits in its successor's from now on, in the order of arrival.
+def was_posted(
+    connection: Connection, run_id: str, dedup_key: str, *, over_chain: bool = False
+) -> bool:
+    """Whether the run (or, `over_chain`, one that it continues) was ever sent something under this key."""
+    statement = _WAS_POSTED_TO_CHAIN if over_chain else _WAS_POSTED
+    return statement.row(connection, run_id=run_id, dedup_key=dedup_key) is not None
 
-    To be called between the acceptance of the successor and the append that ends the run, in the same
-    transaction: then nothing that others post meanwhile is lost between the two. What came for a hook or
-    from a child is left behind, and so is what the successor was sent under the same key.
+
+def move_unread(connection: Connection, run_id: str, to_run_id: str, but: Collection[int] = ()) -> None:
+    """What waits in a run's inbox waits in its successor's from now on, behind what is there.
+
+    To be called between the acceptance of the successor and the append that ends the run (which marks all that
+    is left as read), in the same transaction: then nothing that others post meanwhile is lost between the two.
+    What came for a hook or from a child is left behind, and so is what the successor was sent under the same key.
+
+    Args:
+        but: Rows that the append records.
     """
     _LOCK_RUN.row(connection, run_id=run_id)
-    _MOVE.execute(connection, run_id=run_id, to_run_id=to_run_id)
+    for row in unread(connection, run_id):
+        if row.kind in _MOVED and row.id not in but:
+            post(connection, to_run_id, row.dedup_key, row.kind, row.data)

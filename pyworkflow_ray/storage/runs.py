@@ -19,6 +19,7 @@ from pyworkflow_ray.storage.records import COLUMNS, FIELDS, RunRecord, run_recor
 _C = schema.runs.c
 _ALL = select(*(_C[name] for name in FIELDS))
 _MOST_IDS = 500  # SQLite limits the parameters of a statement.
+_CONTINUED_TO = Statement("SELECT continued_to_run_id FROM runs WHERE run_id = :run_id")
 _GET = Statement(f"SELECT {COLUMNS} FROM runs WHERE run_id = :run_id")
 _RELEASE_KEY = Statement("UPDATE runs SET idempotency_key = NULL WHERE run_id = :run_id")
 # Two halves, for the second of which there is an index.
@@ -170,6 +171,13 @@ def purge(
         oldest_first = query.order_by(_C.created_at, _C.run_id).limit(limit - len(found))
         found += connection.scalars(oldest_first)
     return _delete(connection, found)
+
+
+def latest_of_chain(connection: Connection, run_id: str) -> str:
+    """The id of the run in which this one goes on at last; its own, if it does not."""
+    while (row := _CONTINUED_TO.row(connection, run_id=run_id)) is not None and row[0] is not None:
+        run_id = str(row[0])
+    return run_id
 
 
 def release_key(connection: Connection, run_id: str) -> bool:

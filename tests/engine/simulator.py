@@ -113,6 +113,10 @@ class Simulation:
         execution.check_arguments = getattr(self.function, "check_arguments", None)
         return execution
 
+    def __del__(self) -> None:
+        # As a drive does with its run. A test may leave a run where it stands.
+        self.execution.drop()
+
     # --- driving --------------------------------------------------------------------------------------
 
     def run(self) -> Any:
@@ -321,7 +325,7 @@ class Simulation:
     def resumed(self, length: int | None = None, seed: int = 0) -> Simulation:
         """Another process that has found the first `length` events of this history, or all of it."""
         length = len(self.history) if length is None else length
-        other = Simulation(
+        other = type(self)(
             self.function,
             *self.args,
             seed=seed,
@@ -370,6 +374,13 @@ def outcome_of(simulation: Simulation) -> tuple[str, Any]:
         return "raised", (type(error).__name__, str(error))
 
 
+def finished(simulation: Simulation) -> Any:
+    """What the run comes to when it is driven to its end; its history has replayed from every prefix."""
+    outcome_of(simulation)
+    assert_replays(simulation)
+    return simulation.result()
+
+
 def assert_replays(simulation: Simulation) -> None:
     """The history gives the same commands at every place, from every prefix.
 
@@ -382,8 +393,10 @@ def assert_replays(simulation: Simulation) -> None:
 
 
 def follow(simulation: Simulation, history: Sequence[Recorded], length: int) -> None:
+    execution = simulation._execution()
     with own_tokens():
-        _follow(simulation._execution(), history, length)
+        _follow(execution, history, length)
+    execution.drop()
 
 
 def _follow(execution: Execution, history: Sequence[Recorded], length: int) -> None:

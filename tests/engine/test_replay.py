@@ -292,8 +292,8 @@ def test_an_interruption_marks_a_step_that_must_not_run_twice_as_lost() -> None:
     simulation.start()
     assert not simulation.execution.steps["rep_once#1"].is_lost
     simulation.interrupt()
-    for execution in (simulation.execution, simulation.resumed(len(simulation.history)).execution):
-        pending = execution.steps["rep_once#1"]
+    for one in (simulation, simulation.resumed()):
+        pending = one.execution.steps["rep_once#1"]
         assert (pending.is_lost, pending.attempt) == (True, 1)
 
 

@@ -369,12 +369,7 @@ async def shielded_beside(folder: str, together: str) -> None:
             group.create_task(careless())
 
 
-GATHER_WAITS_FOR_NOBODY = pytest.mark.xfail(
-    strict=True, reason="the run ends with the first task of the gather, and cuts off the shielded one"
-)
-
-
-@pytest.mark.parametrize("together", ["group", pytest.param("gather", marks=GATHER_WAITS_FOR_NOBODY)])
+@pytest.mark.parametrize("together", ["group", "gather"])
 async def test_a_shield_belongs_to_the_task_that_entered_it(together: str, tmp_path: Path) -> None:
     async with WorkflowEnvironment(skip_time=False) as environment:
         run = await environment.start(shielded_beside, str(tmp_path), together)

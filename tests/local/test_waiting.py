@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import Raw
 from pydantic import BaseModel
 
 import pyworkflow_ray as pr
 from pyworkflow_ray.actors.mail import Mail
 from pyworkflow_ray.client import mail
 from pyworkflow_ray.engine.events import SignalReceived
+from pyworkflow_ray.storage.storages import Storage
 from pyworkflow_ray.testing import WorkflowEnvironment
 from tests.local.notes import note, notes, types, write_note
 
@@ -210,7 +212,6 @@ async def test_a_hook_that_was_answered_in_time_does_not_expire() -> None:
         assert await run == "got it"
 
 
-@pytest.mark.xfail(strict=True, reason="a hook's row is held against the database's clock, not the test's")
 async def test_a_hook_is_open_by_the_clock_of_the_environment() -> None:
     long_ago = datetime(2020, 1, 1, tzinfo=UTC)
     async with WorkflowEnvironment(skip_time=False, start_time=long_ago) as environment:
@@ -517,7 +518,6 @@ async def test_a_signal_to_a_run_that_has_ended_is_told() -> None:
             await pr.signal("run_0000000000000000", "item")
 
 
-@pytest.mark.xfail(strict=True, reason="send() takes the run's end for proof that nobody read what it posted")
 async def test_a_signal_that_was_read_as_the_run_ended_is_a_success(monkeypatch: pytest.MonkeyPatch) -> None:
     """1. A signal is posted. 2. The run reads it and ends. 3. The sender looks at the run's row."""
     async with WorkflowEnvironment() as environment:
@@ -536,7 +536,6 @@ async def reads_one_in_each(stage: int) -> list[Any]:
     return [stage, got]
 
 
-@pytest.mark.xfail(strict=True, reason="send() posts again to the successor what the run has read")
 async def test_a_signal_that_was_read_as_the_run_continued_is_read_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -573,22 +572,18 @@ async def passes_on(stage: int, database: str) -> list[Any]:
     if stage == 1:
         await pr.receive("go")
         run_id = pr.get_context().run_id
-        pr.side_effect(lambda: _post(database, run_id))
+        pr.side_effect(lambda: _post(database, run_id, 3))
         pr.continue_as_new(2, database)
     return [await pr.receive("item") for _ in range(3)]
 
 
-def _post(database: str, run_id: str) -> None:
-    from msgspec import Raw
-
-    from pyworkflow_ray.storage.storages import Storage
-
+def _post(database: str, run_id: str, payload: int) -> None:
+    """Send a signal, and tell nobody."""
+    event = SignalReceived(name="item", payload=Raw(str(payload).encode()))
     with Storage(database) as storage:
-        letter = Mail(run_id, f"signal:{uuid.uuid4().hex}", SignalReceived(name="item", payload=Raw(b"3")))
-        storage.submit(letter.post).result()
+        storage.submit(Mail(str(run_id), f"signal:{uuid.uuid4().hex}", event).post).result()
 
 
-@pytest.mark.xfail(strict=True, reason="rows that move keep their ids, and stand before what is posted anew")
 async def test_signals_keep_their_order_when_the_run_continues(tmp_path: Path) -> None:
     database = str(tmp_path / "order.db")
     async with WorkflowEnvironment(storage=database) as environment:
@@ -596,6 +591,26 @@ async def test_signals_keep_their_order_when_the_run_continues(tmp_path: Path) -
         for name, payload in (("item", 1), ("item", 2), ("go", None)):
             await run.signal(name, payload)
         assert await run == [1, 2, 3]
+
+
+@pr.workflow
+async def reads_in_stages(read: list[Any]) -> list[Any]:
+    read = [*read, await pr.receive("item")]
+    if len(read) < 4:
+        pr.continue_as_new(read)
+    return read
+
+
+async def test_signals_that_are_read_together_are_shared_among_the_runs_of_a_chain(tmp_path: Path) -> None:
+    """1. Four signals lie in the inbox. 2. A run takes them all in, reads one, and continues."""
+    database = str(tmp_path / "together.db")
+    async with WorkflowEnvironment(storage=database) as environment:
+        run = await environment.start(reads_in_stages, [])
+        await environment.settle()
+        for number in (1, 2, 3):
+            _post(database, run, number)
+        await run.signal("item", 4)
+        assert await run.result(timeout=5) == [1, 2, 3, 4]
 
 
 # --- queries and attributes -----------------------------------------------------------------------
