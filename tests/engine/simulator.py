@@ -114,8 +114,9 @@ class Simulation:
         return execution
 
     def __del__(self) -> None:
-        # As a drive does with its run. A test may leave a run where it stands.
-        self.execution.drop()
+        # As a drive does. A test may leave a run where it stands, and no `finally` of it is to run then.
+        if hasattr(self, "execution"):
+            self.execution.drop()
 
     # --- driving --------------------------------------------------------------------------------------
 
