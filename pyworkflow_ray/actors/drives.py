@@ -338,10 +338,11 @@ class Drive:
             concluded = execution.conclude(step_id, attempt, attempt_outcome, now)
             if concluded is not None:
                 self._feed_one(activation, concluded, now)
-        activation.read_inbox, mail = decoded_mail(self.run_id, incoming.mail)
-        for outcome in (*incoming.outcomes, *mail):
+        read, mail = decoded_mail(self.run_id, incoming.mail)
+        for row, outcome in (*((None, each) for each in incoming.outcomes), *zip(read, mail, strict=True)):
             if execution.is_finished:
-                break
+                break  # what it has not come to stays unread, for the run that continues this one
+            activation.read_inbox.extend([] if row is None else [row])
             if isinstance(outcome, CancellationRequested) and execution.cancellation.is_requested:
                 continue
             self._feed_one(activation, outcome, now)
