@@ -72,6 +72,8 @@ async def talk(run: RunHandle[list[str]], said: str) -> None:
 
 async def main() -> None:
     run = await start(agent, "Ada")
+    while (await run.refresh()).started_at is None:  # it answers queries once its code has begun
+        await asyncio.sleep(0.05)
     for said in ("hello", "what do plums cost?", "and pears?"):
         await talk(run, said)
     await run.signal("say", None)
