@@ -112,7 +112,7 @@ class Cancellation:
 
     def is_of_run(self, error: asyncio.CancelledError) -> bool:
         """Whether it is the run that is cancelled, and not a task of it by another, or by a timeout."""
-        return isinstance(error, RunCancelled | RunTimedOut) or _is_request(error) or self.is_passing
+        return isinstance(error, RunCancelled | RunTimedOut) or _is_request(error)
 
     def told(self, error: asyncio.CancelledError) -> asyncio.CancelledError:
         """A cancellation as the code that waits here should see it: the run's, or its own as it is."""

@@ -102,7 +102,7 @@ class Children:
                 raise
             cancellation = self._execution.cancellation
             told = cancellation.told(error)
-            is_of_run = cancellation.is_of_run(error)
+            is_of_run = cancellation.is_of_run(told)
             if child.command.parent_close == "cancel" or not is_of_run:
                 self.cancel(child, "its parent waits for it no more")
             if is_of_run:

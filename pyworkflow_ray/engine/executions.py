@@ -299,10 +299,10 @@ class Execution(Recording):
                 waiting.set_result(None)
 
     def _is_unwinding(self) -> bool:
-        """Whether a run that was cancelled has tasks that go on: shielded, or in a last attempt."""
+        """Whether a run that was cancelled has tasks that go on: shielded, or asked too and cleaning up."""
         if not self.cancellation.is_requested or self._is_closed:
             return False
-        return any(step.is_last for step in self.steps.values()) or any(t.shields for t in self._loop.tasks)
+        return any(task.cancelling() or task.shields for task in self._loop.tasks)
 
     def _close(self) -> None:
         """Let go of what the code has left behind."""

@@ -76,7 +76,7 @@ class Steps:
         cancellation = self._execution.cancellation
         told = cancellation.told(error)
         if pending.command.step_id in self.pending:
-            if cancellation.is_of_run(error) and pending.is_awaited(self._execution.now):
+            if cancellation.is_of_run(told) and pending.is_awaited(self._execution.now):
                 event = await self._last_attempt(pending)
                 if on_completed is not None and isinstance(event, StepCompleted):
                     on_completed(self._execution.codec.decode(event.result))

@@ -325,16 +325,7 @@ def test_clean_up_may_bound_its_time() -> None:
 
 @pytest.mark.parametrize(
     "waits",
-    [
-        "hook",
-        pytest.param(
-            "step",
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="Cancellation.is_of_run: while the request passes, a timeout counts as it too",
-            ),
-        ),
-    ],
+    ["hook", "step"],
 )
 def test_clean_up_may_have_no_time_at_all(waits: str) -> None:
     async def workflow() -> Any:
@@ -650,10 +641,6 @@ def test_all_steps_of_a_map_are_waited_for(max_in_flight: int | None) -> None:
     assert sorted(step_id for step_id, _ in simulation.calls) == scheduled
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="Execution._is_unwinding: a task that was asked and cleans up is cut off when the main task ends",
-)
 def test_clean_up_of_every_task_of_a_gather_comes_to_its_end() -> None:
     async def workflow() -> Any:
         async def working(n: int) -> None:
