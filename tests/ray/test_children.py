@@ -215,13 +215,3 @@ def test_children_of_children_survive_their_coordinator(
     kill_all([living(shared_engine, "coordinator-0")])
     assert run.wait(timeout=60) == 3
     assert_counted_once(run)
-
-
-@pr.workflow
-async def calls_by_name(name: str) -> int:
-    return int(await pr.start_child_workflow(name, 21))
-
-
-@pytest.mark.xfail(strict=True, reason="no coordinator knows the workflows of a driver by their names")
-def test_a_child_may_be_given_by_its_name() -> None:
-    assert pr.start_sync(calls_by_name, "little_one").wait(timeout=60) == 42

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import subprocess
 import sys
 import textwrap
@@ -257,31 +256,6 @@ async def test_a_burst_of_signals_all_arrive() -> None:
     for run in runs:
         await run.signal("summand", 0)
     assert await asyncio.gather(*runs) == [sum(range(SIGNALS_OF_EACH))] * SIGNALLED_RUNS
-
-
-@pytest.mark.xfail(
-    strict=True, reason="a step's client calls use the worker's defaults, not the run's engine"
-)
-def test_a_step_may_answer_a_hook(request: pytest.FixtureRequest) -> None:
-    request.addfinalizer(forget_the_other_engine)
-    run = pr.start_sync(has_a_step_answer, "by-a-step")
-    assert run.wait(timeout=15) == "from a step"
-
-
-def forget_the_other_engine() -> None:
-    """What a step has made that went to the default storage."""
-    EngineUnderTest("pyworkflow", "", "").close()
-    shutil.rmtree(Path(".pyworkflow"), ignore_errors=True)
-
-
-@pr.step(max_retries=0)
-async def answers_hook(token: str) -> None:
-    await pr.resume_hook(token, "from a step")
-
-
-@pr.workflow
-async def has_a_step_answer(token: str) -> Any:
-    return await pr.hook("own", token=token, on_created=answers_hook)
 
 
 # These need an engine of their own.
