@@ -99,8 +99,8 @@ async def start_child_workflow(
     """Start a run of another workflow (or of this one) as a child of this run.
 
     Args:
-        fn: A `@workflow` function or a `Workflow` class (or the name of one that an installed package defines and
-            the workflow's module imports).
+        fn: A `@workflow` function or a `Workflow` class (or the name of one that an installed package
+            defines, and the workflow's module imports).
         args, kwargs: Its arguments.
         wait_for_completion: True gives the child's result; False a `ChildWorkflowHandle` at once.
         parent_close: What becomes of the child when this run ends or is cancelled first: "cancel" asks it to

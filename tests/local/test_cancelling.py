@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 import pyworkflow_ray as pr
+from pyworkflow_ray.storage.storages import Storage
 from pyworkflow_ray.testing import WorkflowEnvironment
 from tests.local.notes import note, notes, types, write_note
 
@@ -229,6 +232,47 @@ async def test_code_that_computes_may_ask_whether_it_is_cancelled() -> None:
         await run.cancel("enough")
         with pytest.raises(pr.CancellationError, match="cancelled"):
             await run.result(timeout=10)
+
+
+async def test_a_run_that_keeps_no_history_is_cancelled_and_timed_out_all_the_same(tmp_path: Path) -> None:
+    @pr.workflow(max_duration="1h")
+    async def fleeting(folder: str) -> None:
+        try:
+            await pr.sleep("2h")
+        finally:
+            await note(folder, "cleaned up")
+
+    async with WorkflowEnvironment(skip_time=False, default_durable=False) as environment:
+        run = await environment.start(fleeting, str(tmp_path))
+        await environment.settle()
+        assert await run.cancel("enough", wait=True, timeout=5)
+        with pytest.raises(pr.CancellationError):
+            await run
+        late = await environment.start(fleeting, str(tmp_path))
+        await environment.advance("3h")
+        with pytest.raises(pr.WorkflowTimeoutError):
+            await late
+        assert notes(tmp_path) == ["cleaned up"] * 2
+        assert await run.events() == []
+
+
+@pytest.mark.xfail(
+    strict=True, reason="a run that cannot be replayed reads no request, and none but ended ones go"
+)
+async def test_a_run_that_was_set_aside_can_be_cancelled(tmp_path: Path) -> None:
+    pr.configure(default_runtime="local", storage=tmp_path / "local.db", suspend_after="30ms")
+    run = await pr.start(goes_on_all_the_same, str(tmp_path))
+    with Storage(tmp_path / "local.db") as storage:
+        await storage.write(partial(_damage, run))
+    await pr.resume(run)
+    assert await run.status() is pr.RunStatus.INTERRUPTED
+    assert await run.cancel("nobody will mend it")
+    assert await run.status() is pr.RunStatus.CANCELLED
+    assert await pr.delete_run(run)
+
+
+def _damage(run: str, connection: Any) -> None:
+    connection.execute(text("UPDATE events SET data = '{' WHERE run_id = :run"), {"run": str(run)})
 
 
 # --- steps under way ------------------------------------------------------------------------------

@@ -366,6 +366,17 @@ async def test_a_run_goes_on_in_another_and_its_handle_follows(tmp_path: Path) -
         assert environment.now()
 
 
+async def test_a_chain_is_cancelled_by_the_id_of_any_of_its_runs() -> None:
+    async with WorkflowEnvironment(skip_time=False) as environment:
+        run = await environment.start(child_in_stages, 1, 1_000_000)
+        await environment.advance("150m")
+        assert await pr.cancel_workflow(run, "by its first id", wait=True, timeout=5)
+        chain = await pr.get_workflow_chain(run)
+        assert [each.status.value for each in chain] == ["continued_as_new"] * 2 + ["cancelled"]
+        with pytest.raises(pr.CancellationError):
+            await run
+
+
 async def test_a_long_chain_does_not_nest() -> None:
     async with WorkflowEnvironment() as environment:
         run = await environment.start(counts_to, 600)

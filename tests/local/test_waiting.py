@@ -272,6 +272,34 @@ async def test_a_hook_that_the_code_waits_for_no_more_takes_no_payload() -> None
 
 
 @pr.workflow
+async def reminds(token: str, how: str) -> list[Any]:
+    """Asks anew each minute, with the same token."""
+    for round_ in range(5):
+        try:
+            if how == "expires":
+                return [round_, await pr.hook("reminding", token=token, timeout="1m")]
+            async with asyncio.timeout(60):
+                return [round_, await pr.hook("reminding", token=token)]
+        except (TimeoutError, pr.HookExpiredError):
+            pass
+    return []
+
+
+ITS_OWN_HOOK = "a hook is made before the one that the code has let go in the same activation is disposed of"
+
+
+@pytest.mark.parametrize(
+    "how", ["expires", pytest.param("let go", marks=pytest.mark.xfail(strict=True, reason=ITS_OWN_HOOK))]
+)
+async def test_a_run_may_wait_again_with_the_token_of_a_hook_it_waits_for_no_more(how: str) -> None:
+    async with WorkflowEnvironment(skip_time=False) as environment:
+        run = await environment.start(reminds, "t", how)
+        await environment.advance("150s")
+        await pr.resume_hook("t", "finally")
+        assert await run == [2, "finally"]
+
+
+@pr.workflow
 async def takes_the_first(tokens: list[str]) -> str:
     hooks = [asyncio.create_task(pr.hook("first", token=token)) for token in tokens]
     done, _ = await pr.wait(hooks, return_when="FIRST_COMPLETED")

@@ -176,9 +176,7 @@ ANSWERS = """
     import pyworkflow_ray as pr
 
     async def answer():
-        await pr.list_hooks()
-        with __import__("contextlib").suppress(pr.HookNotFoundError):
-            await pr.resume_hook("warms the connection up")
+        await pr.resume_hook("from-afar", {"sent": "by another process"})
         print("ready", flush=True)
         while not pathlib.Path(sys.argv[1]).exists():
             await asyncio.sleep(0.001)
@@ -195,6 +193,8 @@ async def test_of_deliveries_from_many_clients_in_two_processes_one_wins(
     shared_engine: EngineUnderTest, tmp_path: Path
 ) -> None:
     run = await pr.start(awaits_payload, "contested")
+    other_run = await pr.start(awaits_payload, "from-afar")
+    await wait_for_hooks(2, [run, other_run])
     script = tmp_path / "answers.py"
     script.write_text(textwrap.dedent(ANSWERS))
     go = tmp_path / "go"
@@ -203,6 +203,7 @@ async def test_of_deliveries_from_many_clients_in_two_processes_one_wins(
     )
     assert other.stdout is not None
     assert await other.stdout.readline() == b"ready\n"
+    assert await other_run == {"sent": "by another process"}
     go.touch()
     answers = await asyncio.gather(
         *(pr.resume_hook("contested", f"mine {number}") for number in range(30)), return_exceptions=True
