@@ -132,22 +132,22 @@ def test_a_parent_and_its_children_survive_their_coordinator(
     shared_engine: EngineUnderTest, tmp_path: Path
 ) -> None:
     """It is killed while they work, and again while they wait."""
-    names = [f"child-{number}" for number in range(5)]
+    names = [f"child-{number}" for number in range(3)]
     run = pr.start_sync(parent_of, str(tmp_path), names, 0)
     eventually(lambda: began(tmp_path, "child-0-before"))
     kill_all([living(shared_engine, "coordinator-0")])
-    eventually(lambda: Counter(child.status for child in children_of(run))[pr.RunStatus.SUSPENDED] == 5)
+    eventually(lambda: Counter(child.status for child in children_of(run))[pr.RunStatus.SUSPENDED] == 3)
     kill_all([living(shared_engine, "coordinator-0")])
     for child in children_of(run):
         wake(child)
     assert run.wait(timeout=90) == names
     assert_counted_once(run)
-    assert len(children_of(run)) == 5
+    assert len(children_of(run)) == 3
     for child in children_of(run):
         assert_counted_once(pr.RunHandle(child.run_id))
     for name in names:
         assert [verb for verb, _, _ in lines(tmp_path, f"{name}-after")].count("ended") == 1
-    assert Counter(types(run))["child_workflow.completed"] == 5
+    assert Counter(types(run))["child_workflow.completed"] == 3
 
 
 @pytest.mark.parametrize("parent_close", ["cancel", "abandon", "wait"])

@@ -91,9 +91,12 @@ class Verdict(BaseModel):
     guilty: bool
 
 
+Judging = pr.define_hook("verdict", Verdict)
+
+
 @pr.workflow
 async def awaits_verdict(token: str) -> bool:
-    verdict = await pr.hook("verdict", token=token, payload_schema=Verdict)
+    verdict = await Judging(token=token)
     return bool(verdict.guilty)
 
 
