@@ -14,12 +14,11 @@ from loguru import logger
 
 from pyworkflow_ray.durations import When
 from pyworkflow_ray.engine.cancellations import Shield
-from pyworkflow_ray.engine.compensations import Compensations
 from pyworkflow_ray.engine.continuations import ContinueAsNew
 from pyworkflow_ray.engine.executions import Execution, current
 from pyworkflow_ray.engine.step_contexts import Settled, current_step
 from pyworkflow_ray.exceptions import WorkflowError
-from pyworkflow_ray.steps import StepFunction, run_step
+from pyworkflow_ray.steps import StepFunction, as_step, run_step
 from pyworkflow_ray.timers import sleep
 
 T = TypeVar("T")
@@ -109,7 +108,7 @@ class WorkflowContext:
 
     def compensations(self) -> Compensations:
         """What is to be undone should the run fail or be cancelled; see `compensations`."""
-        return self._execution.compensations
+        return compensations()
 
     async def parallel(self, *awaitables: Awaitable[T]) -> list[T]:
         """The results of all, in order."""
@@ -198,13 +197,34 @@ def shield() -> Shield:
     return Shield()
 
 
+class Compensations:
+    """What a run is to undo; see `compensations`."""
+
+    def __init__(self, execution: Execution) -> None:
+        self._stack = execution.compensations
+
+    def __len__(self) -> int:
+        return len(self._stack)
+
+    def add(self, undo: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """Have a step called with these arguments, should it come to that.
+
+        An `async def` function is workflow code that may call steps; a `def` function is called as a step.
+        """
+        self._stack.add(undo if inspect.iscoroutinefunction(undo) else as_step(undo), *args, **kwargs)
+
+    def clear(self) -> None:
+        """Forget them all: what was done is to stay."""
+        self._stack.clear()
+
+
 def compensations() -> Compensations:
     """What is to be undone, the last first, should the run fail or be cancelled.
 
     ``compensations().add(refund, payment)`` after what ``refund`` undoes; ``clear()`` when all is well.
     Steps with `@step(compensate=...)` add theirs by themselves.
     """
-    return require_execution("compensations").compensations
+    return Compensations(require_execution("compensations"))
 
 
 class Receiver:

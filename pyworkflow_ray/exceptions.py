@@ -85,7 +85,7 @@ class CancellationError(WorkflowError):
     """The run was cancelled; catch it to clean up."""
 
     def __init__(self, message: str = "Workflow was cancelled", reason: str | None = None) -> None:
-        super().__init__(message)
+        super().__init__(message if reason is None else f"{message}: {reason}")
         self.reason = reason
 
 
@@ -174,6 +174,10 @@ class InvalidTokenError(WorkflowError):
 
 class HookConflictError(WorkflowError):
     """A custom hook token is in use by another run."""
+
+
+class HookRejectedError(WorkflowError):
+    """Somebody rejected a hook with a text instead of an error of his own."""
 
 
 class HookValidationError(WorkflowError):

@@ -305,7 +305,7 @@ def _compensating(
     execution: Execution, compensate: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Callable[[Any], None]:
     """What notes, once a step has its result, that the step is to be undone should the run fail."""
-    undo = compensate if isinstance(compensate, StepFunction) else _plain_step(compensate)
+    undo = as_step(compensate)
     wants_result = "result" in inspect.signature(compensate).parameters
 
     def on_completed(result: Any) -> None:
@@ -315,7 +315,10 @@ def _compensating(
     return on_completed
 
 
-def _plain_step(fn: Callable[..., Any]) -> StepFunction[Any, Any]:
+def as_step(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """A step as it is, and a function that nobody decorated as a step."""
+    if isinstance(fn, StepFunction | Step):
+        return fn
     return StepFunction(fn, function_name(fn, "step"), StepOptions())
 
 

@@ -42,7 +42,7 @@ from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage.acceptances import NewRun, accept
 from pyworkflow_ray.storage.codes import Code, save_code
 from pyworkflow_ray.storage.histories import Append, append
-from pyworkflow_ray.storage.hooks import NewHook, create_hook
+from pyworkflow_ray.storage.hooks import NewHook, create_hook, dispose_hooks
 from pyworkflow_ray.storage.inboxes import InboxRow, move_unread
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.runs import get_run, latest_of_chain, release_key
@@ -163,7 +163,9 @@ class Activation:
         """Write all of it; the answer is `append`'s."""
         self.conflicts.clear()
         self.told.clear()
-        # Before the append, which disposes of those that the code has let go already.
+        # A token may pass from a hook that the code has let go to one that it has made after that. The append
+        # disposes once more: of those that were made and let go just now.
+        dispose_hooks(connection, new.run_id, self.disposed)
         self._write_hooks(connection, new.run_id)
         self.begun = [] if self.successor is None else [self._continue(connection, new, self.successor)]
         is_unread = append(connection, new)

@@ -343,6 +343,8 @@ class Coordinator:
         await self.open()
         assert self._host is not None
         drive = self._drives.get(run_id)
+        if drive is not None:
+            await drive.opened.wait()
         if drive is not None and drive.execution is not None:
             outcome = await drive.ask(name, args, kwargs)
         else:

@@ -36,7 +36,7 @@ from pyworkflow_ray.actors.activations import (
 from pyworkflow_ray.actors.attempts import Arrived, Attempts
 from pyworkflow_ray.actors.hook_rows import expire_hooks, make_hooks, refusal
 from pyworkflow_ray.actors.hosts import Host, execution_of, load_definition
-from pyworkflow_ray.actors.mail import decoded_mail
+from pyworkflow_ray.actors.mail import decoded_history, decoded_mail
 from pyworkflow_ray.actors.queries import answer
 from pyworkflow_ray.actors.dispatchers import Dispatcher, Ticket
 from pyworkflow_ray.actors.engines import Engine
@@ -105,6 +105,8 @@ class Drive:
         # A run that is still held as it was born was sent nothing yet, or whoever sent it something tells.
         self._has_mail = run.epoch != 1 or run.owner != run.coordinator or run.position > 0
         self._is_open = False
+        self.opened = asyncio.Event()
+        """Set once the run can be asked, or will not be for a while."""
         self.is_cancelled = False
         """Whether the run was asked to cancel."""
         self._attempts = Attempts(host, run, self._wake.set)
@@ -141,6 +143,7 @@ class Drive:
         try:
             await self._open()
             self._is_open = True
+            self.opened.set()
             while self._end is None:
                 if await self._rest():
                     await self._turn([])
@@ -153,6 +156,7 @@ class Drive:
         except WorkflowError as error:
             return await self._interrupt(error)
         finally:
+            self.opened.set()
             self._drop()
 
     # --- opening ------------------------------------------------------------------------------
@@ -170,7 +174,7 @@ class Drive:
         history = await asyncio.to_thread(
             self._host.storage.read, lambda connection: read_events(connection, self.run_id)
         )
-        commands = await self._in_thread(lambda: execution.replay(_decoded(self.run_id, history)))
+        commands = await self._in_thread(lambda: execution.replay(decoded_history(self.run_id, history)))
         if commands:
             # Not acted on yet: an interruption gives all attempts new numbers, and all are dispatched below.
             await self._commit(self._record(Activation(), commands))
@@ -206,8 +210,10 @@ class Drive:
                 if await self._is_cancelled_at_once():
                     return
                 was_sent_more = True
-            if not self._is_early() or not await self._host.clock.wait(self._wake, self.run.start_at):
+            if not self._is_early():
                 break
+            self.opened.set()
+            await self._host.clock.wait(self._wake, self.run.start_at)
             self._wake.clear()
         self._has_mail = self._has_mail or was_sent_more
         await self._turn([self._started()])
@@ -589,10 +595,3 @@ def _answer(
         future.set_exception(error)
     elif activation is not None:
         future.set_result(activation)
-
-
-def _decoded(run_id: str, rows: list[EventRow]) -> list[Recorded]:
-    try:
-        return decode_history(rows)
-    except ValueError as error:
-        raise SerializationError(f"The history of run {run_id!r} cannot be read: {error}") from error

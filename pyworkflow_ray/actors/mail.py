@@ -1,4 +1,4 @@
-"""Outcomes on their way to runs: an inbox holds events that its run has yet to read."""
+"""Events as they come to a drive: a history that is read, an inbox that holds what the run has yet to read."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from typing import Any
 
 import msgspec
 
-from pyworkflow_ray.engine.events import Event, decode_event, encode_data, type_of
+from pyworkflow_ray.engine.events import Event, Recorded, decode_event, decode_history, encode_data, type_of
 from pyworkflow_ray.exceptions import SerializationError
+from pyworkflow_ray.storage.histories import EventRow
 from pyworkflow_ray.storage.inboxes import InboxRow, post
 
 
@@ -51,3 +52,15 @@ def decoded_mail(run_id: str, rows: list[InboxRow]) -> tuple[list[int], list[Eve
                 f"Something in the inbox of run {run_id!r} cannot be read: {error}"
             ) from error
     return [row.id for row in rows], outcomes
+
+
+def decoded_history(run_id: str, rows: list[EventRow]) -> list[Recorded]:
+    """The events of a run that were stored.
+
+    Raises:
+        SerializationError: One of them cannot be read.
+    """
+    try:
+        return decode_history(rows)
+    except ValueError as error:
+        raise SerializationError(f"The history of run {run_id!r} cannot be read: {error}") from error

@@ -14,7 +14,7 @@ from pyworkflow_ray import values
 from pyworkflow_ray.client.handles import refuse_in_workflow
 from pyworkflow_ray.client.loops import run_sync
 from pyworkflow_ray.client.sessions import session
-from pyworkflow_ray.exceptions import InvalidTokenError
+from pyworkflow_ray.exceptions import HookRejectedError, InvalidTokenError
 from pyworkflow_ray.failures import capture
 from pyworkflow_ray.schemas import plain
 from pyworkflow_ray.statuses import HookStatus
@@ -89,14 +89,14 @@ async def resume_hook(token: str, payload: Any = None, dedup_key: str | None = N
 
 
 async def reject_hook(token: str, error: BaseException | str, dedup_key: str | None = None) -> ResumeResult:
-    """Have the run that waits for this hook raise an error there; otherwise as `resume_hook`."""
+    """Have the run that waits for this hook raise an error there; otherwise as `resume_hook`.
+
+    Args:
+        error: An exception, or a text, which becomes a `HookRejectedError`.
+    """
     refuse_in_workflow("reject_hook")
-    raised = error if isinstance(error, BaseException) else RejectedError(error)
+    raised = error if isinstance(error, BaseException) else HookRejectedError(error)
     return await _answer("reject", token, msgspec.json.encode(capture(raised)), dedup_key)
-
-
-class RejectedError(Exception):
-    """What a hook that was rejected with a text raises."""
 
 
 async def _answer(method: str, token: str, data: bytes, dedup_key: str | None) -> ResumeResult:

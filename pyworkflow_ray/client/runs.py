@@ -254,7 +254,9 @@ async def delete_run(run_id: str) -> bool:
     def write(connection: Any) -> bool:
         record = runs.get_run(connection, str(run_id))
         if record is not None and not record.status.is_terminal:
-            raise WorkflowError(f"Run {run_id!r} is {record.status.value}: cancel it before it is deleted.")
+            raise WorkflowError(
+                f"Run {str(run_id)!r} is {record.status.value}: cancel it before it is deleted."
+            )
         return runs.delete_run(connection, str(run_id))
 
     return await of.storage.write(write)

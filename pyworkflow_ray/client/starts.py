@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,7 +27,7 @@ from pyworkflow_ray.ids import new_run_id
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage.acceptances import Accepted, NewRun, accept
 from pyworkflow_ray.storage.records import RunRecord
-from pyworkflow_ray.storage.runs import delete_run, get_by_idempotency_key, release_key
+from pyworkflow_ray.storage.runs import delete_run, get_by_idempotency_key, get_chain, release_key
 from pyworkflow_ray.workflows import WorkflowFunction, as_workflow
 
 P = ParamSpec("P")
@@ -204,7 +205,7 @@ async def start_run(
     if not accepted.is_new:
         if options.conflict == "fail":
             raise WorkflowAlreadyRunningError(accepted.run.run_id)
-        _require_same(accepted, new)
+        await _require_same(of, accepted.run, new)
         return handle
     await hand_over(of, accepted.run)
     if replaced is not None:
@@ -265,10 +266,14 @@ def _new_run(
     )
 
 
-def _require_same(accepted: Accepted, new: NewRun) -> None:
-    """An idempotency key, or a run id, belongs to one input."""
-    if accepted.run.input_hash != new.input_hash or accepted.run.workflow_name != new.workflow_name:
-        run_id = accepted.run.run_id
+async def _require_same(of: Session, existing: RunRecord, new: NewRun) -> None:
+    """A key, or a run id, belongs to one input: that of its first run, where that has continued."""
+    chain = await asyncio.to_thread(
+        of.storage.read, lambda connection: get_chain(connection, existing.run_id)
+    )
+    first = chain[0] if chain else existing
+    if first.input_hash != new.input_hash or first.workflow_name != new.workflow_name:
+        run_id = existing.run_id
         what = f"idempotency key {new.idempotency_key!r}" if new.idempotency_key else f"run id {new.run_id!r}"
         raise WorkflowAlreadyRunningError(
             run_id,

@@ -368,7 +368,7 @@ def test_swallowing_a_request_and_returning_completes_the_run() -> None:
 
     simulation = begun(workflow)
     simulation.cancel("enough")
-    assert finished(simulation) == ["kept", "enough", "Workflow was cancelled"]
+    assert finished(simulation) == ["kept", "enough", "Workflow was cancelled: enough"]
 
 
 def test_a_swallowed_request_does_not_come_again() -> None:

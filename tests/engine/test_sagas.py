@@ -465,3 +465,18 @@ def test_compensations_that_diverge_from_the_history_are_told() -> None:
         NonDeterminismError, match=r"recorded StepScheduled\('saga_cancel_flight#1'\), now FailRun"
     ):
         simulation.resumed()
+
+
+def test_a_plain_function_that_is_to_undo_something_is_a_step() -> None:
+    def undo(x: int) -> None:
+        done.append(f"plain {x}")
+
+    async def workflow() -> Any:
+        compensations().add(undo, 1)
+        raise KeyError("own")
+
+    simulation = Simulation(workflow)
+    with pytest.raises(KeyError):
+        finished(simulation)
+    assert done == ["plain 1"]
+    assert_replays(simulation)

@@ -269,3 +269,17 @@ async def _lose(storage: Storage, run: str) -> None:
     await coordinator.open()
     await coordinator.end_of(run)
     await coordinator.close()
+
+
+async def test_a_start_under_the_key_of_a_chain_finds_it_by_its_first_input() -> None:
+    async with WorkflowEnvironment() as environment:
+        run = await pr.start.options(idempotency_key="chained")(polls, 1)
+        await environment.settle()
+        await run.cancel()
+        await run.signal("go")
+        assert await run == "stage 2"
+        again = await pr.start.options(idempotency_key="chained")(polls, 1)
+        assert again != run
+        assert await again == "stage 2"
+        with pytest.raises(pr.WorkflowAlreadyRunningError):
+            await pr.start.options(idempotency_key="chained")(polls, 2)
