@@ -233,7 +233,7 @@ async def works_or_sleeps(folder: str, seconds: float) -> None:
         await mark(folder, "cleanup")
 
 
-@pytest.mark.parametrize("seconds", [0.0, 3.0])
+@pytest.mark.parametrize("seconds", [0.0, 2.0])
 def test_a_request_outlives_the_coordinator_that_was_told_of_it(
     shared_engine: EngineUnderTest, seconds: float, tmp_path: Path
 ) -> None:
@@ -252,7 +252,7 @@ def test_a_request_outlives_the_coordinator_that_was_told_of_it(
 @pr.step
 def gives_back(folder: str, what: str, result: str) -> None:
     _add(Path(folder) / "undone", f"began {what} of {result}")
-    time.sleep(1.5)
+    time.sleep(1.0)
     _add(Path(folder) / "undone", f"ended {what}")
 
 
