@@ -11,8 +11,8 @@ def new_run_id() -> str:
 
 
 def new_token() -> str:
-    """A token that cannot be guessed: 192 random bits, safe in a URL."""
-    return secrets.token_urlsafe(24)
+    """A token that cannot be guessed: 192 random bits, in digits that URLs and command lines take as is."""
+    return secrets.token_hex(24)
 
 
 class Ordinals:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -47,8 +47,7 @@ from pyworkflow_ray.storage.inboxes import InboxRow, move_unread
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.runs import get_run, latest_of_chain, release_key
 
-
-_STATUSES = {status.value for status in RunStatus}
+_FINAL = {status.value for status in RunStatus if status.is_terminal}
 
 
 class RunEnd(msgspec.Struct, frozen=True):
@@ -64,7 +63,7 @@ class RunEnd(msgspec.Struct, frozen=True):
     @property
     def is_final(self) -> bool:
         """Whether the run has ended for good."""
-        return RunStatus(self.status).is_terminal if self.status in _STATUSES else False
+        return self.status in _FINAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,12 +160,11 @@ class Activation:
 
     def write(self, connection: Any, new: Append) -> bool:
         """Write all of it; the answer is `append`'s."""
-        self.conflicts.clear()
         self.told.clear()
         # A token may pass from a hook that the code has let go to one that it has made after that. The append
         # disposes once more: of those that were made and let go just now.
         dispose_hooks(connection, new.run_id, self.disposed)
-        self._write_hooks(connection, new.run_id)
+        self.conflicts = write_hooks(connection, new.run_id, self.hooks)
         self.begun = [] if self.successor is None else [self._continue(connection, new, self.successor)]
         is_unread = append(connection, new)
         self.begun += [accept(connection, run).run for run in self.new_runs]
@@ -174,7 +172,8 @@ class Activation:
             # A child may have continued in another run since; what it tells its parent is for that one alone.
             is_request = isinstance(mail.event, CancellationRequested)
             to = latest_of_chain(connection, mail.run_id) if is_request else mail.run_id
-            self.told.append(mail.post(connection, to))
+            mail.post(connection, to)
+            self.told.append(to)
         return is_unread
 
     def _continue(self, connection: Any, new: Append, successor: NewRun) -> RunRecord:
@@ -189,13 +188,17 @@ class Activation:
         self.told.append(accepted.run_id)
         return accepted
 
-    def _write_hooks(self, connection: Any, run_id: str) -> None:
-        for hook, code in self.hooks:
-            if code is not None:
-                save_code(connection, code)
-            holder = create_hook(connection, run_id, hook)
-            if holder is not None:
-                self.conflicts[hook.hook_id] = holder
+
+def write_hooks(connection: Any, run_id: str, hooks: Sequence[tuple[NewHook, Code | None]]) -> dict[str, str]:
+    """Make those of a run's hooks that are not there; the ones whose token is another run's, and that run."""
+    conflicts = {}
+    for hook, code in hooks:
+        if code is not None:
+            save_code(connection, code)
+        holder = create_hook(connection, run_id, hook)
+        if holder is not None:
+            conflicts[hook.hook_id] = holder
+    return conflicts
 
 
 def new_hook(command: CreateHook, pack: Callable[[Any, str], Code]) -> tuple[NewHook, Code | None]:
@@ -215,7 +218,11 @@ def new_hook(command: CreateHook, pack: Callable[[Any, str], Code]) -> tuple[New
 
 def _outcome_of(run: RunRecord, child_id: str, end: RunEnd) -> Event | None:
     """What the parent learns; nothing of a run that goes on in another."""
-    told: dict[str, Any] = {"child_id": child_id, "child_run_id": run.run_id, "child_workflow_name": run.workflow_name}
+    told: dict[str, Any] = {
+        "child_id": child_id,
+        "child_run_id": run.run_id,
+        "child_workflow_name": run.workflow_name,
+    }
     if end.status == RunStatus.COMPLETED.value:
         return ChildCompleted(**told, result=Raw(end.result or b"null"))
     if end.status == RunStatus.CANCELLED.value:

@@ -1,4 +1,4 @@
-"""The attempts of a run's steps: those that are under way, those that are due later, those that have ended."""
+"""The attempts of a run's steps: those under way, those due later, and those that have ended."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ class Attempts:
             return  # dispatched in the turn that recorded the interruption
         if pending.is_lost:
             error = WorkerDiedError(
-                f"The coordinator of run {self._run.run_id!r} went away while step {step_id!r} ran, and the step "
-                "is not idempotent: it is not run again."
+                f"The coordinator of run {self._run.run_id!r} went away while step {step_id!r} ran, and the "
+                "step is not idempotent: it is not run again."
             )
             lost = AttemptFailed(failure=capture(error), cause="worker_died")
             self._arrive(step_id, pending.attempt, lost)

@@ -51,8 +51,8 @@ class Cluster:
         return self._get(_timer_of(of), timer_class, environment=of)
 
     def _of_another_environment(self, name: str, environment: str) -> Any:
-        # An actor inherits the environment of whoever creates it, and can add to it, but not do without it. So
-        # the timer that lives in the other one has to make this coordinator.
+        # An actor inherits the environment of whoever creates it, and can add to it, but not do without it.
+        # So the timer that lives in the other one has to make this coordinator.
         import ray
 
         try:
@@ -138,7 +138,7 @@ def connect(address: str | None, namespace: str) -> None:
         del os.environ["RAY_ADDRESS"]  # Ray takes an empty one for an address that is broken
     address = address or os.environ.get("RAY_ADDRESS")
     _require_listener(address)
-    # A cluster of this process's own ends with it: its dashboard would take longer to start than it is looked at.
+    # A cluster of this process's own ends with it: its dashboard would start longer than it is looked at.
     dashboard: dict[str, Any] = {"include_dashboard": False} if address in (None, "local") else {}
     try:
         # Ray tells of its own doings at length; what a person wants to see are the steps' own lines.

@@ -25,12 +25,12 @@ from typing import Any
 import msgspec
 from loguru import logger
 
+from pyworkflow_ray.actors.activations import RunEnd
 from pyworkflow_ray.actors.codes import CodeLoader, pack
 from pyworkflow_ray.actors.dispatchers import Dispatcher, LocalDispatcher
-from pyworkflow_ray.actors.activations import RunEnd
 from pyworkflow_ray.actors.drives import Drive
-from pyworkflow_ray.actors.hosts import Host
 from pyworkflow_ray.actors.engines import Engine
+from pyworkflow_ray.actors.hosts import Host
 from pyworkflow_ray.actors.payloads import Payloads, configured_values
 from pyworkflow_ray.actors.queries import answer_by_replay
 from pyworkflow_ray.clock import Clock, SystemClock
@@ -287,7 +287,7 @@ class Coordinator:
         return await self._storage.write(write) if run_ids else []
 
     async def _regain(self, drive: Drive) -> None:
-        """Go on with a run that a sweep took for lost and placed here again, while it was here all the time."""
+        """Go on with a run that a sweep took for lost and placed here again, while it was here."""
         assert self._storage is not None
         ttl = self.engine.lease_ttl.total_seconds()
         epoch = await self._storage.write(

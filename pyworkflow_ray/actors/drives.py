@@ -16,9 +16,8 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from concurrent.futures import Future
+from datetime import datetime
 from typing import Any, TypeVar
 
 from loguru import logger
@@ -31,51 +30,37 @@ from pyworkflow_ray.actors.activations import (
     RunEnd,
     blob_links,
     end_of,
-    new_hook,
 )
-from pyworkflow_ray.actors.attempts import Arrived, Attempts
+from pyworkflow_ray.actors.attempts import Attempts
 from pyworkflow_ray.actors.hook_rows import expire_hooks, make_hooks, refusal
 from pyworkflow_ray.actors.hosts import Host, execution_of, load_definition
 from pyworkflow_ray.actors.mail import decoded_history, decoded_mail
 from pyworkflow_ray.actors.queries import answer
-from pyworkflow_ray.actors.dispatchers import Dispatcher, Ticket
-from pyworkflow_ray.actors.engines import Engine
-from pyworkflow_ray.actors.payloads import Payloads
-from pyworkflow_ray.actors.runner import KILL_GRACE, Attempt
 from pyworkflow_ray.engine.attempts import AttemptOutcome
 from pyworkflow_ray.engine.commands import CancelStep, Command, ScheduleStep
 from pyworkflow_ray.engine.events import (
     CancellationRequested,
     Event,
     HookExpired,
-    HookReceived,
-    Recorded,
     StepRetrying,
     WorkflowCancelled,
     WorkflowFailed,
     WorkflowInterrupted,
     WorkflowStarted,
-    decode_event,
-    decode_history,
     failure_fields,
 )
 from pyworkflow_ray.engine.executions import Execution
 from pyworkflow_ray.exceptions import (
     EventLimitExceededError,
-    HookConflictError,
-    SerializationError,
     StorageError,
     WorkerDiedError,
     WorkflowError,
 )
 from pyworkflow_ray.failures import capture
 from pyworkflow_ray.statuses import RunStatus
-from pyworkflow_ray.storage.codes import Code, load_code, save_code
-from pyworkflow_ray.storage.histories import Append, EventRow, FencedError, read_events
-from pyworkflow_ray.storage.hooks import create_hook, expire_hook
+from pyworkflow_ray.storage.histories import Append, FencedError, read_events
 from pyworkflow_ray.storage.inboxes import InboxRow, unread
 from pyworkflow_ray.storage.records import RunRecord
-from pyworkflow_ray.storage.storages import Storage
 
 _T = TypeVar("_T")
 

@@ -1,7 +1,7 @@
 """The hook registry: takes payloads for hooks, from whoever has a token.
 
-It holds nothing. A payload is checked, then stored with the hook's new status and a row in the run's inbox, in
-one transaction; after that the sender is answered, and the run's coordinator told. Kill it in between:
+It holds nothing. A payload is checked, then stored with the hook's new status and a row in the run's inbox,
+in one transaction; after that the sender is answered, and the run's coordinator told. Kill it in between:
 the row is there, and the sweep finds it.
 """
 

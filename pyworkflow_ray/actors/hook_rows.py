@@ -5,35 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pyworkflow_ray.actors.activations import new_hook
+from pyworkflow_ray.actors.activations import new_hook, write_hooks
 from pyworkflow_ray.actors.hosts import Host
 from pyworkflow_ray.engine.commands import CreateHook
 from pyworkflow_ray.engine.events import HookReceived
 from pyworkflow_ray.exceptions import HookConflictError
 from pyworkflow_ray.failures import capture
-from pyworkflow_ray.storage.codes import save_code
-from pyworkflow_ray.storage.hooks import create_hook, expire_hook
+from pyworkflow_ray.storage.hooks import expire_hook
 
 
 async def make_hooks(host: Host, run_id: str, commands: Sequence[CreateHook]) -> dict[str, str]:
     """Make those rows that are not there; the hooks whose token another run has, with that run."""
     hooks = [new_hook(command, host.pack) for command in commands]
-
-    def write(connection: Any) -> dict[str, str]:
-        for _, code in hooks:
-            if code is not None:
-                save_code(connection, code)
-        held = {hook.hook_id: create_hook(connection, run_id, hook) for hook, _ in hooks}
-        return {hook_id: holder for hook_id, holder in held.items() if holder is not None}
-
-    return await host.storage.write(write)
+    return await host.storage.write(lambda connection: write_hooks(connection, run_id, hooks))
 
 
 async def expire_hooks(host: Host, run_id: str, hook_ids: Sequence[str]) -> bool:
     """Let hooks take nothing any more; False when one of them has taken something in time."""
 
     def write(connection: Any) -> bool:
-        return all([expire_hook(connection, run_id, hook_id) for hook_id in hook_ids])
+        return all(expire_hook(connection, run_id, hook_id) for hook_id in hook_ids)
 
     return await host.storage.write(write)
 

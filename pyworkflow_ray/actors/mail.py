@@ -1,4 +1,4 @@
-"""Events as they come to a drive: a history that is read, an inbox that holds what the run has yet to read."""
+"""Events as they come to a drive: a history that is read, an inbox that holds what is yet to be read."""
 
 from __future__ import annotations
 
@@ -19,18 +19,14 @@ class Mail(msgspec.Struct, frozen=True):
     dedup_key: str
     event: Event
 
-    def post(self, connection: Any, to: str | None = None) -> str:
-        """Put it into the run's inbox, or into that of the run in which it goes on; whose it was.
+    def post(self, connection: Any, to: str | None = None) -> bool:
+        """Put it into the run's inbox, or into that of the run in which it goes on.
 
-        That it is there already is a success.
+        Returns:
+            Whether it is there and was not before. That it was there already is a success, too.
         """
         run_id = to or self.run_id
-        post(connection, run_id, self.dedup_key, type_of(self.event), encode_data(self.event))
-        return run_id
-
-    def is_new(self, connection: Any) -> bool:
-        """Put it into the run's inbox; whether it is there, and was not before."""
-        return post(connection, self.run_id, self.dedup_key, type_of(self.event), encode_data(self.event))
+        return post(connection, run_id, self.dedup_key, type_of(self.event), encode_data(self.event))
 
 
 CANCEL_KEY = "cancel"

@@ -25,7 +25,7 @@ def answer(host: Host, execution: Execution, name: str, args: bytes, kwargs: byt
 
 
 def answer_by_replay(host: Host, run_id: str, name: str, args: bytes, kwargs: bytes) -> AttemptOutcome:
-    """As `answer`, of a run that is not here: its history is replayed for the purpose, and nothing is written."""
+    """As `answer`, of a run that is not here: its history is replayed for it, and nothing is written."""
     run = host.storage.read(lambda connection: get_run(connection, run_id))
     if run is None:
         return AttemptFailed(failure=capture(WorkflowNotFoundError(run_id)))

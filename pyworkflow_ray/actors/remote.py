@@ -175,7 +175,6 @@ class TimerActor(Timer):
 
         return os.getpid()
 
-
     def _rouse_other(self, environment: str) -> None:
         timer = self._cluster.timer(environment)
         try:

@@ -13,7 +13,7 @@ from pyworkflow_ray.storage.runs import get_runs
 from pyworkflow_ray.storage.storages import Storage
 
 Nudge = Callable[[str, str, list[str]], None]
-"""Tells a coordinator, by name and environment, to wake runs; it may fail, since the next sweep tells again."""
+"""Tells a coordinator, by name and environment, to wake runs; it may fail: the next sweep tells again."""
 
 
 class Placed(Protocol):

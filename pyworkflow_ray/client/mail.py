@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 from typing import Any
 
 from loguru import logger
 
 from pyworkflow_ray.actors.mail import Mail
-from pyworkflow_ray.client.handles import read_record
 from pyworkflow_ray.client.sessions import Session
 from pyworkflow_ray.engine.events import Event
-from pyworkflow_ray.exceptions import ConfigurationError
-from pyworkflow_ray.statuses import RunStatus
+from pyworkflow_ray.exceptions import ConfigurationError, WorkflowNotFoundError
+from pyworkflow_ray.storage import runs
 from pyworkflow_ray.storage.inboxes import was_posted
 from pyworkflow_ray.storage.records import RunRecord
 
@@ -48,7 +48,7 @@ def _post(mail: Mail, once_in_chain: bool, connection: Any) -> bool:
     """Whether the event is in the run's inbox now, or was before."""
     if once_in_chain and was_posted(connection, mail.run_id, mail.dedup_key, over_chain=True):
         return True
-    return mail.is_new(connection) or was_posted(connection, mail.run_id, mail.dedup_key)
+    return mail.post(connection) or was_posted(connection, mail.run_id, mail.dedup_key)
 
 
 async def latest_of_chain(of: Session, run_id: str) -> RunRecord:
@@ -57,9 +57,12 @@ async def latest_of_chain(of: Session, run_id: str) -> RunRecord:
     Raises:
         WorkflowNotFoundError: There is no such run.
     """
-    record = await read_record(of, run_id)
-    while record.status is RunStatus.CONTINUED_AS_NEW and record.continued_to_run_id is not None:
-        record = await read_record(of, record.continued_to_run_id)
+    # In one snapshot: it may continue once more between two.
+    record = await asyncio.to_thread(
+        of.storage.read, lambda c: runs.get_run(c, runs.latest_of_chain(c, run_id))
+    )
+    if record is None:
+        raise WorkflowNotFoundError(run_id)
     return record
 
 

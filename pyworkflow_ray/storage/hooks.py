@@ -99,6 +99,7 @@ _FREE_TOKEN = Statement(
     f"UPDATE hooks SET token = {_FORMER_TOKEN} WHERE token = :token AND status <> 'pending'"
 )
 
+
 def _is_open(now: str) -> str:
     return f"""
         status = 'pending' AND (expires_at IS NULL OR expires_at > {now})
@@ -110,15 +111,19 @@ _IS_OURS = f"delivery_key = :delivery_key AND token IN (:token, {_FORMER_TOKEN})
 # Not if this delivery went through already, and the token belongs to another hook by now.
 _RECEIVE, _RECEIVE_AT = (
     Statement(f"""
-        UPDATE hooks SET status = 'received', received_at = {now}, payload = :data, delivery_key = :delivery_key
-        WHERE token = :token AND {_is_open(now)} AND NOT EXISTS (SELECT 1 FROM hooks AS earlier WHERE {_IS_OURS})
+        UPDATE hooks
+        SET status = 'received', received_at = {now}, payload = :data, delivery_key = :delivery_key
+        WHERE token = :token AND {_is_open(now)}
+            AND NOT EXISTS (SELECT 1 FROM hooks AS earlier WHERE {_IS_OURS})
         RETURNING {_COLUMNS}
     """)
     for now in ("<now>", ":now")
 )
 _RECEIVED = Statement(f"SELECT {_COLUMNS} FROM hooks WHERE {_IS_OURS}")
 _LOOK, _LOOK_AT = (
-    Statement(f"SELECT hook_id, status, CASE WHEN {_is_open(now)} THEN 1 ELSE 0 END FROM hooks WHERE token = :token")
+    Statement(
+        f"SELECT hook_id, status, CASE WHEN {_is_open(now)} THEN 1 ELSE 0 END FROM hooks WHERE token = :token"
+    )
     for now in ("<now>", ":now")
 )
 
@@ -156,9 +161,9 @@ def deliver(
 ) -> HookRecord:
     """Give the hook of this token what it waits for, and tell its run.
 
-    After the commit the run will get it, whoever crashes: it is in the run's inbox as an event `hook.received`, with
-    `data` and the member `hook_id`. Of two deliveries one wins; a second one with the same key gives what
-    the first gave, and has no effect.
+    After the commit the run will get it, whoever crashes: it is in the run's inbox as an event
+    `hook.received`, with `data` and the member `hook_id`. Of two deliveries one wins; a second one with the
+    same key gives what the first gave, and has no effect.
 
     Args:
         delivery_key: Tells this delivery from others when it is run again.

@@ -80,9 +80,7 @@ def runs_with_mail(connection: Connection, limit: int = 1000) -> list[str]:
     return [run_id for (run_id,) in _WITH_MAIL.rows(connection, limit=limit)]
 
 
-def was_posted(
-    connection: Connection, run_id: str, dedup_key: str, *, over_chain: bool = False
-) -> bool:
+def was_posted(connection: Connection, run_id: str, dedup_key: str, *, over_chain: bool = False) -> bool:
     """Whether the run (or, `over_chain`, one that it continues) was ever sent something under this key."""
     statement = _WAS_POSTED_TO_CHAIN if over_chain else _WAS_POSTED
     return statement.row(connection, run_id=run_id, dedup_key=dedup_key) is not None
@@ -91,9 +89,10 @@ def was_posted(
 def move_unread(connection: Connection, run_id: str, to_run_id: str, but: Collection[int] = ()) -> None:
     """What waits in a run's inbox waits in its successor's from now on, behind what is there.
 
-    To be called between the acceptance of the successor and the append that ends the run (which marks all that
-    is left as read), in the same transaction: then nothing that others post meanwhile is lost between the two.
-    What came for a hook or from a child is left behind, and so is what the successor was sent under the same key.
+    To be called between the acceptance of the successor and the append that ends the run (which marks all
+    that is left as read), in the same transaction: then nothing that others post meanwhile is lost between
+    the two. What came for a hook or from a child is left behind, and so is what the successor was sent under
+    the same key.
 
     Args:
         but: Rows that the append records.

@@ -14,7 +14,7 @@ from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage import schema
 from pyworkflow_ray.storage.acceptances import accept
 from pyworkflow_ray.storage.blobs import load_blob
-from pyworkflow_ray.storage.histories import count_events, read_events
+from pyworkflow_ray.storage.histories import count_events
 from pyworkflow_ray.storage.hooks import NewHook, create_hook
 from pyworkflow_ray.storage.inboxes import post
 from pyworkflow_ray.storage.runs import (
