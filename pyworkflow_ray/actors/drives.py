@@ -13,6 +13,7 @@ drops the run and touches nothing else of it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -34,7 +35,7 @@ from pyworkflow_ray.actors.activations import (
 from pyworkflow_ray.actors.attempts import Attempts
 from pyworkflow_ray.actors.hook_rows import expire_hooks, make_hooks, refusal
 from pyworkflow_ray.actors.hosts import Host, execution_of, load_definition
-from pyworkflow_ray.actors.mail import decoded_history, decoded_mail
+from pyworkflow_ray.actors.mail import decoded_history, decoded_mail, requests_to_children
 from pyworkflow_ray.actors.queries import answer
 from pyworkflow_ray.engine.attempts import AttemptOutcome
 from pyworkflow_ray.engine.commands import CancelStep, Command, ScheduleStep
@@ -52,6 +53,7 @@ from pyworkflow_ray.engine.events import (
 from pyworkflow_ray.engine.executions import Execution
 from pyworkflow_ray.exceptions import (
     EventLimitExceededError,
+    SerializationError,
     StorageError,
     WorkerDiedError,
     WorkflowError,
@@ -126,20 +128,21 @@ class Drive:
     async def drive(self) -> RunEnd:
         """Drive the run until it ends, is suspended, or is lost to another coordinator."""
         try:
-            await self._open()
-            self._is_open = True
-            self.opened.set()
-            while self._end is None:
-                if await self._rest():
-                    await self._turn([])
-            return self._end
+            try:
+                await self._open()
+                self._is_open = True
+                self.opened.set()
+                while self._end is None:
+                    if await self._rest():
+                        await self._turn([])
+                return self._end
+            except StorageError:
+                raise  # the run is as good as its history; it goes on when the database does
+            except WorkflowError as error:
+                return await self._interrupt(error)
         except FencedError:
             logger.info("Run {} is driven elsewhere now; dropped here", self.run_id)
             return RunEnd(self.run_id, "lost")
-        except StorageError:
-            raise  # the run is as good as its history; it goes on when the database does
-        except WorkflowError as error:
-            return await self._interrupt(error)
         finally:
             self.opened.set()
             self._drop()
@@ -192,7 +195,7 @@ class Drive:
         was_sent_more = False
         while True:
             if self._has_mail:
-                if await self._is_cancelled_at_once():
+                if await self._is_cancelled_at_once(self._started()):
                     return
                 was_sent_more = True
             if not self._is_early():
@@ -207,14 +210,16 @@ class Drive:
         """Whether the run is to start later."""
         return self.run.start_at is not None and self.run.start_at > self._host.clock.now()
 
-    async def _is_cancelled_at_once(self) -> bool:
-        """Whether the run was cancelled before any of its code has run; it ends here then."""
+    async def _is_cancelled_at_once(self, *started: WorkflowStarted) -> bool:
+        """Whether a run that has run no code, or can run none, was asked to cancel; it ends here then."""
         _, mail = decoded_mail(self.run_id, await self._read_mail())
         request = next((event for event in mail if isinstance(event, CancellationRequested)), None)
         if request is None:
             return False
         activation = Activation()
-        for event in (self._started(), request, WorkflowCancelled(reason=request.reason)):
+        if not started:
+            activation.mail = await requests_to_children(self._host, self.run_id)
+        for event in (*started, request, WorkflowCancelled(reason=request.reason)):
             self._record_event(activation, event, self._host.clock.now())
         await self._commit(activation)
         return True
@@ -409,7 +414,8 @@ class Drive:
         return activation
 
     def _record_event(self, activation: Activation, event: Event, at: datetime) -> None:
-        activation.record(event, at, self._host.payloads, self._running().attributes)
+        attributes = {} if self._execution is None else self._execution.attributes
+        activation.record(event, at, self._host.payloads, attributes)
 
     async def _commit(self, activation: Activation) -> None:
         end = end_of(self.run_id, activation.events)
@@ -523,7 +529,13 @@ class Drive:
         self._host.on_suspended(self.run_id, due_at)
 
     async def _interrupt(self, error: WorkflowError) -> RunEnd:
-        """Set the run aside: its code cannot go on over its history here. `resume` tries again."""
+        """Set the run aside: its code cannot go on over its history here. `resume` tries again.
+
+        It can be cancelled all the same; its code does not see it then.
+        """
+        with contextlib.suppress(SerializationError):  # what it was sent cannot be read, either
+            if await self._is_cancelled_at_once() and self._end is not None:
+                return self._end
         logger.error("Run {} is interrupted: {}", self.run_id, error)
         failure = capture(error)
         changes = {
@@ -532,10 +544,7 @@ class Drive:
             "error_type": failure.error_type,
             "wake_at": None,
         }
-        try:
-            await self._append(Activation(changes=changes), release=True)
-        except FencedError:
-            return RunEnd(self.run_id, "lost")
+        await self._append(Activation(changes=changes), release=True)
         return RunEnd(self.run_id, RunStatus.INTERRUPTED.value, failure=failure)
 
     def _drop(self) -> None:

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from pyworkflow_ray.engine.events import Event, Recorded, decode_event, decode_history, encode_data, type_of
+from pyworkflow_ray.engine.events import (
+    CancellationRequested,
+    ChildCancelled,
+    ChildCompleted,
+    ChildFailed,
+    ChildStarted,
+    Event,
+    Recorded,
+    decode_event,
+    decode_history,
+    encode_data,
+    type_of,
+)
 from pyworkflow_ray.exceptions import SerializationError
-from pyworkflow_ray.storage.histories import EventRow
+from pyworkflow_ray.storage.histories import EventRow, read_events
 from pyworkflow_ray.storage.inboxes import InboxRow, post
+
+if TYPE_CHECKING:
+    from pyworkflow_ray.actors.hosts import Host
 
 
 class Mail(msgspec.Struct, frozen=True):
@@ -31,6 +48,25 @@ class Mail(msgspec.Struct, frozen=True):
 
 CANCEL_KEY = "cancel"
 """A run is asked to cancel once."""
+
+
+async def requests_to_children(host: Host, run_id: str) -> list[Mail]:
+    """What asks the children to cancel that end with their parent, read off the history without its code."""
+    types = (
+        "child_workflow.started",
+        *(f"child_workflow.{end}" for end in ("completed", "failed", "cancelled")),
+    )
+    rows = await asyncio.to_thread(host.storage.read, lambda c: read_events(c, run_id, types=types))
+    open_children: dict[str, str] = {}
+    for _, _, type_, data in rows:
+        with contextlib.suppress(ValueError):  # a damaged row: that child goes on
+            match decode_event(type_, data):
+                case ChildStarted(child_id=child_id, child_run_id=child_run_id, parent_close="cancel"):
+                    open_children[child_id] = child_run_id
+                case ChildCompleted() | ChildFailed() | ChildCancelled() as ended:
+                    open_children.pop(ended.child_id, None)
+    request = CancellationRequested(reason="its parent has ended", requested_by=run_id)
+    return [Mail(child, CANCEL_KEY, request) for child in open_children.values()]
 
 
 def decoded_mail(run_id: str, rows: list[InboxRow]) -> tuple[list[int], list[Event]]:

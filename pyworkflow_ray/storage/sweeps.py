@@ -38,9 +38,13 @@ _NEVER_PICKED_UP = Statement(f"""
 # keeps the order of a CROSS JOIN.
 _UNREAD = Statement(f"""
     SELECT runs.{_ORPHAN_COLUMNS}
-    FROM (SELECT DISTINCT run_id FROM inbox WHERE read_position IS NULL) AS mail CROSS JOIN runs
+    FROM (
+        SELECT run_id, MAX(CASE WHEN kind = 'cancellation.requested' THEN 1 ELSE 0 END) AS is_cancelled
+        FROM inbox WHERE read_position IS NULL GROUP BY run_id
+    ) AS mail CROSS JOIN runs
     WHERE runs.run_id = mail.run_id
-        AND (status = 'suspended' OR status = 'pending' AND lease_expires_at IS NULL)
+        AND (status = 'suspended' OR status = 'pending' AND lease_expires_at IS NULL
+            OR status = 'interrupted' AND is_cancelled = 1)
     LIMIT :limit
 """)
 
@@ -97,7 +101,8 @@ def due(
 def orphans(connection: Connection, limit: int = 1000, *, grace: float = GRACE) -> list[Orphan]:
     """Live runs whose lease has run out or that were never picked up, and sleeping ones with unread mail.
 
-    Sleeping are suspended runs, and those that start later.
+    Sleeping are suspended runs, and those that start later. Of what comes for a run that was set aside
+    (interrupted), a request to cancel counts alone.
     """
     found: dict[str, Orphan] = {}
     for reason, rows in (

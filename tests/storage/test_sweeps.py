@@ -95,8 +95,14 @@ def test_a_run_that_starts_later_is_an_orphan_once_it_has_mail(storage: Storage)
 
 def test_a_run_that_was_set_aside_is_no_orphan_for_its_mail(storage: Storage) -> None:
     appended(storage, claimed(storage), changes={"status": RunStatus.INTERRUPTED}, release=True)
-    write(storage, post, "run_1", "key", "signal", "{}")
+    write(storage, post, "run_1", "key", "signal.received", "{}")
     assert _orphans(storage, grace=-1) == {}
+
+
+def test_a_run_that_was_set_aside_is_an_orphan_once_it_is_to_be_cancelled(storage: Storage) -> None:
+    appended(storage, claimed(storage), changes={"status": RunStatus.INTERRUPTED}, release=True)
+    write(storage, post, "run_1", "cancel", "cancellation.requested", "{}")
+    assert _orphans(storage, grace=-1) == {"run_1": "unread_inbox"}
 
 
 def test_a_placed_run_that_nobody_claims_becomes_an_orphan_again(storage: Storage) -> None:
