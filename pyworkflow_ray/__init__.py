@@ -42,6 +42,7 @@ from pyworkflow_ray.context import (
     shield,
     side_effect,
 )
+from pyworkflow_ray.discovery import discover_workflows
 from pyworkflow_ray.engine.races import as_completed, gather, wait
 from pyworkflow_ray.engine.retries import RetryPolicy
 from pyworkflow_ray.exceptions import (
@@ -138,6 +139,7 @@ __all__ = [
     "continue_as_new",
     "define_hook",
     "delete_run",
+    "discover_workflows",
     "fork",
     "gather",
     "get_children",

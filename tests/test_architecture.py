@@ -25,7 +25,17 @@ LEAVES = {
     "value_objects",
     "value_views",
 }
-AUTHORING = ["arguments", "definitions", "workflows", "steps", "timers", "context", "hooks", "children"]
+AUTHORING = [
+    "arguments",
+    "definitions",
+    "workflows",
+    "steps",
+    "timers",
+    "context",
+    "hooks",
+    "children",
+    "discovery",
+]
 LAYERS: dict[str, set[str]] = {
     "leaves": set(),
     "engine": {"leaves"},
