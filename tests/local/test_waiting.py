@@ -16,6 +16,7 @@ from pydantic import BaseModel
 import pyworkflow_ray as pr
 from pyworkflow_ray.actors.mail import Mail
 from pyworkflow_ray.client import mail
+from pyworkflow_ray.client.handles import read_record
 from pyworkflow_ray.engine.events import SignalReceived
 from pyworkflow_ray.storage.storages import Storage
 from pyworkflow_ray.testing import WorkflowEnvironment
@@ -576,17 +577,17 @@ async def test_a_signal_that_was_read_as_the_run_continued_is_read_once(
 def _let_the_run_read_before_the_sender_looks(
     monkeypatch: pytest.MonkeyPatch, environment: WorkflowEnvironment
 ) -> None:
-    look, looks = mail.read_record, []
+    look, looks = mail.latest_of_chain, []
 
     async def look_late(of: Any, run_id: str) -> Any:
         looks.append(run_id)
         if len(looks) == 2:
             environment._runtime.coordinator().deliver(run_id)
-            while not (await look(of, run_id)).status.is_terminal:
+            while not (await read_record(of, run_id)).status.is_terminal:
                 await asyncio.sleep(0.005)
         return await look(of, run_id)
 
-    monkeypatch.setattr(mail, "read_record", look_late)
+    monkeypatch.setattr(mail, "latest_of_chain", look_late)
 
 
 @pr.workflow

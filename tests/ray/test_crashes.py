@@ -325,7 +325,7 @@ def test_every_prefix_of_a_recorded_history_resumes_to_the_same_result(
 
 def _cut(database: str, run_id: str, length: int) -> str:
     """A copy of the run, as if its coordinator had died when the history had this length."""
-    copy = f"{run_id[:-2]}{length:02x}"
+    copy = f"run_{length:016x}"
     with sqlite3.connect(database, timeout=30) as connection:
         columns = [row[1] for row in connection.execute("PRAGMA table_info(runs)")]
         changed = {
