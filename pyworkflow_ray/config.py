@@ -10,26 +10,36 @@ from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 import yaml
 from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from pyworkflow_ray.durations import parse_duration
 from pyworkflow_ray.exceptions import ConfigurationError
+from pyworkflow_ray.sinks import LogSettings, level_number
 
 YAML_NAME = "pyworkflow.config.yaml"
 DEFAULT_STORAGE = ".pyworkflow/pyworkflow.db"
+_PREFIX = "PYWORKFLOW_"
+_OTHER_VARIABLES = ("discover", "debug")
 
 
 class Settings(BaseSettings):
     """Everything that can be set. Durations take the forms of `sleep`.
 
     `storage` is a database URL, a file path or "memory". The text of a URL is kept out of `repr`, since it
-    may hold a password.
+    may hold a password. A relative path in a file of settings is meant from that file's folder.
     """
 
-    model_config = SettingsConfigDict(env_prefix="PYWORKFLOW_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, env_ignore_empty=True, extra="forbid", frozen=True)
 
     default_runtime: Literal["ray", "local"] = "ray"
     default_durable: bool = True
@@ -53,6 +63,10 @@ class Settings(BaseSettings):
     blob_threshold: int = Field(128 * 2**10, ge=1024)
     max_nesting_depth: int = Field(3, ge=0)
     payload_codec: str | None = None
+    log_level: str | int | None = None
+    log_json: bool = False
+    log_context: bool = True
+    log_file: str | None = None
     module: str | None = None
     modules: tuple[str, ...] = ()
 
@@ -80,6 +94,18 @@ class Settings(BaseSettings):
             raise ValueError("give a number of coordinators, 1 or more, or 'per_run'")
         return value
 
+    @field_validator("log_level")
+    @classmethod
+    def _read_level(cls, value: Any) -> Any:
+        return None if value is None else level_number(value)
+
+    @property
+    def log_settings(self) -> LogSettings | None:
+        """How the engine's processes are to log; None leaves them as loguru is by itself."""
+        if self.log_level is None:
+            return None
+        return LogSettings(int(self.log_level), self.log_json, self.log_context, self.log_file)
+
     @property
     def storage_url(self) -> str:
         """Where the database is: the URL as it was set, with its password."""
@@ -96,17 +122,30 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         # The sources come first to last: a call wins over the environment, and that over the file.
         file = find_file()
-        values = {} if file is None else read_file(file)
+        values = {} if file is None else _at_home(read_file(file), file.parent)
         return init_settings, env_settings, InitSettingsSource(settings_cls, init_kwargs=values)
 
 
 def find_file() -> Path | None:
     """The nearest file with settings, in the working directory or above it."""
     for folder in (Path.cwd(), *Path.cwd().parents):
-        for name in (YAML_NAME, "pyproject.toml"):
-            if (folder / name).is_file():
-                return folder / name
+        if (folder / YAML_NAME).is_file():
+            return folder / YAML_NAME
+        project = folder / "pyproject.toml"
+        if project.is_file() and "[tool.pyworkflow" in project.read_text(encoding="utf-8", errors="replace"):
+            return project
     return None
+
+
+def _at_home(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A file's settings, with a relative path of the storage meant from the file's own folder."""
+    storage = values.get("storage")
+    if isinstance(storage, Mapping):
+        with contextlib.suppress(ValueError):  # the model says what is wrong with it
+            storage = storage_url(storage)
+    if not isinstance(storage, str) or storage == "memory" or "://" in storage:
+        return values if storage is None else {**values, "storage": storage}
+    return {**values, "storage": str(folder / storage)}
 
 
 def read_file(file: Path) -> dict[str, Any]:
@@ -152,7 +191,7 @@ def storage_url(mapping: Mapping[str, Any]) -> str:
             if mapping.get("dsn"):
                 return str(mapping["dsn"])
             user, password = mapping.get("user", "postgres"), mapping.get("password", "")
-            login = f"{user}:{password}" if password else user
+            login = quote(str(user), safe="") + (f":{quote(str(password), safe='')}" if password else "")
             return (
                 f"postgresql://{login}@{mapping.get('host', 'localhost')}:{mapping.get('port', 5432)}"
                 f"/{mapping.get('database', 'pyworkflow')}"
@@ -209,14 +248,44 @@ def reset_config() -> None:
 
 
 def _build(overrides: Mapping[str, Any]) -> Settings:
+    _refuse_misspelt_variables()
     try:
         return Settings(**overrides)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         name = ".".join(str(part) for part in first["loc"])
+        where = _source(str(first["loc"][0]), overrides) if first["loc"] else ""
         if first["type"] == "extra_forbidden":
-            raise ConfigurationError(_unknown(name)) from None
-        raise ConfigurationError(f"Setting {name!r}: {first['msg']}.") from None
+            raise ConfigurationError(where + _unknown(name)) from None
+        raise ConfigurationError(f"{where}Setting {name!r}: {first['msg']}.") from None
+    except SettingsError as error:  # a variable that wants JSON and holds none
+        raise ConfigurationError(f"A variable of the environment cannot be read: {error}.") from None
+
+
+def _refuse_misspelt_variables() -> None:
+    """A variable almost named like a setting is meant to be it; others with our prefix are another program's."""
+    for variable in os.environ:
+        name = variable.removeprefix(_PREFIX).lower()
+        if not variable.startswith(_PREFIX) or name in Settings.model_fields or name in _OTHER_VARIABLES:
+            continue
+        if difflib.get_close_matches(name, Settings.model_fields, n=1, cutoff=0.8):
+            raise ConfigurationError(f"Environment variable {variable}: {_unknown(name)}")
+
+
+def _source(name: str, overrides: Mapping[str, Any]) -> str:
+    """Where a setting was said, to put before what is wrong with it."""
+    if name in overrides:
+        return ""
+    if _PREFIX + name.upper() in os.environ:
+        return f"Environment variable {_PREFIX}{name.upper()}: "
+    file = find_file()
+    if file is None:
+        return ""
+    told = name.removeprefix("default_")  # of those under `recovery`
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        if line.strip().strip("\"'").startswith((name, told)):
+            return f"{file}, line {number}: "
+    return f"{file}: "
 
 
 def _unknown(name: str) -> str:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+
+from loguru import logger
 
 from pyworkflow_ray.actors.engines import Engine
 from pyworkflow_ray.exceptions import ConfigurationError
@@ -117,6 +122,53 @@ class Cluster:
         with self.engine.open_storage() as storage:
             data = storage.read(lambda connection: load_environment(connection, environment))
         return {} if data is None else {"runtime_env": json.loads(data)}
+
+
+def running_engine(namespace: str) -> Engine | None:
+    """The engine that runs in a namespace of the cluster which this process has joined; None without one.
+
+    Any of its timers tells: one was made when the engine was first used, and goes with the cluster.
+    """
+    import ray
+
+    named = ray.util.list_named_actors(all_namespaces=True)
+    timers = [
+        actor["name"] for actor in named if actor["namespace"] == namespace and _is_timer(actor["name"])
+    ]
+    for name in sorted(timers):
+        try:
+            timer: Any = ray.get_actor(name, namespace=namespace)
+            engine: Engine = timer.running.remote().future().result(timeout=30)
+            return engine
+        except Exception as error:  # it is going, or coming back
+            logger.debug("Timer {} does not say what it serves: {}", name, type(error).__name__)
+    return None
+
+
+def has_joined() -> bool:
+    """Whether this process is part of a Ray cluster; does not import Ray to find out."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
+def joined_job() -> str | None:
+    """What this process is to the cluster that it has joined; another after it has joined anew."""
+    if not has_joined():
+        return None
+    import ray
+
+    return str(ray.get_runtime_context().get_job_id())
+
+
+def address_of_local_cluster() -> str | None:
+    """The address of the cluster that `ray start` has left running on this machine, as Ray notes it."""
+    with contextlib.suppress(OSError):
+        return Path("/tmp/ray/ray_current_cluster").read_text().strip() or None
+    return None
+
+
+def _is_timer(name: str) -> bool:
+    return name == TIMER or name.startswith(f"{TIMER}-")
 
 
 def _timer_of(environment: str) -> str:

@@ -23,12 +23,14 @@ from typing import Any
 import msgspec
 
 from pyworkflow_ray.actors.codes import CodeLoader
+from pyworkflow_ray.actors.logs import follow
 from pyworkflow_ray.actors.payloads import configured_values
 from pyworkflow_ray.durations import format_duration
 from pyworkflow_ray.engine.attempts import AttemptCompleted, AttemptFailed, AttemptOutcome, encode_outcome
-from pyworkflow_ray.engine.step_contexts import StepContext, current_step
+from pyworkflow_ray.engine.step_contexts import StepContext, attempting
 from pyworkflow_ray.exceptions import StepTimeoutError
 from pyworkflow_ray.failures import capture
+from pyworkflow_ray.sinks import LogSettings
 from pyworkflow_ray.storage.codes import Code
 from pyworkflow_ray.values import Values
 
@@ -54,6 +56,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     worker_ttl: float = 0.0
     namespace: str = ""
     coordinator: str = ""
+    logging: LogSettings | None = None
 
 
 class _TimedOut(BaseException):
@@ -73,6 +76,7 @@ def context_of(attempt: Attempt, is_cancelled: Callable[[str], bool] | None = No
         attempt=attempt.attempt,
         deadline=deadline,
         is_cancelled=is_cancelled or _asking(attempt.namespace, attempt.coordinator),
+        namespace=attempt.namespace,
     )
 
 
@@ -153,17 +157,17 @@ async def run_async(
 ) -> AttemptOutcome:
     """Run an attempt of an `async def` step on the running loop, or of a `def` step in a thread."""
     started_at = datetime.now(UTC)
-    token = current_step.set(context_of(attempt, is_cancelled))
     values = values_of(attempt)
     try:
         args, kwargs = values.decode(attempt.args), values.decode(attempt.kwargs)
-        if inspect.iscoroutinefunction(function):
-            call = function(*args, **kwargs)
-        else:
-            call = asyncio.get_running_loop().run_in_executor(
-                _local_threads(), copy_context().run, _call_plain, function, args, kwargs
-            )
-        value = await (call if attempt.timeout is None else _in_time(call, attempt))
+        with attempting(context_of(attempt, is_cancelled)):
+            if inspect.iscoroutinefunction(function):
+                call = function(*args, **kwargs)
+            else:
+                call = asyncio.get_running_loop().run_in_executor(
+                    _local_threads(), copy_context().run, _call_plain, function, args, kwargs
+                )
+            value = await (call if attempt.timeout is None else _in_time(call, attempt))
         return completed(value, attempt, values, started_at, node)
     except asyncio.CancelledError:
         if (task := asyncio.current_task()) is not None and task.cancelling():
@@ -171,8 +175,6 @@ async def run_async(
         return failed(RuntimeError("The step was cancelled from within."), started_at, node)
     except BaseException as error:
         return failed(error, started_at, node)
-    finally:
-        current_step.reset(token)
 
 
 @lru_cache(maxsize=1)
@@ -245,11 +247,10 @@ def _close(runner: asyncio.Runner) -> None:
 
 def _run_plain(function: Any, attempt: Attempt, node: str) -> AttemptOutcome:
     started_at = datetime.now(UTC)
-    token = current_step.set(context_of(attempt))
     values = values_of(attempt)
     try:
         args, kwargs = values.decode(attempt.args), values.decode(attempt.kwargs)
-        with _alarm(attempt.timeout):
+        with attempting(context_of(attempt)), _alarm(attempt.timeout):
             value = function(*args, **kwargs)
             if inspect.isawaitable(value):
                 value = asyncio.run(_await(value))
@@ -258,8 +259,6 @@ def _run_plain(function: Any, attempt: Attempt, node: str) -> AttemptOutcome:
         return failed(timeout_error(attempt), started_at, node)
     except BaseException as error:
         return failed(error, started_at, node)
-    finally:
-        current_step.reset(token)
 
 
 async def _await(value: Any) -> Any:
@@ -317,6 +316,7 @@ def run_attempt(attempt_data: bytes, code_data: bytes | None = None) -> bytes:
             attempt_data, code_data = _parted(attempt_data)
         attempt = msgspec.msgpack.decode(attempt_data, type=Attempt)
         keep_warm(attempt.worker_ttl)
+        follow(attempt.logging)
         definition = _loader.load(msgspec.msgpack.decode(code_data, type=Code))
         function = getattr(definition, "fn", definition)
     except BaseException as error:

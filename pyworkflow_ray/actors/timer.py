@@ -95,6 +95,10 @@ class Timer:
             self._storage = self.engine.open_storage()
         return self._storage
 
+    async def running(self) -> Engine:
+        """What this engine runs on, for a process that joins it."""
+        return self.engine
+
     async def status(self) -> dict[str, Any]:
         """What the timer has done, for tools."""
         return {"wakes": self.wakes, "next_look_in": max(self._next_at - time.monotonic(), 0.0)}

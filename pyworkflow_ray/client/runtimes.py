@@ -12,7 +12,14 @@ from functools import partial
 from typing import Any
 
 from pyworkflow_ray.actors.activations import RunEnd
-from pyworkflow_ray.actors.cluster import HOOK_REGISTRY, Cluster, connect, job_environment, placed_on
+from pyworkflow_ray.actors.cluster import (
+    HOOK_REGISTRY,
+    Cluster,
+    connect,
+    job_environment,
+    joined_job,
+    placed_on,
+)
 from pyworkflow_ray.actors.coordinator import Coordinator
 from pyworkflow_ray.actors.engines import Engine
 from pyworkflow_ray.actors.hook_registry import HookRegistry
@@ -52,12 +59,12 @@ class RayRuntime:
         Raises:
             ConfigurationError: It is not there.
         """
-        if self._cluster is None or _job() != self._joined:
+        if self._cluster is None or joined_job() != self._joined:
             await asyncio.to_thread(self._open)
 
     def _open(self) -> None:
         with self._lock:
-            if self._cluster is not None and _job() == self._joined:
+            if self._cluster is not None and joined_job() == self._joined:
                 return
             connect(self._settings.address, self._settings.namespace)
             engine = Engine.configured(self._settings)
@@ -80,7 +87,7 @@ class RayRuntime:
             if environment:
                 # Others than this job may have to make a coordinator for its runs: the timer, another driver.
                 self._storage.submit(lambda c: save_environment(c, environment, data)).result()
-            self._joined = _job()
+            self._joined = joined_job()
             self._lines.clear()
             self._cluster = Cluster(placed_on(engine, database.path is not None, self._settings.coordinators))
             # Not waited for: it wakes what sleeps, and picks up what a driver that vanished has left.
@@ -167,7 +174,7 @@ class LocalRuntime:
     name = LOCAL
 
     def __init__(self, settings: Settings, storage: Storage, clock: Clock | None = None) -> None:
-        self._engine = Engine.configured(settings, slots=1)
+        self._engine = Engine.configured(settings, slots=1, namespace="")
         self._storage = storage
         self._clock = clock
         self._coordinators: dict[asyncio.AbstractEventLoop, Coordinator] = {}
@@ -200,8 +207,10 @@ class LocalRuntime:
         return {"coordinator": self.coordinator().name, "start_at": start_at}
 
     async def start(self, run: RunRecord) -> None:
-        """Drive a run that was accepted until it ends or is suspended."""
+        """Drive a run that was accepted until it ends or is suspended; not waiting for one that starts later."""
         await self.coordinator().accept_runs([run])
+        if run.start_at is not None and run.start_at > self.now():
+            return
         end = await self.coordinator().end_of(run.run_id)
         while end is not None and end.continued_to:
             end = await self.coordinator().end_of(end.continued_to)
@@ -245,10 +254,3 @@ Runtime = RayRuntime | LocalRuntime
 async def _locate(storage: Storage, run_id: str, placement: Placement) -> str | None:
     placed = await storage.write(lambda connection: locate(connection, [run_id], placement))
     return placed.get(run_id)
-
-
-def _job() -> str | None:
-    """What this process is to the cluster that it has joined; another after it has joined anew."""
-    import ray
-
-    return str(ray.get_runtime_context().get_job_id()) if ray.is_initialized() else None

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from loguru import logger
+
+from pyworkflow_ray.actors.cluster import (
+    address_of_local_cluster,
+    connect,
+    has_joined,
+    joined_job,
+    running_engine,
+)
 from pyworkflow_ray.actors.payloads import configured_values
 from pyworkflow_ray.client.runtimes import LOCAL, LocalRuntime, RayRuntime, Runtime
 from pyworkflow_ray.config import Settings, get_config
+from pyworkflow_ray.engine.step_contexts import current_step
 from pyworkflow_ray.exceptions import ConfigurationError
 from pyworkflow_ray.storage.storages import Storage
 from pyworkflow_ray.values import Values
 
 _lock = threading.Lock()
 _sessions: dict[tuple[Any, ...], Session] = {}
+_adopted: dict[tuple[str | None, str], str | None] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +49,19 @@ def session(runtime: str | None = None, storage: Any = None) -> Session:
     Raises:
         ConfigurationError: The runtime is unknown, or the storage is nothing that names a database.
     """
-    entered = _entered.get()
-    if entered is not None and runtime is None and storage is None:
+    settings, step = get_config(), current_step.get()
+    is_plain = runtime is None and storage is None
+    if is_plain and step is not None and step.namespace:
+        settings = _settings_in_step(settings, step.namespace)
+    elif is_plain and (entered := _entered.get()) is not None:
         return entered
-    settings = get_config()
     name = runtime or settings.default_runtime
     if name not in ("ray", LOCAL):
         raise ConfigurationError(f"runtime is {name!r}: give 'ray' or 'local'.")
-    url = _url(storage) if storage is not None else settings.storage_url
+    adopted = None
+    if name == "ray" and storage is None and settings.storage is None:
+        adopted = _running_storage(settings)
+    url = adopted or (settings.storage_url if storage is None else _url(storage))
     key = (
         name,
         url,
@@ -55,18 +73,50 @@ def session(runtime: str | None = None, storage: Any = None) -> Session:
     with _lock:
         known = _sessions.get(key)
         if known is None or known.settings is not settings:
-            known = _open(known, name, url, settings)
+            known = _open(known, name, url, settings, create=adopted is None)
             _sessions[key] = known
         return known
 
 
-def _open(known: Session | None, name: str, url: str, settings: Settings) -> Session:
-    storage = known.storage if known else Storage(url, synchronous=settings.sqlite_synchronous)
-    settings = settings.model_copy(update={"storage": _secret(url)})
-    runtime = RayRuntime(settings, storage) if name == "ray" else LocalRuntime(settings, storage)
+def _open(known: Session | None, name: str, url: str, settings: Settings, *, create: bool) -> Session:
+    storage = known.storage if known else Storage(url, create=create, synchronous=settings.sqlite_synchronous)
+    of_url = settings.model_copy(update={"storage": _secret(url)})
+    runtime = RayRuntime(of_url, storage) if name == "ray" else LocalRuntime(of_url, storage)
     return Session(
-        get_config(), storage, runtime, configured_values(settings.payload_codec, settings.payload_limit)
+        settings, storage, runtime, configured_values(settings.payload_codec, settings.payload_limit)
     )
+
+
+@lru_cache(maxsize=16)
+def _settings_in_step(settings: Settings, namespace: str) -> Settings:
+    """What a step's calls go by: the engine that runs it, whatever its worker's own settings say."""
+    return settings.model_copy(
+        update={"namespace": namespace, "default_runtime": "ray", "storage": None, "address": None}
+    )
+
+
+def _running_storage(settings: Settings) -> str | None:
+    """The storage of the engine that runs where this process would start runs; None without one."""
+    if not has_joined():
+        address = settings.address or os.environ.get("RAY_ADDRESS") or address_of_local_cluster()
+        if address in (None, "local"):
+            return None
+        try:
+            connect(settings.address, settings.namespace)
+        except ConfigurationError:
+            return None  # for a read that is no harm; whatever needs Ray will say so
+    # Decided once: what this process then begins itself must not seem to it to be another's.
+    key = (joined_job(), settings.namespace)
+    with _lock:
+        if key not in _adopted:
+            engine = running_engine(settings.namespace)
+            _adopted[key] = None if engine is None else engine.storage_url
+            if engine is not None:
+                logger.info(
+                    "An engine runs in the namespace {!r} of this cluster: its storage is used, {}.",
+                    *(settings.namespace, Storage(engine.storage_url).url),
+                )
+        return _adopted[key]
 
 
 def _secret(url: str) -> Any:

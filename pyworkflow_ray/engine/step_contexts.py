@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -43,10 +44,23 @@ class StepContext:
     is_cancelled: Callable[[str], bool] | None = field(default=None, repr=False, compare=False)
     is_durable: bool = True
     is_replaying: bool = False
+    namespace: str = ""
+    """The engine on Ray that the step's calls to the client mean; empty in process."""
 
     @property
     def idempotency_key(self) -> str:
         return f"{self.run_id}:{self.step_id}"
+
+    @property
+    def log_fields(self) -> dict[str, Any]:
+        """What its log lines carry."""
+        return {
+            "run_id": self.run_id,
+            "workflow": self.workflow_name,
+            "step_id": self.step_id,
+            "step": self.step_name,
+            "attempt": self.attempt,
+        }
 
     def is_cancellation_requested(self) -> bool:
         """Whether the run was asked to cancel; a remote step learns of it within a second or so."""
@@ -72,10 +86,19 @@ class StepContext:
 
     def log(self, message: str, level: str = "INFO", **fields: Any) -> None:
         """Log a message with the step's ids."""
-        logger.bind(run_id=self.run_id, step_id=self.step_id, attempt=self.attempt, **fields).log(
-            level, message
-        )
+        logger.bind(**self.log_fields, **fields).opt(depth=1).log(level, message)
 
 
 current_step: ContextVar[StepContext | None] = ContextVar("pyworkflow_ray_step", default=None)
 """The step attempt whose code is running; None in workflows and outside of runs."""
+
+
+@contextmanager
+def attempting(context: StepContext) -> Iterator[None]:
+    """Make this the attempt whose code is running; whatever it logs with loguru carries its ids."""
+    token = current_step.set(context)
+    try:
+        with logger.contextualize(**context.log_fields):
+            yield
+    finally:
+        current_step.reset(token)

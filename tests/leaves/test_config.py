@@ -36,7 +36,7 @@ def test_the_table_of_a_projects_own_file_is_read_from_a_folder_below(
     (tmp_path / "pyproject.toml").write_text('[tool.pyworkflow]\nstorage = "x.db"\nsuspend_after = 1.5\n')
     (tmp_path / "below").mkdir()
     monkeypatch.chdir(tmp_path / "below")
-    assert pr.get_config().storage_url == "x.db"
+    assert pr.get_config().storage_url == str(tmp_path / "x.db"), "wherever it is read from"
     assert pr.get_config().suspend_after == timedelta(seconds=1.5)
 
 
@@ -46,6 +46,48 @@ def test_an_unknown_setting_suggests_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "pyworkflow.config.yaml").write_text("nmespace: x\n")
     with pytest.raises(pr.ConfigurationError, match="Did you mean 'namespace'"):
         pr.get_config()
+
+
+def test_a_misspelt_variable_is_an_error_and_one_of_another_program_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYWORKFLOW_SOMETHING_ELSE", "x")
+    monkeypatch.setenv("PYWORKFLOW_DISCOVER", "orders")
+    pr.get_config()
+    pr.reset_config()
+    monkeypatch.setenv("PYWORKFLOW_STORGE", "x.db")
+    with pytest.raises(pr.ConfigurationError, match=r"PYWORKFLOW_STORGE: .* Did you mean 'storage'"):
+        pr.get_config()
+
+
+def test_a_project_file_without_our_table_hides_no_file_above(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pyworkflow.config.yaml").write_text("storage: {type: sqlite, db_path: data/runs.db}\n")
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "pyproject.toml").write_text("[project]\nname = 'x'\n")
+    monkeypatch.chdir(tmp_path / "package")
+    assert pr.get_config().storage_url == str(tmp_path / "data" / "runs.db")
+
+
+def test_what_is_wrong_in_a_file_or_a_variable_is_told_with_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pyworkflow.config.yaml").write_text("namespace: x\nlease_ttl: soon\n")
+    with pytest.raises(pr.ConfigurationError, match=r"config\.yaml, line 2: Setting 'lease_ttl'"):
+        pr.get_config()
+    monkeypatch.setenv("PYWORKFLOW_LEASE_TTL", "later")
+    with pytest.raises(pr.ConfigurationError, match="variable PYWORKFLOW_LEASE_TTL: Setting 'lease_ttl'"):
+        pr.get_config()
+    monkeypatch.delenv("PYWORKFLOW_LEASE_TTL")
+    (tmp_path / "pyworkflow.config.yaml").write_text("recovery:\n  max_recovery_attempts: -1\n")
+    with pytest.raises(pr.ConfigurationError, match="line 2: Setting 'default_max_recovery_attempts'"):
+        pr.get_config()
+
+
+def test_a_variable_that_is_empty_sets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYWORKFLOW_STORAGE", "")
+    assert pr.get_config().storage is None
 
 
 def test_a_broken_file_is_an_error_with_its_line(tmp_path: Path) -> None:
@@ -77,6 +119,10 @@ def test_the_storages_password_is_never_shown() -> None:
         ({"type": "memory"}, "memory"),
         ({"type": "postgres", "dsn": "postgresql://h/d"}, "postgresql://h/d"),
         ({"type": "postgres", "host": "h", "user": "u", "database": "d"}, "postgresql://u@h:5432/d"),
+        (
+            {"type": "postgres", "host": "h", "user": "u", "password": "p@s/s", "database": "d"},
+            "postgresql://u:p%40s%2Fs@h:5432/d",
+        ),
     ],
 )
 def test_a_storage_may_be_said_as_a_mapping(mapping: dict[str, str], url: str) -> None:

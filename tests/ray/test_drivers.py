@@ -197,6 +197,21 @@ def test_two_storages_in_one_namespace_are_an_error(engine: EngineUnderTest, tmp
     assert refused == "refused []"
 
 
+def test_a_driver_that_names_no_storage_takes_the_running_engines(
+    engine: EngineUnderTest, tmp_path: Path
+) -> None:
+    main = """
+        if __name__ == "__main__":
+            run = pr.start_sync(job, 1, 0)
+            run.wait()
+            print(len(pr.run_sync(pr.list_runs())[0]), os.path.exists(".pyworkflow"))
+    """
+    script = write_project(tmp_path / "first", START_AND_EXIT.format(steps=1, pause=0), tmp_path)
+    drive(script, engine)
+    script = write_project(tmp_path / "second", main, tmp_path)
+    assert drive(script, engine, PYWORKFLOW_STORAGE="") == "2 False"
+
+
 def test_a_cluster_that_is_not_there_is_told_clearly(tmp_path: Path) -> None:
     main = """
         if __name__ == "__main__":

@@ -278,3 +278,37 @@ def test_a_hook_expires_though_nobody_is_there(engine: EngineUnderTest) -> None:
     assert expiring.wait(timeout=60) == "expired"
     with pytest.raises(pr.HookExpiredError):
         pr.resume_hook_sync("expiring", "too late")
+
+
+# --- the client in a step -------------------------------------------------------------------------
+
+
+async def answer_where_it_was_made(token: str) -> None:
+    await pr.resume_hook(token, "from on_created")
+
+
+@pr.step
+def answer_from_a_worker(token: str) -> str:
+    pr.resume_hook_sync(token, "from a worker")
+    return pr.start_sync(other_run, 2).wait()
+
+
+@pr.workflow
+async def other_run(number: int) -> str:
+    return f"run {number}"
+
+
+@pr.workflow
+async def answered_in_steps() -> list[str]:
+    first = await pr.hook("first", on_created=answer_where_it_was_made)
+    second = asyncio.create_task(pr.hook("second", token=f"{pr.get_context().run_id}-second"))
+    third = await answer_from_a_worker(f"{pr.get_context().run_id}-second")
+    return [first, await second, third]
+
+
+def test_what_a_step_asks_of_the_client_concerns_the_engine_that_runs_it(
+    shared_engine: EngineUnderTest,
+) -> None:
+    """Neither the namespace nor the storage is among the settings of a worker's process."""
+    run = pr.start_sync(answered_in_steps)
+    assert run.wait(timeout=60) == ["from on_created", "from a worker", "run 2"]
