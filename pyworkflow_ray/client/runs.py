@@ -7,7 +7,7 @@ import os
 import platform
 import uuid
 from collections.abc import Collection, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from msgspec import Raw
@@ -269,14 +269,15 @@ async def purge(older_than: When, status: RunStatus | str | Collection[RunStatus
         status: Only runs that ended so; all that have ended by default.
     """
     refuse_in_workflow("purge")
-    now = datetime.now(UTC)
+    of = session()
+    now = of.runtime.now()
     until = resolve_when(older_than, now)
     if not isinstance(older_than, datetime):
         until = now - (until - now)
     statuses = _statuses(status) or [each for each in RunStatus if each.is_terminal]
     deleted = 0
     while True:
-        some = await session().storage.write(lambda c: runs.purge(c, older_than=until, statuses=statuses))
+        some = await of.storage.write(lambda c: runs.purge(c, older_than=until, statuses=statuses))
         deleted += some
         if not some:
             return deleted

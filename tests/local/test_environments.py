@@ -212,3 +212,13 @@ async def test_payloads_are_sealed_and_labels_can_be_searched(local: Path) -> No
     assert "psst" not in "".join(event.stored for event in await run.events())
     found, _ = await pr.list_runs(attributes={"length": 4})
     assert found == [shown]
+
+
+async def test_a_purge_counts_by_the_environments_clock() -> None:
+    async with WorkflowEnvironment() as environment:
+        run = await environment.start(stub, 2)
+        assert await run == 4
+        assert await pr.purge("30d") == 0
+        await environment.advance("31d")
+        assert await pr.purge("30d") == 1
+        assert await pr.get_workflow_run(run) is None
