@@ -263,7 +263,7 @@ def _build(overrides: Mapping[str, Any]) -> Settings:
 
 
 def _refuse_misspelt_variables() -> None:
-    """A variable almost named like a setting is meant to be it; others with our prefix are another program's."""
+    """A variable that is almost a setting is meant to be one; others with our prefix are somebody else's."""
     for variable in os.environ:
         name = variable.removeprefix(_PREFIX).lower()
         if not variable.startswith(_PREFIX) or name in Settings.model_fields or name in _OTHER_VARIABLES:
