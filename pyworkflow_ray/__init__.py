@@ -77,6 +77,7 @@ from pyworkflow_ray.exceptions import (
     WorkflowTimeoutError,
 )
 from pyworkflow_ray.hooks import TypedHook, define_hook, hook
+from pyworkflow_ray.logs import bind_step_context, bind_workflow_context, configure_logging, get_logger
 from pyworkflow_ray.statuses import HookStatus, OverlapPolicy, RunStatus, ScheduleStatus, StepStatus
 from pyworkflow_ray.steps import Step, StepFunction, get_step, list_steps, run_step, step
 from pyworkflow_ray.timers import sleep
@@ -132,10 +133,13 @@ __all__ = [
     "WorkflowRun",
     "WorkflowTimeoutError",
     "as_completed",
+    "bind_step_context",
+    "bind_workflow_context",
     "cancel_workflow",
     "compensations",
     "configure",
     "configure_from_yaml",
+    "configure_logging",
     "continue_as_new",
     "define_hook",
     "delete_run",
@@ -146,6 +150,7 @@ __all__ = [
     "get_config",
     "get_context",
     "get_hook",
+    "get_logger",
     "get_step",
     "get_workflow",
     "get_workflow_chain",

@@ -24,7 +24,7 @@ from pydantic_settings import (
 
 from pyworkflow_ray.durations import parse_duration
 from pyworkflow_ray.exceptions import ConfigurationError
-from pyworkflow_ray.sinks import LogSettings, level_number
+from pyworkflow_ray.sinks import LogSettings, level_number, log_settings
 
 YAML_NAME = "pyworkflow.config.yaml"
 DEFAULT_STORAGE = ".pyworkflow/pyworkflow.db"
@@ -97,14 +97,14 @@ class Settings(BaseSettings):
     @field_validator("log_level")
     @classmethod
     def _read_level(cls, value: Any) -> Any:
-        return None if value is None else level_number(value)
+        return None if value is None else level_number(value)  # raises where it is no level
 
     @property
     def log_settings(self) -> LogSettings | None:
         """How the engine's processes are to log; None leaves them as loguru is by itself."""
         if self.log_level is None:
             return None
-        return LogSettings(int(self.log_level), self.log_json, self.log_context, self.log_file)
+        return log_settings(self.log_level, json=self.log_json, context=self.log_context, file=self.log_file)
 
     @property
     def storage_url(self) -> str:

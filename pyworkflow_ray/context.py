@@ -10,12 +10,11 @@ from collections.abc import Awaitable, Callable, Generator
 from datetime import datetime
 from typing import Any, NoReturn, TypeVar
 
-from loguru import logger
-
 from pyworkflow_ray.durations import When
 from pyworkflow_ray.engine.cancellations import Shield
 from pyworkflow_ray.engine.continuations import ContinueAsNew
 from pyworkflow_ray.engine.executions import Execution, current
+from pyworkflow_ray.engine.logs import run_logger
 from pyworkflow_ray.engine.step_contexts import Settled, current_step
 from pyworkflow_ray.exceptions import WorkflowError
 from pyworkflow_ray.steps import StepFunction, as_step, run_step
@@ -70,8 +69,7 @@ class WorkflowContext:
 
     def log(self, message: str, level: str = "INFO", **fields: Any) -> None:
         """Log a message once: a replay is silent."""
-        if not self.is_replaying:
-            logger.bind(run_id=self.run_id, workflow=self.workflow_name, **fields).log(level, message)
+        run_logger.bind(**fields).opt(depth=1).log(level, message)
 
     async def run(self, fn: Callable[..., Any], *args: Any, name: str | None = None, **kwargs: Any) -> Any:
         """Call a function as a step of this run."""

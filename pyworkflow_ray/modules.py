@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import io
 import operator
 import os
 import pickle
@@ -23,6 +24,7 @@ from types import ModuleType
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
+from loguru import logger
 
 from pyworkflow_ray.exceptions import SerializationError
 
@@ -173,9 +175,22 @@ def pickle_by_value(obj: Any) -> bytes:
 
 
 def _pickled(obj: Any) -> bytes:
-    with _local_modules_by_value():
-        data: bytes = cloudpickle.dumps(obj)
-    return data
+    with _local_modules_by_value(), io.BytesIO() as file:
+        _Pickler(file).dump(obj)
+        return file.getvalue()
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    def reducer_override(self, obj: Any) -> Any:
+        # By value, a module's logger would take its sinks along: one more copy of them in each process, or
+        # an open file that cannot travel. It is to be the logger of wherever the code runs.
+        if type(obj) is type(logger) and obj._core is logger._core:  # type: ignore[attr-defined]
+            return _own_logger, (obj._options,)  # type: ignore[attr-defined]
+        return super().reducer_override(obj)
+
+
+def _own_logger(options: tuple[Any, ...]) -> Any:
+    return type(logger)(logger._core, *options)  # type: ignore[attr-defined, call-arg]
 
 
 def unpickle(data: bytes) -> Any:

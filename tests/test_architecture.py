@@ -20,6 +20,7 @@ LEAVES = {
     "failures",
     "modules",
     "schemas",
+    "sinks",
     "values",
     "value_tags",
     "value_objects",
@@ -35,6 +36,7 @@ AUTHORING = [
     "hooks",
     "children",
     "discovery",
+    "logs",
 ]
 LAYERS: dict[str, set[str]] = {
     "leaves": set(),

@@ -108,6 +108,7 @@ class Attempts:
             worker_ttl=self._host.engine.worker_ttl.total_seconds(),
             namespace=self._host.engine.namespace,
             coordinator=self._run.coordinator or "",
+            logging=self._host.engine.logging,
         )
         self._retries.pop(command.step_id, None)
         self._tickets[command.step_id] = self._host.dispatcher.dispatch(

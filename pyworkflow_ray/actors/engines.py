@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 from pyworkflow_ray.config import Settings
+from pyworkflow_ray.sinks import LogSettings
 from pyworkflow_ray.storage.placements import Placement
 from pyworkflow_ray.storage.storages import Storage
 
@@ -43,6 +44,7 @@ class Engine:
     payload_limit: int | None = None
     payload_codec: str | None = None
     blob_threshold: int = 128 * 2**10
+    logging: LogSettings | None = None
 
     @classmethod
     def configured(cls, settings: Settings, **changes: Any) -> Engine:
@@ -51,6 +53,7 @@ class Engine:
         engine = cls(
             storage_url=settings.storage_url,
             synchronous=settings.sqlite_synchronous,
+            logging=settings.log_settings,
             **{name: getattr(settings, name) for name in shared},
         )
         return replace(engine, **changes)

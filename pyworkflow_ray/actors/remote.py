@@ -21,6 +21,7 @@ from pyworkflow_ray.actors.dispatchers import LocalDispatcher, RayDispatcher
 from pyworkflow_ray.actors.drives import Drive
 from pyworkflow_ray.actors.engines import Engine
 from pyworkflow_ray.actors.hook_registry import HookRegistry
+from pyworkflow_ray.actors.logs import follow
 from pyworkflow_ray.actors.timer import Timer
 from pyworkflow_ray.actors.wakers import Waker
 from pyworkflow_ray.exceptions import StorageError
@@ -33,6 +34,7 @@ class CoordinatorActor(Coordinator):
     """A coordinator in a process of its own, which Ray restarts."""
 
     def __init__(self, name: str, engine: Engine) -> None:
+        follow(engine.logging)
         super().__init__(name, engine)
         # A run's way leads over four threads (Ray's, the loop's, an engine thread, the writer's), and each
         # hand-over may wait this long for the interpreter; the usual 5 ms is meant for threads that compute.
@@ -166,6 +168,7 @@ class TimerActor(Timer):
     """The timer in a process of its own, which Ray restarts."""
 
     def __init__(self, engine: Engine) -> None:
+        follow(engine.logging)
         self._cluster = Cluster(engine)
         super().__init__(engine, Nudger(self._cluster), partial(_in_background, self._rouse_other))
         self._running = asyncio.get_running_loop().create_task(self.run())  # see CoordinatorActor
@@ -191,6 +194,7 @@ class HookRegistryActor(HookRegistry):
     """The hook registry in a process of its own, which Ray restarts."""
 
     def __init__(self, engine: Engine) -> None:
+        follow(engine.logging)
         super().__init__(engine, self._note)
         self._waker = Waker(engine, Nudger(Cluster(engine)))
         self._received: set[str] = set()

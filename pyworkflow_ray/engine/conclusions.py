@@ -16,7 +16,7 @@ from pyworkflow_ray.engine.events import StepCompleted, StepFailed, StepRetrying
 from pyworkflow_ray.engine.options import StepOptions
 from pyworkflow_ray.engine.retries import WORKER_LOSS, Attempts, next_attempt_at
 from pyworkflow_ray.exceptions import StepFailedError
-from pyworkflow_ray.failures import GAVE_UP, Failure, error_type_name, restore
+from pyworkflow_ray.failures import GAVE_UP, Failure, capture, error_type_name, restore
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,9 @@ def _may_retry(options: StepOptions, failure: Failure) -> bool:
     try:
         return bool(retry_on(error))
     except Exception as predicate_error:
-        logger.opt(exception=predicate_error).warning("retry_on raised; the step is not tried again")
+        # The text alone: values in a traceback's frames (payloads) do not belong in a log.
+        told = capture(predicate_error).traceback
+        logger.warning("retry_on raised, and the step is not tried again:\n{}", told)
         return False
 
 

@@ -393,9 +393,8 @@ class Execution(Recording):
     def _report_callback(self, context: dict[str, Any]) -> None:
         if not self.is_replaying:
             error = context.get("exception")
-            logger.bind(run_id=self.run_id).opt(exception=error).warning(
-                "In workflow code of run {}: {}", self.run_id, context.get("message", "")
-            )
+            told = "" if error is None else capture(error).traceback  # its text, without the values in frames
+            logger.warning("In workflow code of run {}: {}\n{}", self.run_id, context.get("message"), told)
 
     def halt(self) -> None:
         self._loop.halt()

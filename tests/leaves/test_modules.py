@@ -321,3 +321,31 @@ def test_what_only_claims_to_be_a_module_is_left_alone(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "claimant_lib", Claimant())  # type: ignore[arg-type]
     assert not modules.is_importable_everywhere("claimant_lib")
     assert modules.unpickle(modules.pickle_by_value(lambda: 3))() == 3
+
+
+def test_a_modules_logger_is_the_logger_of_wherever_the_code_runs(
+    make_module: MakeModule, tmp_path: Path
+) -> None:
+    module = make_module(
+        "logging_code",
+        """
+        from loguru import logger
+        order_logger = logger.bind(order=7)
+        def f():
+            logger.info("plain")
+            order_logger.info("bound")
+        """,
+    )
+    sink = module.logger.add(tmp_path / "open.log")  # an open file cannot travel
+    try:
+        data = modules.pickle_by_value(module.f)
+    finally:
+        module.logger.remove(sink)
+    script = """
+        import pickle, sys
+        from loguru import logger
+        logger.remove()
+        logger.add(sys.stdout, format="{message} {extra}")
+        pickle.loads(bytes.fromhex(sys.argv[1]))()
+        """
+    assert run_elsewhere(script, data.hex()) == "plain {}\nbound {'order': 7}"

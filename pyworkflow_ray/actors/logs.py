@@ -1,0 +1,27 @@
+"""Logging in the engine's own processes, as the process that uses the engine has set it up."""
+
+from __future__ import annotations
+
+from loguru import logger
+
+from pyworkflow_ray.engine.logs import admit
+from pyworkflow_ray.exceptions import ConfigurationError
+from pyworkflow_ray.sinks import LogSettings, use_sinks
+
+_followed: LogSettings | None = None
+
+
+def follow(settings: LogSettings | None) -> None:
+    """Log in this process as these settings say; None leaves everything as it is.
+
+    Never raises: a process that cannot write to the log file does its work all the same.
+    """
+    global _followed
+    if settings is None or settings == _followed:
+        return
+    _followed = settings
+    try:
+        use_sinks(settings, admit)
+    except ConfigurationError as error:
+        use_sinks(LogSettings(settings.level, settings.json, settings.context), admit)
+        logger.warning("Lines of this process go to standard error alone. {}", error)
