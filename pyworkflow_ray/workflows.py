@@ -6,6 +6,7 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Generic, ParamSpec, TypeVar, overload
@@ -35,6 +36,13 @@ OPTIONS = ("name", *_CLASS_OPTIONS)
 
 registry: Registry[WorkflowFunction[Any, Any]] = Registry("workflow")
 
+_Code = Callable[..., Coroutine[Any, Any, Any]]
+Caller = Callable[
+    ["WorkflowFunction[Any, Any]", _Code, tuple[Any, ...], Mapping[str, Any]], Coroutine[Any, Any, Any]
+]
+caller: ContextVar[Caller | None] = ContextVar("pyworkflow_ray_caller", default=None)
+"""Who carries out calls of workflows in place of a plain call; a test's `MockContext`. None in runs."""
+
 
 @dataclass(frozen=True, slots=True)
 class WorkflowOptions:
@@ -63,7 +71,8 @@ class WorkflowFunction(Generic[P, T]):
 
     # Not Coroutine[Any, Any, T]: in that, mypy loses the types of a gather of different steps.
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, T]:
-        return self.fn(*args, **kwargs)
+        call = caller.get()
+        return self.fn(*args, **kwargs) if call is None else call(self, self.fn, args, kwargs)
 
     def check_arguments(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -218,7 +227,10 @@ class Workflow:
         raise NotImplementedError
 
     def __call__(self, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
-        return self.run(*args, **kwargs)
+        call = caller.get()
+        if call is None or self._definition is None:
+            return self.run(*args, **kwargs)
+        return call(self._definition, self.run, args, kwargs)
 
 
 class _RunMethod:

@@ -1,7 +1,17 @@
 """Test kit: workflows in this process, on a clock of the test's, and replays of recorded histories."""
 
+from pyworkflow_ray.testing.answers import NEVER, MissingMockError
 from pyworkflow_ray.testing.clocks import VirtualClock
 from pyworkflow_ray.testing.environments import WorkflowEnvironment
+from pyworkflow_ray.testing.mocks import ContinuedAsNew, MockContext
 from pyworkflow_ray.testing.replays import replay
 
-__all__ = ["VirtualClock", "WorkflowEnvironment", "replay"]
+__all__ = [
+    "NEVER",
+    "ContinuedAsNew",
+    "MissingMockError",
+    "MockContext",
+    "VirtualClock",
+    "WorkflowEnvironment",
+    "replay",
+]
