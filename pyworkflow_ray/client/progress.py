@@ -15,17 +15,27 @@ INTERVAL = 0.25
 
 
 class Progress:
-    """Prints a run's events to a terminal while its block lasts; silent where nobody watches."""
+    """Prints a run's events while its block lasts, and those of the runs in which it continues.
 
-    def __init__(self, of: Session, run_id: str, stream: TextIO | None = None) -> None:
-        self._session, self._run_id = of, run_id
+    Args:
+        of: Where the run is.
+        run_id: The run; may be set until the block begins.
+        stream: Where to print; standard error by default.
+        always: Whether to print where nobody watches, too: to a file or a pipe.
+    """
+
+    def __init__(
+        self, of: Session, run_id: str, stream: TextIO | None = None, *, always: bool = False
+    ) -> None:
+        self._session, self.run_id = of, run_id
         self._stream = stream or sys.stderr
+        self._always = always
         self._task: asyncio.Task[None] | None = None
         self._seen = -1
         self._started: dict[str, Any] = {}
 
     async def __aenter__(self) -> Self:
-        if self._stream.isatty():
+        if self._always or self._stream.isatty():
             self._task = asyncio.get_running_loop().create_task(self._follow())
         return self
 
@@ -34,32 +44,36 @@ class Progress:
     ) -> None:
         if self._task is not None:
             self._task.cancel()
-            await self._print_new()
+            await self._take_new()
 
     async def _follow(self) -> None:
         while True:
-            await self._print_new()
+            await self._take_new()
             await asyncio.sleep(INTERVAL)
 
-    async def _print_new(self) -> None:
-        rows = await asyncio.to_thread(
-            self._session.storage.read, lambda c: read_events(c, self._run_id, after=self._seen)
-        )
-        for row in rows:
-            event = Event.of(self._run_id, row)
-            self._seen = event.sequence
-            line = self._line(event)
-            if line:
-                print(f"{event.timestamp.astimezone():%H:%M:%S}  {line}", file=self._stream, flush=True)
-            if event.type == "workflow.continued_as_new":
-                self._run_id, self._seen = event.data["new_run_id"], -1
+    async def _take_new(self) -> None:
+        run_id = None
+        while run_id != self.run_id:  # more than once when it has continued as another
+            run_id, seen = self.run_id, self._seen
+            for event in await read_new_events(self._session, run_id, seen):
+                self._seen = event.sequence
+                self.take(event)
+                if event.type == "workflow.continued_as_new":
+                    self.run_id, self._seen = event.data["new_run_id"], -1
 
-    def _line(self, event: Event) -> str | None:
+    def take(self, event: Event) -> None:
+        """Take note of an event, which is the next of its run."""
+        line = self.line(event)
+        if line:
+            print(f"{event.timestamp.astimezone():%H:%M:%S}  {line}", file=self._stream, flush=True)
+
+    def line(self, event: Event) -> str | None:
+        """What is printed of an event; None for those that are not worth a line."""
         data = event.data
         step = data.get("step_id", "")
         match event.type:
             case "workflow.started":
-                return f"▶ {data['workflow_name']}  {self._run_id}"
+                return f"▶ {data['workflow_name']}  {self.run_id}"
             case "step.started":
                 self._started[step] = event.timestamp
                 return None
@@ -108,3 +122,11 @@ class Progress:
                 return f"■ failed  {data['error_type']}: {data['error']}"
             case _:
                 return None
+
+
+async def read_new_events(of: Session, run_id: str, last_position: int) -> list[Event]:
+    """The events of a run behind a position (-1: from its first on), oldest first."""
+    rows = await asyncio.to_thread(
+        of.storage.read, lambda connection: read_events(connection, run_id, after=last_position)
+    )
+    return [Event.of(run_id, row) for row in rows]

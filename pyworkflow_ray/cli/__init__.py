@@ -1,0 +1,1 @@
+"""The command line `pyworkflow-ray`, also `python -m pyworkflow_ray`."""

@@ -1,0 +1,127 @@
+"""The command line's root: what is common to all commands, and where they are put together."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from loguru import logger
+from typer.core import TyperGroup
+
+import pyworkflow_ray
+from pyworkflow_ray.cli import databases, engines, hooks, quickstarts, runs, workflows
+from pyworkflow_ray.cli.errors import PROGRAM, is_debugging, print_error, told
+from pyworkflow_ray.cli.invocations import Invocation
+from pyworkflow_ray.cli.outputs import Format
+
+_WITH_VALUE = frozenset({"--storage", "--address", "--namespace", "--module", "--output"})
+_FLAGS = frozenset({"--debug"})
+
+
+class Root(TyperGroup):
+    """The root group: global options may stand behind the sub-command, too, and errors are told."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, hoisted(args))
+
+    def invoke(self, ctx: Any) -> Any:
+        with told(bool(ctx.params.get("debug"))):
+            return super().invoke(ctx)
+
+
+def hoisted(args: list[str]) -> list[str]:
+    """The arguments with the global options in front; what comes behind `--` stays where it is.
+
+    So no command may have an option of its own that is named like a global one.
+    """
+    front: list[str] = []
+    rest: list[str] = []
+    remaining = iter(enumerate(args))
+    for place, arg in remaining:
+        name = arg.partition("=")[0]
+        if arg == "--":
+            rest += args[place:]
+            break
+        if arg in _FLAGS or (name in _WITH_VALUE and "=" in arg):
+            front.append(arg)
+        elif arg in _WITH_VALUE and place + 1 < len(args):
+            front += [arg, next(remaining)[1]]
+        else:
+            rest.append(arg)
+    return front + rest
+
+
+app = typer.Typer(
+    name=PROGRAM,
+    cls=Root,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Durable workflows on Ray: run them, look at them, answer what they wait for.",
+    epilog=(
+        "Settings come from these options, PYWORKFLOW_*, pyworkflow.config.yaml and defaults. These "
+        f"options may stand anywhere. To begin: {PROGRAM} quickstart"
+    ),
+)
+for each in (engines, quickstarts):
+    each.add_commands(app)
+app.add_typer(workflows.app, name="workflows")
+app.add_typer(runs.app, name="runs")
+app.add_typer(hooks.app, name="hooks")
+app.add_typer(databases.app, name="db")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"{PROGRAM} {pyworkflow_ray.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    ctx: typer.Context,
+    storage: Annotated[
+        str | None, typer.Option(metavar="URL", help="Database URL, or path of an SQLite file.")
+    ] = None,
+    address: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Ray cluster to join.")] = None,
+    namespace: Annotated[str | None, typer.Option(help="Ray namespace of the engine.")] = None,
+    module: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODULE", help="Module or file that defines workflows; may be repeated."),
+    ] = None,
+    output: Annotated[Format, typer.Option(help="Form of the answer.")] = Format.TABLE,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks (or PYWORKFLOW_DEBUG=1).")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    ctx.obj = Invocation(
+        storage=storage,
+        address=address,
+        namespace=namespace,
+        modules=tuple(module or ()),
+        format=output,
+        debug=debug,
+    )
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    debug = is_debugging("--debug" in sys.argv)
+    logger.remove()
+    logger.add(
+        sys.stderr,
+        level="DEBUG" if debug else "WARNING",
+        format="{level}: {message}",
+    )
+    try:
+        app(prog_name=PROGRAM)
+    except Exception as error:
+        if debug:
+            raise
+        print_error(
+            f"{type(error).__name__}: {error}", "the same with --debug, which shows where it comes from"
+        )
+        sys.exit(1)

@@ -1,0 +1,84 @@
+"""The arguments of a workflow as they are typed: `--arg order=A-17 --arg cents=1250`."""
+
+from __future__ import annotations
+
+import json
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any
+
+import typer
+from pydantic import TypeAdapter
+
+from pyworkflow_ray.cli.questions import read_value
+from pyworkflow_ray.workflows import WorkflowFunction
+
+
+def arguments_of(
+    definition: WorkflowFunction[Any, Any], given: Iterable[str], args_json: str | None
+) -> tuple[list[Any], dict[str, Any]]:
+    """The positional and the named arguments; the library's own checks convert and refuse them.
+
+    Args:
+        given: Texts "name=value".
+        args_json: A JSON list of positional arguments, or an object of named ones.
+
+    Raises:
+        BadParameter: A text has no such form, or a name is given twice.
+    """
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    if args_json is not None:
+        match read_value(args_json, "--args-json"):
+            case list() as args:
+                pass
+            case dict() as kwargs:
+                pass
+            case _:
+                raise typer.BadParameter("give a JSON list or a JSON object", param_hint="--args-json")
+    hints = _hints(definition)
+    for text in given:
+        name, separator, value = text.partition("=")
+        if not separator or not name:
+            raise typer.BadParameter(f"{text!r} is not of the form name=value", param_hint="--arg")
+        if name in kwargs:
+            raise typer.BadParameter(f"{name!r} is given twice", param_hint="--arg")
+        kwargs[name] = typed(value, hints.get(name, Any))
+    return args, kwargs
+
+
+def typed(text: str, annotation: Any) -> Any:
+    """What a text means for a parameter: JSON if it is that and the parameter takes it, else the text itself.
+
+    So `--arg order=1234` is a text for a parameter that is one, and a number for others.
+    """
+    if annotation is str:
+        return text
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    meanings = [text, value] if _is_text(annotation) and value is not None else [value, text]
+    return next((each for each in meanings if annotation is Any or _takes(annotation, each)), value)
+
+
+def _is_text(annotation: Any) -> bool:
+    """Whether a text is one of the alternatives, as in `str | None`."""
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return is_union and str in typing.get_args(annotation)
+
+
+def _takes(annotation: Any, value: Any) -> bool:
+    try:
+        TypeAdapter(annotation).validate_python(value)
+    except Exception:
+        return False
+    return True
+
+
+def _hints(definition: WorkflowFunction[Any, Any]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(definition.fn, include_extras=True)
+    except Exception:
+        return {}

@@ -1,0 +1,223 @@
+"""What `pyworkflow-ray doctor` looks at, and how it tells what it has found."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from operator import attrgetter
+
+from rich.text import Text
+
+from pyworkflow_ray import config
+from pyworkflow_ray.cli.errors import PROGRAM
+from pyworkflow_ray.cli.outputs import STYLES, Column, Format, Output, shown
+from pyworkflow_ray.client.engines import EngineState, inspect_engine, join
+from pyworkflow_ray.exceptions import ConfigurationError, StorageError
+from pyworkflow_ray.statuses import RunStatus
+from pyworkflow_ray.storage.inspections import Inspection, inspect_database
+from pyworkflow_ray.storage.runs import list_runs
+from pyworkflow_ray.storage.storages import Storage
+from pyworkflow_ray.storage.sweeps import due, orphans
+
+OK, WARNING, PROBLEM = "ok", "warning", "problem"
+MARKS = {OK: "✓", WARNING: "!", PROBLEM: "✗"}
+PACKAGES = ("pyworkflow-ray", "ray", "sqlalchemy", "pydantic", "msgspec", "cloudpickle")
+CLOCK_TOLERANCE = 1.0
+"""Seconds by which host and database may differ."""
+LATE = 60.0
+"""Seconds after which a run that is due counts as late."""
+MOST_COUNTED = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What was looked at, what is there, and how to mend it."""
+
+    name: str
+    status: str
+    found: str
+    mend: str = ""
+
+
+async def examine() -> list[Check]:
+    """Every check, in the order in which a reader wants them."""
+    checks = [_versions()]
+    state, told = await _ray()
+    checks += told
+    url = _url(state)
+    database, told = await asyncio.to_thread(_storage, url)
+    checks += told
+    if database is not None and state is not None:
+        checks += await asyncio.to_thread(_agreement, state, database)
+        checks += _actors(state, database)
+    if database is not None and database.storage_id is not None:
+        has_engine = state is not None and bool(state.actors)
+        checks += [_clock(database), *await asyncio.to_thread(_runs, url, has_engine)]
+    return checks
+
+
+def _url(state: EngineState | None) -> str:
+    """The configured database; where none is named, that of the engine which runs."""
+    settings = config.get_config()
+    adopted = None if settings.storage is not None or state is None else state.storage_url
+    return adopted or settings.storage_url
+
+
+def _versions() -> Check:
+    found = [f"Python {platform.python_version()}", *(f"{name} {_version(name)}" for name in PACKAGES)]
+    return Check("versions", OK, ", ".join(found))
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "(from a checkout)" if package == PACKAGES[0] else "(missing)"
+
+
+async def _ray() -> tuple[EngineState | None, list[Check]]:
+    named = config.get_config().address or os.environ.get("RAY_ADDRESS")
+    try:
+        await join()
+    except ConfigurationError as error:
+        if named:
+            return None, [Check("Ray", PROBLEM, str(error), "ray start --head, or the right --address")]
+        mend = "ray start --head; without one, a process that starts runs has a cluster of its own"
+        return None, [Check("Ray", WARNING, "no cluster runs here, and no address is named", mend)]
+    state = await inspect_engine(config.get_config().namespace)
+    cpus, gpus = sum(node.cpus for node in state.nodes), sum(node.gpus for node in state.nodes)
+    nodes = "1 node" if len(state.nodes) == 1 else f"{len(state.nodes)} nodes"
+    found = f"{state.ray_version} at {state.address}: {nodes}, {cpus:g} CPUs" + (
+        f", {gpus:g} GPUs" if gpus else ""
+    )
+    return state, [Check("Ray", OK, found)]
+
+
+def _storage(url: str) -> tuple[Inspection | None, list[Check]]:
+    try:
+        found = inspect_database(url)
+    except StorageError as error:
+        return None, [
+            Check("storage", PROBLEM, str(error), "start the database, or name the right one: --storage")
+        ]
+    told = f"{found.url}, tables of version {found.schema_version}, {found.mode}"
+    if not found.exists:
+        return found, [
+            Check("storage", WARNING, f"{found.url} is not there yet", "it is made with the first run")
+        ]
+    if found.schema_version > found.newest_version:
+        return found, [
+            Check("storage", PROBLEM, f"{told}: newer than this program", "upgrade pyworkflow-ray here")
+        ]
+    if found.schema_version < found.newest_version:
+        return found, [Check("storage", WARNING, f"{told}: older than this program", f"{PROGRAM} db upgrade")]
+    if found.url.startswith("sqlite") and found.mode != "wal":
+        return found, [
+            Check("storage", WARNING, f"{told}: no write-ahead log", "put the file on a local disk")
+        ]
+    return found, [Check("storage", OK, told)]
+
+
+def _agreement(state: EngineState, database: Inspection) -> list[Check]:
+    """Whether the engine that runs uses the database that is configured here."""
+    if state.storage_url is None:
+        return []
+    try:
+        running = inspect_database(state.storage_url)
+    except StorageError as error:
+        mend = "an SQLite file is on one node: take PostgreSQL, or look from that node"
+        return [Check("engine's storage", PROBLEM, f"not to be read from here: {error}", mend)]
+    if running.storage_id == database.storage_id and running.storage_id is not None:
+        return [Check("engine's storage", OK, "the same")]
+    mend = "name that one with --storage, or another engine with --namespace"
+    return [Check("engine's storage", PROBLEM, f"another one: {running.url}", mend)]
+
+
+def _actors(state: EngineState, database: Inspection) -> list[Check]:
+    if not state.actors:
+        found = f"none runs in the namespace {config.get_config().namespace!r}"
+        return [Check("engine", WARNING, found, f"{PROGRAM} up, or start a run")]
+    checks = []
+    deaf = [actor.name for actor in state.actors if actor.pid is None]
+    names = ", ".join(_actor(actor.name, actor.runs) for actor in state.actors)
+    if deaf:
+        mend = f"wait, if Ray is restarting them; else {PROGRAM} down, and up again"
+        checks.append(Check("engine", PROBLEM, f"no answer from {', '.join(deaf)}", mend))
+    else:
+        checks.append(Check("engine", OK, names))
+    if len(state.nodes) > 1 and database.url.startswith("sqlite"):
+        found = f"an SQLite file is on one of {len(state.nodes)} nodes, and runs stop with that node"
+        checks.append(Check("nodes", WARNING, found, "take PostgreSQL"))
+    return checks
+
+
+def _actor(name: str, runs: int | None) -> str:
+    return name if runs is None else f"{name} ({runs} {'run' if runs == 1 else 'runs'})"
+
+
+def _clock(database: Inspection) -> Check:
+    ahead = database.clock_ahead
+    if abs(ahead) <= CLOCK_TOLERANCE:
+        return Check("clocks", OK, f"host and database agree to {abs(ahead):.2f} s")
+    found = f"the database's clock is {abs(ahead):.1f} s {'ahead of' if ahead > 0 else 'behind'} this host's"
+    return Check("clocks", WARNING, f"{found}: sleeps are that much off", "set both by NTP")
+
+
+def _runs(url: str, has_engine: bool) -> list[Check]:
+    with Storage(url, create=False) as storage:
+        lost = storage.read(lambda connection: orphans(connection, MOST_COUNTED))
+        late = storage.read(lambda connection: due(connection, -LATE, MOST_COUNTED))
+        aside, _ = storage.read(
+            lambda connection: list_runs(connection, status=RunStatus.INTERRUPTED, limit=MOST_COUNTED)
+        )
+    mend = f"{PROGRAM} up"
+    return [
+        _counted(
+            "runs that nobody drives",
+            [run.run_id for run in lost],
+            WARNING,
+            "the sweep takes them up within seconds: look again" if has_engine else mend,
+        ),
+        _counted(
+            "runs that should be awake",
+            [run.run_id for run in late],
+            PROBLEM if has_engine else WARNING,
+            f"{PROGRAM} down, and up again: the timer does not keep up" if has_engine else mend,
+        ),
+        _counted(
+            "runs set aside",
+            [run.run_id for run in aside],
+            WARNING,
+            f"{PROGRAM} runs status ID tells why; {PROGRAM} runs resume ID goes on",
+        ),
+    ]
+
+
+def _counted(name: str, run_ids: list[str], status: str, mend: str) -> Check:
+    if not run_ids:
+        return Check(name, OK, "none")
+    count = f"{MOST_COUNTED} or more" if len(run_ids) >= MOST_COUNTED else str(len(run_ids))
+    some = ", ".join(run_ids[:3]) + (", …" if len(run_ids) > 3 else "")
+    return Check(name, status, f"{count}: {some}", mend)
+
+
+def print_checks(output: Output, checks: list[Check]) -> None:
+    """Print a line for each check, and one below it for how to mend what is wrong."""
+    if output.format is not Format.TABLE:
+        columns = [Column(name, attrgetter(name)) for name in Check.__dataclass_fields__]
+        output.rows(checks, columns)
+        return
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        line = Text.assemble(
+            (MARKS[check.status], STYLES[check.status]), f" {check.name:<{width}}  ", shown(check.found)
+        )
+        output.text(line)
+        if check.status != OK:
+            output.text(Text.assemble(" " * (width + 4), ("→ ", "dim"), (check.mend, "bold")))
+    bad = sum(check.status == PROBLEM for check in checks)
+    if bad:
+        output.say(f"{bad} {'problem' if bad == 1 else 'problems'}.", "red")

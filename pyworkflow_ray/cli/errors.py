@@ -1,0 +1,56 @@
+"""Errors as the command line tells them: one message on standard error, and what to type next."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from pyworkflow_ray import exceptions
+from pyworkflow_ray.cli.outputs import shown
+
+VARIABLE = "PYWORKFLOW_DEBUG"
+PROGRAM = "pyworkflow-ray"
+
+_NEXT: dict[type[BaseException], str] = {
+    exceptions.HookNotFoundError: f"{PROGRAM} hooks list --status pending",
+    exceptions.HookExpiredError: f"{PROGRAM} hooks list",
+    exceptions.HookAlreadyReceivedError: f"{PROGRAM} hooks list",
+    exceptions.StorageError: f"{PROGRAM} doctor",
+}
+"""What shows more of an error's circumstances."""
+
+
+def is_debugging(debug: bool = False) -> bool:
+    """Whether tracebacks are wanted."""
+    return debug or os.environ.get(VARIABLE, "0") not in ("", "0")
+
+
+@contextmanager
+def told(debug: bool) -> Iterator[None]:
+    """Errors of this package end the command with a message and exit code 1; with `debug` they go through."""
+    try:
+        yield
+    except (exceptions.WorkflowError, TimeoutError) as error:
+        if is_debugging(debug):
+            raise
+        print_error(str(error) or type(error).__name__, next_command(error))
+        raise typer.Exit(1) from None
+
+
+def print_error(text: str, following: str | None = None) -> None:
+    """Tell an error, and the command that comes next."""
+    print(f"Error: {shown(text, lines=True)}", file=sys.stderr)
+    if following is not None:
+        print(f"Next: {following}", file=sys.stderr)
+
+
+def next_command(error: BaseException) -> str | None:
+    """What to type after an error; None where the message says it."""
+    if isinstance(error, exceptions.WorkflowNotFoundError):
+        is_run = str(error).startswith("There is no run")
+        return f"{PROGRAM} {'runs' if is_run else 'workflows'} list"
+    return next((command for kind, command in _NEXT.items() if isinstance(error, kind)), None)

@@ -1,0 +1,124 @@
+"""One call of the command line: what was given for all commands, and the ways in which commands begin."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from dataclasses import dataclass
+
+import typer
+
+from pyworkflow_ray.actors.cluster import has_joined
+from pyworkflow_ray.cli.outputs import Format, Output
+from pyworkflow_ray.client.engines import join, store_only
+from pyworkflow_ray.client.loops import run_sync
+from pyworkflow_ray.client.runtimes import LOCAL
+from pyworkflow_ray.client.sessions import session
+from pyworkflow_ray.config import configure, get_config
+from pyworkflow_ray.discovery import discover_workflows
+from pyworkflow_ray.exceptions import ConfigurationError
+
+STORED = (
+    "No Ray cluster runs here: it is stored, and the run learns of it once an engine on this storage is up "
+    "(pyworkflow-ray up)."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """The global options of a call; None and () leave a setting to the environment and the files."""
+
+    storage: str | None = None
+    address: str | None = None
+    namespace: str | None = None
+    modules: tuple[str, ...] = ()
+    format: Format = Format.TABLE
+    debug: bool = False
+
+    def apply(self) -> None:
+        """Set what was given over the environment's and the files' settings.
+
+        Raises:
+            ConfigurationError: A setting is not accepted.
+        """
+        given = {"storage": self.storage, "address": self.address, "namespace": self.namespace}
+        configure(**{name: value for name, value in given.items() if value is not None})
+
+
+def invocation(ctx: typer.Context) -> Invocation:
+    """The call that a command belongs to."""
+    found = ctx.find_root().obj
+    assert isinstance(found, Invocation)
+    return found
+
+
+def begin(ctx: typer.Context) -> Output:
+    """Begin a command: settings are applied, and what anybody else prints goes to standard error."""
+    call = invocation(ctx)
+    output = Output(call.format, sys.stdout, sys.stderr)
+    # Steps, imported modules and Ray may print; the answer must stay alone on standard output.
+    ctx.with_resource(contextlib.redirect_stdout(sys.stderr))
+    call.apply()
+    return output
+
+
+def begin_reading(ctx: typer.Context) -> Output:
+    """Begin a command that only looks: a database that is not there is none, and is not made."""
+    output = begin(ctx)
+    path = session().storage.database.path
+    if path is not None and not path.exists() and not has_joined():
+        output.say(f"There is no database at {path} yet: it is made with the first run.", style="dim")
+        output.say(
+            "Another one is named by --storage, PYWORKFLOW_STORAGE or pyworkflow.config.yaml.", style="dim"
+        )
+        configure(storage="memory")
+    return output
+
+
+def begin_writing(ctx: typer.Context) -> tuple[Output, bool]:
+    """Begin a command that tells runs something; the second is False when there is no cluster to hurry it.
+
+    Raises:
+        ConfigurationError: The cluster that was named is not there.
+    """
+    output = begin(ctx)
+    return output, is_local() or _has_joined(ctx)
+
+
+def begin_driving(ctx: typer.Context, *, may_start: bool = False) -> tuple[Output, bool]:
+    """Begin a command that has runs driven; the second is True if that is by a cluster of our own.
+
+    Args:
+        may_start: Whether such a cluster may be started.
+
+    Raises:
+        ConfigurationError: There is no cluster.
+    """
+    output = begin(ctx)
+    return output, not is_local() and run_sync(join(may_start=may_start))
+
+
+def import_workflows(ctx: typer.Context) -> list[str]:
+    """The names of the workflows in the modules that were named, by --module or the settings.
+
+    Raises:
+        DiscoveryError: One of them cannot be imported.
+    """
+    return discover_workflows(invocation(ctx).modules or None)
+
+
+def is_local() -> bool:
+    """Whether runs are driven in this process, without Ray."""
+    return get_config().default_runtime == LOCAL
+
+
+def _has_joined(ctx: typer.Context) -> bool:
+    try:
+        run_sync(join())
+    except ConfigurationError:
+        if get_config().address or os.environ.get("RAY_ADDRESS"):
+            raise
+        ctx.with_resource(store_only())
+        return False
+    return True

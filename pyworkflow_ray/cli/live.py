@@ -1,0 +1,258 @@
+"""A run as it goes on: a picture that is kept up to date on a terminal, lines elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable
+from contextlib import AbstractContextManager, nullcontext
+from datetime import UTC, datetime
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from pyworkflow_ray.cli.errors import PROGRAM
+from pyworkflow_ray.cli.outputs import STYLES, Output, shown
+from pyworkflow_ray.cli.times import clock, relative, span
+from pyworkflow_ray.client.handles import wait_for_end
+from pyworkflow_ray.client.loops import run_sync
+from pyworkflow_ray.client.mail import latest_of_chain
+from pyworkflow_ray.client.outlines import Outline, StepOutline, Wait
+from pyworkflow_ray.client.progress import Progress
+from pyworkflow_ray.client.records import Event, WorkflowRun
+from pyworkflow_ray.client.sessions import Session, session
+from pyworkflow_ray.statuses import StepStatus
+from pyworkflow_ray.storage.runs import get_run
+
+COLLAPSE_FROM = 6
+"""Steps of one name that show as one line with a bar."""
+_BAR = 30
+_MOST_WAITS = 8
+_FRAME = 4
+"""Lines of the screen that are kept free."""
+_STALE = 5.0
+"""Seconds after its time at which a timer without an event was one that the code has let go."""
+
+MARKS = {
+    StepStatus.COMPLETED: "✓",
+    StepStatus.FAILED: "✗",
+    StepStatus.RETRYING: "↻",
+    StepStatus.CANCELLED: "⊘",
+    StepStatus.RUNNING: "▸",
+    StepStatus.PENDING: "·",
+}
+
+
+def watch(
+    output: Output, starting: Awaitable[str], *, is_own: bool, run_id: str | None = None
+) -> WorkflowRun:
+    """Show a run until it ends, and give the run in which it has ended.
+
+    Ctrl-C ends the looking and not the run.
+
+    Args:
+        starting: Starts the run, or has it go on, and gives its id.
+        is_own: Whether the run is driven by this process or by a cluster that ends with it.
+        run_id: The run's id if `starting` itself drives the run.
+    """
+    of = session()
+    view: Progress = (
+        Screen(of, output.err) if output.err.is_terminal else Lines(of, "", sys.stderr, always=True)
+    )
+    frame: AbstractContextManager[object] = view.live if isinstance(view, Screen) else nullcontext()
+    try:
+        with frame:
+            return run_sync(_followed(of, starting, view, run_id))
+    except KeyboardInterrupt:
+        _tell_of_leaving(output, view.run_id, is_own=is_own)
+        raise SystemExit(1) from None
+
+
+async def _followed(of: Session, starting: Awaitable[str], view: Progress, run_id: str | None) -> WorkflowRun:
+    task = asyncio.ensure_future(starting)
+    if run_id is None:
+        run_id = await task
+        view.run_id = run_id
+        async with view:
+            await wait_for_end(of, run_id)
+    else:
+        run_id = await _accepted(of, task, run_id)
+        view.run_id = run_id
+        async with view:
+            await asyncio.wait([task])
+        task.exception()  # the run's own, which its row tells
+    return WorkflowRun.of(await latest_of_chain(of, run_id))
+
+
+async def _accepted(of: Session, task: asyncio.Future[str], run_id: str) -> str:
+    """The id once its row is there; another's if that has the idempotency key."""
+    while True:
+        is_done = task.done()
+        record = await asyncio.to_thread(of.storage.read, lambda connection: get_run(connection, run_id))
+        if record is not None:
+            return run_id
+        if is_done:
+            return await task
+        await asyncio.sleep(0.02)
+
+
+def _tell_of_leaving(output: Output, run_id: str, *, is_own: bool) -> None:
+    if not run_id:
+        output.say("Interrupted before a run was accepted.")
+        return
+    if is_own:
+        output.say(f"Run {run_id} was driven by this process, and stops where it is. It goes on with:")
+        output.say(f"  {PROGRAM} runs resume {run_id} --wait")
+    else:
+        output.say(f"Run {run_id} goes on. Look at it with:")
+        output.say(f"  {PROGRAM} runs status {run_id}")
+        output.say(f"  {PROGRAM} runs logs {run_id} --follow")
+
+
+def answer_command(token: str | None) -> str:
+    """What to type to answer a hook."""
+    return f"{PROGRAM} hooks resume {token}"
+
+
+class Lines(Progress):
+    """A line for each thing that happens."""
+
+    def line(self, event: Event) -> str | None:
+        line = super().line(event)
+        if event.type == "hook.created":
+            return f"{line}: {answer_command(event.data['token'])}"
+        return None if line is None else shown(line)
+
+
+class Screen(Progress):
+    """The steps of a run, and what it waits for, on the lower part of a terminal."""
+
+    def __init__(self, of: Session, console: Console) -> None:
+        super().__init__(of, "", always=True)
+        self.outline: Outline | None = None
+        self.chain = 0
+        self._spinner = Spinner("dots", style="cyan")
+        self._console = console
+        self.live = Live(get_renderable=self.picture, console=console, refresh_per_second=8)
+
+    def take(self, event: Event) -> None:
+        if self.outline is None or self.outline.run_id != event.run_id:
+            self.outline = Outline(event.run_id)
+            self.chain += 1
+        self.outline.add(event)
+
+    def picture(self) -> RenderableType:
+        """The run as it is now."""
+        outline = self.outline
+        if outline is None:
+            text = f" waiting for {self.run_id} to begin" if self.run_id else " starting"
+            return _side_by_side(self._spinner, Text(text))
+        now = datetime.now(UTC)
+        entries = [*step_lines(outline, now), *(wait_line(wait, now) for wait in open_waits(outline, now))]
+        room = max(self._console.height - _FRAME, 5)
+        if len(entries) > room:
+            hidden = len(entries) - room + 1
+            entries = [Text(f"  … {hidden} lines above", style="dim"), *entries[hidden:]]
+        return Group(self._heading(outline, now), *entries)
+
+    def _heading(self, outline: Outline, now: datetime) -> RenderableType:
+        state = outline.status.value
+        line = Text.assemble((shown(outline.workflow_name), "bold"), "  ", outline.run_id, "  ")
+        line.append(state, style=STYLES.get(state, ""))
+        if outline.started_at is not None:
+            line.append(f"  {span((outline.ended_at or now) - outline.started_at)}", style="dim")
+        if self.chain > 1:
+            line.append(f"  run {self.chain} of its chain", style="dim")
+        if outline.interruptions:
+            line.append(f"  recovered {outline.interruptions}×", style="yellow")
+        if outline.cancel_reason is not None and outline.ended_at is None:
+            line.append("  asked to cancel", style="magenta")
+        return line if outline.ended_at is not None else _side_by_side(self._spinner, line)
+
+
+def step_lines(outline: Outline, now: datetime) -> list[RenderableType]:
+    """A line for each step, and one for all steps of a name where there are many."""
+    by_name: dict[str, list[StepOutline]] = {}
+    for step in list(outline.steps.values()):
+        by_name.setdefault(step.step_name, []).append(step)
+    lines: list[RenderableType] = []
+    for name, steps in by_name.items():
+        if len(steps) >= COLLAPSE_FROM:
+            lines.append(_bar(name, steps))
+        else:
+            lines += [_step_line(step, now) for step in steps]
+    return lines
+
+
+def _step_line(step: StepOutline, now: datetime) -> Text:
+    state = step.status.value
+    line = Text.assemble("  ", (MARKS[step.status], STYLES.get(state, "")), f" {shown(step.step_id):<24} ")
+    line.append(f"{state:<9}", style=STYLES.get(state, ""))
+    line.append(f" {span((step.ended_at or now) - step.scheduled_at):>8}", style="dim")
+    if step.attempt > 1:
+        line.append(f"  attempt {step.attempt}", style="yellow")
+    if step.status is StepStatus.RETRYING and step.retry_at is not None:
+        line.append(f" {relative(step.retry_at, now)}", style="yellow")
+    if step.error:
+        line.append(f"  {shown(f'{step.error_type}: {step.error}')}", style="red" if step.ended_at else "dim")
+    return _cut(line)
+
+
+def _bar(name: str, steps: list[StepOutline]) -> RenderableType:
+    counts = {status: sum(step.status is status for step in steps) for status in StepStatus}
+    done = counts[StepStatus.COMPLETED]
+    ended = done + counts[StepStatus.FAILED] + counts[StepStatus.CANCELLED]
+    mark = StepStatus.RUNNING if ended < len(steps) else StepStatus.COMPLETED
+    if counts[StepStatus.FAILED]:
+        mark = StepStatus.FAILED
+    others = [
+        (f"  {count} {status.value}", STYLES.get(status.value, ""))
+        for status, count in counts.items()
+        if count and status is not StepStatus.COMPLETED
+    ]
+    style = STYLES.get(mark.value, "")
+    return _side_by_side(
+        Text.assemble("  ", (MARKS[mark], style), f" {shown(name):<24}"),
+        ProgressBar(len(steps), ended, width=_BAR),
+        Text.assemble(f" {done}/{len(steps)}", *others),
+    )
+
+
+def open_waits(outline: Outline, now: datetime) -> list[Wait]:
+    """What the run waits for besides its steps, without timers whose time is over; only the first few."""
+    waits = [
+        wait
+        for wait in outline.waits
+        if wait.kind != "sleep" or wait.until is None or (now - wait.until).total_seconds() < _STALE
+    ]
+    return waits[:_MOST_WAITS]
+
+
+def wait_line(wait: Wait, now: datetime) -> Text:
+    """What a run waits for, and what to type if it waits for somebody."""
+    line = Text.assemble("  ", ("…", "yellow"), f" {shown(wait.id):<24} ")
+    until = "" if wait.until is None else f"until {clock(wait.until, now)} ({relative(wait.until, now)})"
+    match wait.kind:
+        case "hook":
+            line.append(f"waits for an answer {until}".rstrip())
+            line.append(f"\n      {answer_command(wait.token)}", style="bold")
+        case "child":
+            line.append(f"{shown(wait.workflow_name or '')}  {wait.run_id}")
+        case _:
+            line.append(until)
+    return line
+
+
+def _side_by_side(*parts: RenderableType) -> Table:
+    grid = Table.grid()
+    grid.add_row(*parts)
+    return grid
+
+
+def _cut(line: Text) -> Text:
+    line.no_wrap, line.overflow = True, "ellipsis"
+    return line

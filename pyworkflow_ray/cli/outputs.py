@@ -1,0 +1,271 @@
+"""What a command prints: tables for people, JSON for programs, tab-separated lines for `cut` and `awk`.
+
+Standard output holds the answer alone; everything that is said about it goes to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import Enum
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.text import Text
+
+from pyworkflow_ray.cli.times import moment, relative, span
+
+UNLIMITED = 100_000
+"""The width of an output that nobody watches: no line is cut."""
+NARROWEST = 8
+"""Characters that every column keeps."""
+_GAP = "  "
+
+STYLES = {
+    "completed": "green",
+    "failed": "red",
+    "running": "cyan",
+    "pending": "blue",
+    "suspended": "yellow",
+    "retrying": "yellow",
+    "interrupted": "bold red",
+    "cancelled": "magenta",
+    "continued_as_new": "dim",
+    "received": "green",
+    "expired": "red",
+    "disposed": "dim",
+    "active": "green",
+    "paused": "yellow",
+    "ok": "green",
+    "warning": "yellow",
+    "problem": "bold red",
+}
+"""Colours of states."""
+
+
+class Format(Enum):
+    """The forms of an answer."""
+
+    TABLE = "table"
+    JSON = "json"
+    PLAIN = "plain"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a list.
+
+    Args:
+        title: Its heading.
+        of: What an item has there: text, a time, a state, a number, any plain value, or None.
+        is_whole: Whether it must never be cut, as ids.
+    """
+
+    title: str
+    of: Callable[[Any], Any]
+    is_whole: bool = False
+
+
+class Output:
+    """Prints in one of the formats.
+
+    Args:
+        format: Which.
+        out: Standard output.
+        err: Standard error.
+    """
+
+    def __init__(self, format: Format, out: TextIO, err: TextIO) -> None:
+        self.format = format
+        self.out = _console(out)
+        self.err = _console(err)
+
+    @property
+    def is_json(self) -> bool:
+        return self.format is Format.JSON
+
+    def say(self, text: str, style: str = "") -> None:
+        """Tell something that is not the answer."""
+        self.err.print(Text(shown(text, lines=True), style=style), soft_wrap=True)
+
+    def data(self, data: Any) -> None:
+        """Print data as JSON, whatever the format."""
+        self.out.file.write(json.dumps(plain_of(data), ensure_ascii=False, indent=2) + "\n")
+        self.out.file.flush()
+
+    def line(self, data: Any) -> None:
+        """Print data as one line of JSON: one of many that come bit by bit."""
+        self.out.file.write(json.dumps(plain_of(data), ensure_ascii=False) + "\n")
+        self.out.file.flush()
+
+    def text(self, text: str | Text) -> None:
+        """Print a text that is the answer, for people or as it is."""
+        if isinstance(text, Text):
+            self.out.print(text, soft_wrap=True)
+        else:
+            self.out.file.write(text + "\n")
+        self.out.file.flush()
+
+    def rows(self, items: Sequence[Any], columns: Sequence[Column], *, empty: str = "") -> None:
+        """Print a list.
+
+        Args:
+            items: Data classes or mappings; under JSON they are printed whole.
+            columns: What else is shown of each.
+            empty: What to say when there are none.
+        """
+        if self.is_json:
+            self.data(list(items))
+            return
+        if not items and empty:
+            self.say(empty, style="dim")
+        if self.format is Format.PLAIN:
+            for item in items:
+                self.text("\t".join(plain_text(column.of(item)) for column in columns))
+        elif items:
+            self._table(items, columns)
+
+    def record(self, data: Any, pairs: Iterable[tuple[str, Any]]) -> None:
+        """Print one thing: `data` under JSON, else named values, those of None left out."""
+        if self.is_json:
+            self.data(data)
+            return
+        known = [(name, value) for name, value in pairs if value is not None]
+        if self.format is Format.PLAIN:
+            for name, value in known:
+                self.text(f"{name}\t{plain_text(value)}")
+            return
+        width = max((len(name) for name, _ in known), default=0)
+        for name, value in known:
+            self.out.print(field(name, width, value), soft_wrap=True)
+
+    def _table(self, items: Sequence[Any], columns: Sequence[Column]) -> None:
+        cells = [[cell(column.of(item)) for column in columns] for item in items]
+        widths = [
+            max(len(column.title), *(row[place].cell_len for row in cells))
+            for place, column in enumerate(columns)
+        ]
+        fitted = fit(widths, [column.is_whole for column in columns], self.out.width)
+        if fitted is None:
+            self._stacked(cells, columns)
+            return
+        heading = [Text(column.title, style="bold") for column in columns]
+        for row in (heading, *cells):
+            line = Text(_GAP).join(_fill(each, width) for each, width in zip(row, fitted, strict=True))
+            line.rstrip()
+            self.out.print(line, soft_wrap=True)
+
+    def _stacked(self, cells: list[list[Text]], columns: Sequence[Column]) -> None:
+        """Each item as a block of its own: where its ids have no room side by side."""
+        width = max(len(column.title) for column in columns)
+        for number, row in enumerate(cells):
+            if number:
+                self.out.print()
+            for column, each in zip(columns, row, strict=True):
+                if each.plain:
+                    self.out.print(field(column.title, width, each), soft_wrap=True)
+
+
+def field(name: str, width: int, value: Any) -> Text:
+    """A named value on a line; lines below the first are set in."""
+    text = value if isinstance(value, Text) else cell(value, is_alone=True)
+    first, *more = text.split("\n") or [Text()]
+    line = Text.assemble((name.ljust(width), "dim"), _GAP, first)
+    for each in more:
+        line.append_text(Text.assemble("\n", " " * (width + len(_GAP)), each))
+    return line
+
+
+def fit(widths: Sequence[int], are_whole: Sequence[bool], room: int) -> list[int] | None:
+    """The widths of columns that fit the room, the widest cut first; None if whole columns leave none."""
+    fitted = list(widths)
+    excess = sum(fitted) + len(_GAP) * (len(fitted) - 1) - room
+    while excess > 0:
+        flexible = [place for place, whole in enumerate(are_whole) if not whole and fitted[place] > NARROWEST]
+        if not flexible:
+            return None
+        widest = max(flexible, key=fitted.__getitem__)
+        fitted[widest] -= 1
+        excess -= 1
+    return fitted
+
+
+def cell(value: Any, *, is_alone: bool = False) -> Text:
+    """A value for a person. One that is alone has room for lines and for times in full."""
+    match value:
+        case Text():
+            return value
+        case None:
+            return Text()
+        case datetime():
+            return Text(moment(value) if is_alone else relative(value))
+        case timedelta():
+            return Text(span(value))
+        case Enum():
+            return Text(str(value.value), style=STYLES.get(str(value.value), ""))
+        case str():
+            return Text(shown(value, lines=is_alone))
+        case _:
+            return Text(shown(json.dumps(plain_of(value), ensure_ascii=False)))
+
+
+def plain_text(value: Any) -> str:
+    """A value for a program that reads lines: one line, without tabs."""
+    match value:
+        case None:
+            return ""
+        case Text():
+            return shown(value.plain)
+        case datetime() | timedelta() | Enum():
+            return str(plain_of(value))
+        case str():
+            return shown(value)
+        case _:
+            return json.dumps(plain_of(value), ensure_ascii=False)
+
+
+def plain_of(value: Any) -> Any:
+    """A value as plain JSON: times in ISO form, durations in seconds, states by their values."""
+    match value:
+        case None | bool() | int() | float() | str():
+            return value
+        case datetime():
+            return value.isoformat()
+        case timedelta():
+            return value.total_seconds()
+        case Enum():
+            return value.value
+        case Mapping():
+            return {str(key): plain_of(item) for key, item in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [plain_of(item) for item in value]
+        case _:
+            names = getattr(value, "__dataclass_fields__", None) or getattr(value, "__struct_fields__", None)
+            if names is None:
+                return str(value)
+            return {name: plain_of(getattr(value, name)) for name in names}
+
+
+def shown(text: str, *, lines: bool = False) -> str:
+    """A text of whatever origin, safe for a terminal: no control characters, and one line unless `lines`."""
+    kept = "\n" if lines else ""
+    return "".join(each if each.isprintable() or each in kept else _stand_in(each) for each in text)
+
+
+def _stand_in(character: str) -> str:
+    return " " if character in "\t\n\r\u2028\u2029\u00a0" else "\ufffd"
+
+
+def _fill(text: Text, width: int) -> Text:
+    filled = text.copy()
+    filled.truncate(width, overflow="ellipsis", pad=True)
+    return filled
+
+
+def _console(stream: TextIO) -> Console:
+    console = Console(file=stream, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = UNLIMITED
+    return console

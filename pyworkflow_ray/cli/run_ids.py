@@ -1,0 +1,42 @@
+"""Run ids as they are typed."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from pyworkflow_ray.cli import completions
+from pyworkflow_ray.client.sessions import session
+from pyworkflow_ray.exceptions import WorkflowError, WorkflowNotFoundError
+from pyworkflow_ray.storage.inspections import ids_that_begin
+from pyworkflow_ray.storage.runs import get_run
+
+RunId = Annotated[
+    str,
+    typer.Argument(
+        help="A run's id, or as much of its beginning as tells it.", autocompletion=completions.runs
+    ),
+]
+
+
+def full_id(given: str) -> str:
+    """The id that begins so, with or without "run_".
+
+    Raises:
+        WorkflowNotFoundError: There is none.
+        WorkflowError: There are several.
+    """
+    storage = session().storage
+    if storage.read(lambda connection: get_run(connection, given)) is not None:
+        return given
+    for prefix in (given, f"run_{given}"):
+        found = storage.read(partial(ids_that_begin, prefix=prefix))
+        if len(found) > 1:
+            raise WorkflowError(
+                f"Several runs begin with {given!r}: {', '.join(found)}. Give more of the id."
+            )
+        if found:
+            return found[0]
+    raise WorkflowNotFoundError(given)

@@ -1,0 +1,177 @@
+"""`pyworkflow-ray runs`: looking at runs. Needs the database alone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Annotated, Any
+
+import typer
+
+from pyworkflow_ray.cli import changes, completions
+from pyworkflow_ray.cli.errors import PROGRAM
+from pyworkflow_ray.cli.invocations import begin_reading
+from pyworkflow_ray.cli.outputs import Column, Format, Output
+from pyworkflow_ray.cli.run_ids import RunId, full_id
+from pyworkflow_ray.cli.stories import print_status
+from pyworkflow_ray.cli.times import since
+from pyworkflow_ray.client.handles import read_record
+from pyworkflow_ray.client.loops import run_sync
+from pyworkflow_ray.client.progress import INTERVAL, read_new_events
+from pyworkflow_ray.client.records import Event, WorkflowRun
+from pyworkflow_ray.client.runs import get_children, get_workflow_chain, list_runs
+from pyworkflow_ray.client.sessions import session
+from pyworkflow_ray.statuses import RunStatus
+
+app = typer.Typer(no_args_is_help=True, help="Runs: look at them, and tell them things.")
+changes.add_commands(app)
+
+
+def _took(run: WorkflowRun) -> Any:
+    return None if run.started_at is None or run.completed_at is None else run.completed_at - run.started_at
+
+
+COLUMNS = [
+    Column("run", lambda run: run.run_id, is_whole=True),
+    Column("workflow", lambda run: run.workflow_name),
+    Column("status", lambda run: run.status, is_whole=True),
+    Column("created", lambda run: run.created_at, is_whole=True),
+    Column("took", _took),
+    Column("error", lambda run: run.error),
+]
+
+
+@app.command("list")
+def list_(
+    ctx: typer.Context,
+    query: Annotated[
+        str | None,
+        typer.Option("--query", "-q", metavar="TEXT", help="Part of an id, a workflow's name or a key."),
+    ] = None,
+    status: Annotated[
+        list[RunStatus] | None, typer.Option(help="Only runs in this state; may be repeated.")
+    ] = None,
+    workflow: Annotated[
+        str | None,
+        typer.Option(help="Only of this workflow.", autocompletion=completions.workflows_with_runs),
+    ] = None,
+    created: Annotated[
+        str | None,
+        typer.Option("--since", metavar="WHEN", help='Created since: "2h", "3d", or a date and time.'),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 20,
+) -> None:
+    """List runs, newest first."""
+    output = begin_reading(ctx)
+    since_at = None if created is None else since(created, "--since")
+    found, following = run_sync(
+        list_runs(query=query, status=status or None, workflow=workflow, start_time=since_at, limit=limit)
+    )
+    is_filtered = any((query, status, workflow, created))
+    empty = "No run is like that." if is_filtered else f"No runs yet. The first: {PROGRAM} quickstart"
+    output.rows(found, COLUMNS, empty=empty)
+    if following is not None:
+        output.say(f"There are more: --limit {limit * 5}", "dim")
+
+
+@app.command()
+def status(ctx: typer.Context, run: RunId) -> None:
+    """Show a run: its state, steps, error, and what it waits for."""
+    output = begin_reading(ctx)
+    of = session()
+    record = run_sync(read_record(of, full_id(run)))
+    print_status(output, record, run_sync(read_new_events(of, record.run_id, -1)))
+
+
+@app.command()
+def logs(
+    ctx: typer.Context,
+    run: RunId,
+    filter_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter", metavar="TYPE", help='Events of a type: "step", "step.failed"; may be repeated.'
+        ),
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
+) -> None:
+    """Show a run's history, event by event."""
+    output = begin_reading(ctx)
+    run_id = full_id(run)
+    if follow:
+        try:
+            run_sync(_follow(output, run_id, filter_ or []))
+        except KeyboardInterrupt:
+            raise typer.Exit from None
+        return
+    events = run_sync(read_new_events(session(), run_id, -1))
+    output.rows([event for event in events if _is_wanted(event, filter_ or [])], EVENT_COLUMNS)
+
+
+@app.command()
+def children(ctx: typer.Context, run: RunId) -> None:
+    """List the runs that a run has started, oldest first."""
+    output = begin_reading(ctx)
+    output.rows(run_sync(get_children(full_id(run))), COLUMNS, empty="The run has started no others.")
+
+
+@app.command()
+def chain(ctx: typer.Context, run: RunId) -> None:
+    """List the runs that continued one another, oldest first."""
+    output = begin_reading(ctx)
+    output.rows(run_sync(get_workflow_chain(full_id(run))), COLUMNS)
+
+
+def told_data(event: Event) -> str:
+    """An event's data in one line; what is long or secret in it is left out."""
+    data = {
+        name: value for name, value in event.data.items() if name not in ("traceback", "exception", "python")
+    }
+    if "token" in data:
+        data["token"] = f"{data['token'][:4]}…"
+    return ", ".join(
+        f"{name}={_short(value)}" for name, value in data.items() if value not in (None, "", [], {})
+    )
+
+
+def _short(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+EVENT_COLUMNS = [
+    Column("no", lambda event: str(event.sequence), is_whole=True),
+    Column("time", lambda event: event.timestamp, is_whole=True),
+    Column("event", lambda event: event.type, is_whole=True),
+    Column("data", told_data),
+]
+
+
+def _is_wanted(event: Event, types: list[str]) -> bool:
+    return not types or any(event.type == each or event.type.startswith(f"{each}.") for each in types)
+
+
+async def _follow(output: Output, run_id: str, types: list[str]) -> None:
+    """Print events as they come, of the runs as well in which this one continues."""
+    of, seen = session(), -1
+    while True:
+        # The row is read first: what has ended by then has all its events.
+        record = await read_record(of, run_id)
+        for event in await read_new_events(of, run_id, seen):
+            seen = event.sequence
+            if _is_wanted(event, types):
+                _print_event(output, event)
+        if record.continued_to_run_id is not None:
+            run_id, seen = record.continued_to_run_id, -1
+        elif record.status.is_terminal:
+            return
+        else:
+            await asyncio.sleep(INTERVAL)
+
+
+def _print_event(output: Output, event: Event) -> None:
+    if output.is_json:
+        output.line(event)
+    elif output.format is Format.PLAIN:
+        output.rows([event], EVENT_COLUMNS)
+    else:
+        output.text(f"{event.timestamp.astimezone():%H:%M:%S}  {event.type:<26} {told_data(event)}")

@@ -1,0 +1,164 @@
+"""A run told whole: what it is, what it has done, what it waits for, why it has failed."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.text import Text
+
+from pyworkflow_ray.cli.errors import PROGRAM
+from pyworkflow_ray.cli.live import COLLAPSE_FROM, answer_command, open_waits
+from pyworkflow_ray.cli.outputs import Column, Format, Output, cell, shown
+from pyworkflow_ray.cli.times import moment, span
+from pyworkflow_ray.client.outlines import Outline, StepOutline, Wait
+from pyworkflow_ray.client.records import Event, WorkflowRun
+from pyworkflow_ray.statuses import RunStatus, StepStatus
+from pyworkflow_ray.storage.records import RunRecord
+
+_LONG_TEXT = 2000
+"""Characters of an input or result that are shown; JSON has all."""
+
+
+def print_status(output: Output, record: RunRecord, events: list[Event]) -> None:
+    """Print a run and the outline of its history."""
+    run, outline = WorkflowRun.of(record), Outline.of(record.run_id, events)
+    now = datetime.now(UTC)
+    if output.is_json:
+        more = {"error_type": record.error_type, "traceback": outline.traceback, "wake_at": record.wake_at}
+        waits = open_waits(outline, now)
+        output.data({**run.to_dict(), **more, "steps": list(outline.steps.values()), "waits_for": waits})
+        return
+    output.record(None, _pairs(run, record, outline, now))
+    if output.format is Format.PLAIN:
+        return
+    if outline.traceback:
+        output.text(f"\n{shown(outline.traceback, lines=True).rstrip()}")
+    if outline.steps:
+        output.text("")
+        output.rows(_step_rows(outline), STEP_COLUMNS)
+    following = _following(run)
+    if following is not None:
+        output.say(f"\nNext: {PROGRAM} runs {following}", "dim")
+
+
+def _pairs(run: WorkflowRun, record: RunRecord, outline: Outline, now: datetime) -> list[tuple[str, Any]]:
+    return [
+        ("run", Text(run.run_id, style="bold")),
+        ("workflow", run.workflow_name),
+        ("status", run.status),
+        ("created", run.created_at),
+        ("started", run.started_at),
+        ("starts", record.start_at if run.started_at is None else None),
+        ("ended", run.completed_at),
+        ("took", _took(run)),
+        ("input", _input(run)),
+        ("result", None if run.result is None else _cut(cell(run.result).plain)),
+        ("error", None if run.error is None else Text(_error(record), style="red")),
+        ("waits for", _waits(outline, now)),
+        ("wakes", record.wake_at),
+        ("asked to cancel", _cancel(outline)),
+        ("recoveries", outline.interruptions or None),
+        ("parent", run.parent_run_id),
+        ("continued from", run.continued_from_run_id),
+        ("continued as", run.continued_to_run_id),
+        ("idempotency key", run.idempotency_key),
+        ("tags", ", ".join(run.tags) or None),
+        ("attributes", run.attributes or None),
+        ("metadata", run.metadata or None),
+        ("coordinator", None if run.status.is_terminal else run.coordinator),
+    ]
+
+
+def _took(run: WorkflowRun) -> str | None:
+    if run.started_at is None or run.completed_at is None:
+        return None
+    return span(run.completed_at - run.started_at)
+
+
+def _input(run: WorkflowRun) -> str | None:
+    texts = [cell(each).plain if not isinstance(each, str) else repr(each) for each in run.input_args]
+    texts += [f"{name}={cell(each).plain}" for name, each in run.input_kwargs.items()]
+    return _cut(", ".join(texts)) or None
+
+
+def _error(record: RunRecord) -> str:
+    error = shown(record.error or "", lines=True)
+    return error if not record.error_type else f"{record.error_type}: {error}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONG_TEXT else f"{text[:_LONG_TEXT]}… ({len(text)} characters)"
+
+
+def _cancel(outline: Outline) -> str | None:
+    if outline.cancel_reason is None or outline.ended_at is not None:
+        return None
+    return outline.cancel_reason or "yes"
+
+
+def _waits(outline: Outline, now: datetime) -> str | None:
+    return "\n".join(_wait(each, now) for each in open_waits(outline, now)) or None
+
+
+def _wait(wait: Wait, now: datetime) -> str:
+    until = "" if wait.until is None else f" until {moment(wait.until, now)}"
+    match wait.kind:
+        case "hook":
+            return f"{wait.id}{until}: {answer_command(wait.token)}"
+        case "child":
+            return f"{wait.id}: {wait.run_id}"
+        case _:
+            return f"{wait.id}{until}"
+
+
+def _following(run: WorkflowRun) -> str | None:
+    match run.status:
+        case RunStatus.FAILED:
+            return f"fork {run.run_id} --code current, once the code is mended; or rerun {run.run_id}"
+        case RunStatus.INTERRUPTED:
+            return f"resume {run.run_id}"
+        case RunStatus.CONTINUED_AS_NEW:
+            return f"chain {run.run_id}"
+        case _:
+            return None
+
+
+STEP_COLUMNS = [
+    Column("step", lambda row: row["step"]),
+    Column("status", lambda row: row["status"], is_whole=True),
+    Column("attempt", lambda row: row["attempt"]),
+    Column("took", lambda row: row["took"]),
+    Column("error", lambda row: row["error"]),
+]
+
+
+def _step_rows(outline: Outline) -> list[dict[str, Any]]:
+    """A row for each step, and of many with one name a row for each state."""
+    by_name: dict[str, list[StepOutline]] = {}
+    for step in outline.steps.values():
+        by_name.setdefault(step.step_name, []).append(step)
+    rows = []
+    for name, steps in by_name.items():
+        if len(steps) < COLLAPSE_FROM:
+            rows += [_row(step.step_id, [step]) for step in steps]
+            continue
+        for state in StepStatus:
+            some = [step for step in steps if step.status is state]
+            if some:
+                rows.append(_row(f"{name} ×{len(some)}", some))
+    return rows
+
+
+def _row(name: str, steps: list[StepOutline]) -> dict[str, Any]:
+    last = steps[-1]
+    ends = [step.ended_at for step in steps if step.ended_at is not None]
+    began = min(step.started_at or step.scheduled_at for step in steps)
+    failed = next((step for step in steps if step.error), None)
+    return {
+        "step": name,
+        "status": last.status,
+        "attempt": max(step.attempt for step in steps),
+        "took": span(max(ends) - began) if len(ends) == len(steps) else None,
+        "error": None if failed is None else f"{failed.error_type}: {failed.error}",
+    }

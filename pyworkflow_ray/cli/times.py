@@ -1,0 +1,69 @@
+"""Times as people read them: short and relative on a screen, in full elsewhere."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import typer
+
+from pyworkflow_ray.durations import parse_duration
+
+_UNITS = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
+
+
+def span(duration: timedelta | float) -> str:
+    """A duration in its two largest units: "0.12 s", "3.4 s", "2 m 5 s", "1 d 3 h"."""
+    seconds = duration.total_seconds() if isinstance(duration, timedelta) else duration
+    if seconds < 10:
+        return f"{max(seconds, 0.0):.2f} s" if seconds < 1 else f"{seconds:.1f} s"
+    rest = round(seconds)
+    parts: list[str] = []
+    for unit, size in _UNITS:
+        count, rest = divmod(rest, size)
+        if count or parts:
+            parts.append(f"{count} {unit}")
+        if len(parts) == 2:
+            break
+    return " ".join(part for part in parts if not part.startswith("0 "))
+
+
+def relative(at: datetime, now: datetime | None = None) -> str:
+    """How long ago or ahead, in its largest unit: "2 m ago", "in 3 d", "now"."""
+    seconds = (at - (now or datetime.now(UTC))).total_seconds()
+    size = round(abs(seconds))
+    for unit, length in _UNITS:
+        if size >= length:
+            text = f"{size // length} {unit}"
+            return f"in {text}" if seconds > 0 else f"{text} ago"
+    return "now"
+
+
+def clock(at: datetime, now: datetime | None = None) -> str:
+    """The local time, with its date if that is not today's: "15:39:06", "2026-11-22 15:39:06"."""
+    local = at.astimezone()
+    is_today = local.date() == (now or datetime.now(UTC)).astimezone().date()
+    return f"{local:%H:%M:%S}" if is_today else f"{local:%Y-%m-%d %H:%M:%S}"
+
+
+def moment(at: datetime, now: datetime | None = None) -> str:
+    """Both: "15:39:06 (2 m ago)"."""
+    return f"{clock(at, now)} ({relative(at, now)})"
+
+
+def since(text: str, option: str) -> datetime:
+    """The time that a text names: a duration ago, or an instant (one without a zone is local).
+
+    Raises:
+        BadParameter: It is neither.
+    """
+    try:
+        return datetime.now(UTC) - parse_duration(text)
+    except (ValueError, OverflowError):
+        pass
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except ValueError:
+        raise typer.BadParameter(
+            f'{text!r} is neither a duration ("2h", "3d") nor a time ("2026-11-22", "2026-11-22T15:39")',
+            param_hint=option,
+        ) from None

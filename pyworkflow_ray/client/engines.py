@@ -1,0 +1,229 @@
+"""The engine's actors as an operator handles them: brought up, taken down, looked at."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from pyworkflow_ray.actors.cluster import HOOK_REGISTRY, TIMER, Cluster, connect, running_engine
+from pyworkflow_ray.client.lines import call_actor
+from pyworkflow_ray.client.runtimes import LocalRuntime, RayRuntime
+from pyworkflow_ray.client.sessions import enter, leave, session
+from pyworkflow_ray.config import get_config
+from pyworkflow_ray.exceptions import ConfigurationError
+from pyworkflow_ray.storage.records import RunRecord
+
+COORDINATOR = "coordinator"
+FOR_GOOD = timedelta(days=36_500)
+ANSWER_TIME = 10.0
+"""Seconds after which an actor counts as one that does not answer."""
+END_TIME = 15.0
+"""Seconds that actors may take to be gone."""
+_LAST_TO_GO = (HOOK_REGISTRY, TIMER)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineActor:
+    """An actor of an engine. `pid` is None when it does not answer."""
+
+    name: str
+    pid: int | None = None
+    is_new: bool = False
+    runs: int | None = None
+    """Of a coordinator: how many it drives now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A living node of the cluster."""
+
+    name: str
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """What the cluster that this process has joined holds of an engine.
+
+    `storage_url` is the database that the engine uses, with its password; None when there is no engine.
+    """
+
+    address: str
+    ray_version: str
+    nodes: list[Node]
+    actors: list[EngineActor]
+    storage_url: str | None = field(default=None, repr=False)
+
+
+async def join(*, may_start: bool = False) -> bool:
+    """Join the cluster that the settings name, or that is found on this machine; whether it is our own.
+
+    Args:
+        may_start: Whether a cluster of this process's own may be started when none is named and none is
+            running. It ends with the process.
+
+    Raises:
+        ConfigurationError: The cluster is not there.
+    """
+    settings = get_config()
+    address = settings.address or os.environ.get("RAY_ADDRESS") or None
+    if address is None and not may_start:
+        address = "auto"  # any that runs here, one of another process's own as well
+    await asyncio.to_thread(connect, address, settings.namespace)
+    return _is_own()
+
+
+def _is_own() -> bool:
+    # Ray has no public word for it; where this one has gone, nobody is told that the cluster will end.
+    from ray._private import worker
+
+    return bool(getattr(getattr(worker, "_global_node", None), "head", False))
+
+
+async def bring_up() -> list[EngineActor]:
+    """Have the engine's actors running in the cluster that is joined, one coordinator for good among them.
+
+    Raises:
+        ConfigurationError: The cluster is not there, or an engine with another storage runs there.
+        StorageError: The database cannot be reached.
+    """
+    of = session(runtime="ray")
+    assert isinstance(of.runtime, RayRuntime)
+    known = set(await asyncio.to_thread(actor_names, of.settings.namespace))
+    await of.runtime.open()
+    cluster, engine = of.runtime.cluster, of.runtime.engine
+    # A coordinator with nothing to do ends after a while; this one stays, so that runs start at once.
+    lasting = Cluster(replace(engine, coordinator_ttl=FOR_GOOD))
+    name = f"{engine.placement().full_prefix}0"
+    make: dict[str, tuple[Cluster, Callable[[], Any]]] = {
+        _timer_name(engine.environment): (cluster, cluster.timer),
+        HOOK_REGISTRY: (cluster, cluster.hook_registry),
+        name: (lasting, partial(lasting.coordinator, name, engine.environment)),
+    }
+    pids = {each: await call_actor(of_, get, each, "pid") for each, (of_, get) in make.items()}
+    facts = await asyncio.to_thread(of.storage.facts)
+    nothing = msgspec.msgpack.encode([])
+    await call_actor(lasting, make[name][1], name, "accept", nothing, facts["storage_id"])
+    return [EngineActor(each, pid, is_new=each not in known) for each, pid in pids.items()]
+
+
+async def take_down(namespace: str) -> list[str]:
+    """End the engine's actors in the cluster that is joined; their names. Rows stay, and runs with them.
+
+    Raises:
+        ConfigurationError: Somebody makes them anew, such as a driver that waits for a run.
+    """
+    return await asyncio.to_thread(_take_down, namespace)
+
+
+def _take_down(namespace: str) -> list[str]:
+    import ray
+
+    ended: dict[str, None] = {}
+    deadline = time.monotonic() + END_TIME
+    # Coordinators make a timer that they miss, and both others make coordinators: hence order and rounds.
+    while names := sorted(actor_names(namespace), key=_place_in_end):
+        if time.monotonic() > deadline:
+            raise ConfigurationError(
+                f"These actors are made anew as soon as they end: {', '.join(names)}. A process that waits "
+                "for a run does so; end it first."
+            )
+        for name in names:
+            ended[name] = None
+            with contextlib.suppress(ValueError):  # it has gone
+                ray.kill(ray.get_actor(name, namespace=namespace))
+        time.sleep(0.1)
+    return list(ended)
+
+
+def _place_in_end(name: str) -> tuple[int, str]:
+    return next((place for place, kind in enumerate(_LAST_TO_GO, 1) if name.startswith(kind)), 0), name
+
+
+def actor_names(namespace: str) -> list[str]:
+    """The names of an engine's actors in the cluster that is joined; blocking."""
+    import ray
+
+    return [
+        str(actor["name"])
+        for actor in ray.util.list_named_actors(all_namespaces=True)
+        if actor["namespace"] == namespace and _is_ours(actor["name"])
+    ]
+
+
+def _is_ours(name: str) -> bool:
+    return any(name == kind or name.startswith(f"{kind}-") for kind in (COORDINATOR, *_LAST_TO_GO))
+
+
+def _timer_name(environment: str) -> str:
+    return f"{TIMER}-{environment}" if environment else TIMER
+
+
+async def inspect_engine(namespace: str) -> EngineState:
+    """What there is of an engine in the cluster that is joined; nothing is made or changed."""
+    import ray
+
+    names = await asyncio.to_thread(actor_names, namespace)
+    actors = await asyncio.gather(*(_look_at(namespace, name) for name in sorted(names)))
+    running = await asyncio.to_thread(running_engine, namespace)
+    nodes = await asyncio.to_thread(ray.nodes)
+    return EngineState(
+        address=str(ray.get_runtime_context().gcs_address),
+        ray_version=ray.__version__,
+        nodes=[_node(each) for each in nodes if each["Alive"]],
+        actors=list(actors),
+        storage_url=None if running is None else running.storage_url,
+    )
+
+
+def _node(told: dict[str, Any]) -> Node:
+    resources = told.get("Resources", {})
+    return Node(
+        str(told.get("NodeManagerHostname", "")), resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    )
+
+
+async def _look_at(namespace: str, name: str) -> EngineActor:
+    import ray
+
+    try:
+        async with asyncio.timeout(ANSWER_TIME):
+            actor: Any = await asyncio.to_thread(ray.get_actor, name, namespace)
+            pid = await actor.pid.remote()
+            runs = len((await actor.status.remote())["runs"]) if name.startswith(COORDINATOR) else None
+    except Exception:
+        return EngineActor(name)
+    return EngineActor(name, pid, runs=runs)
+
+
+class StoringRuntime(LocalRuntime):
+    """Stores what comes for runs, and leaves the runs to the sweep of an engine that is away now."""
+
+    name = "storing"
+
+    async def open(self) -> None:
+        pass
+
+    async def wake(self, run: RunRecord) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def store_only() -> Iterator[None]:
+    """What is told to runs in this block is stored, and nobody is told to look; needs no Ray."""
+    of = session(runtime="local")
+    token = enter(replace(of, runtime=StoringRuntime(of.settings, of.storage)))
+    try:
+        yield
+    finally:
+        leave(token)

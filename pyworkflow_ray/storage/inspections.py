@@ -1,0 +1,121 @@
+"""A database as it is, for tools: nothing is created, and nothing is migrated."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+from sqlalchemy import Engine
+from sqlalchemy.engine import Connection, make_url
+
+from pyworkflow_ray.exceptions import StorageError
+from pyworkflow_ray.storage.databases import Database
+from pyworkflow_ray.storage.dialects import (
+    Statement,
+    decode_time,
+    is_database_error,
+    postgresql_engine,
+    sqlite_reader,
+    summary,
+)
+from pyworkflow_ray.storage.migrations import newest_version, read_facts
+
+_CLOCK = Statement("SELECT <now>")
+_ID_RANGE = Statement(
+    "SELECT run_id FROM runs WHERE run_id >= :first AND run_id < :last ORDER BY run_id LIMIT :limit"
+)
+# Each name is found by the index in one step from the one before, however many runs it has.
+_WORKFLOW_NAMES = Statement("""
+    WITH RECURSIVE names(name) AS (
+        SELECT min(workflow_name) FROM runs
+        UNION ALL
+        SELECT (SELECT min(workflow_name) FROM runs WHERE workflow_name > name)
+        FROM names WHERE name IS NOT NULL
+    )
+    SELECT name FROM names WHERE name IS NOT NULL LIMIT :limit
+""")
+
+
+class Inspection(msgspec.Struct, frozen=True, kw_only=True):
+    """What a database says of itself.
+
+    Args:
+        url: Where it is, without a password.
+        exists: False for an SQLite file that is not there.
+        schema_version: Of its tables; 0 when it has none.
+        newest_version: That this code reads and writes.
+        mode: Of SQLite, its journal mode; of PostgreSQL, its version.
+        clock_ahead: Seconds that the database's clock is ahead of this host's.
+    """
+
+    url: str
+    exists: bool = True
+    schema_version: int = 0
+    newest_version: int
+    storage_id: str | None = None
+    mode: str = ""
+    clock_ahead: float = 0.0
+
+
+def inspect_database(url: str) -> Inspection:
+    """The database at a URL, or the file at a path.
+
+    Raises:
+        StorageError: It cannot be reached, or is no database.
+    """
+    database = Database(url, create=False)
+    path = database.path
+    if database.is_memory or (path is not None and not path.exists()):
+        return Inspection(url=database.url, exists=False, newest_version=newest_version())
+    engine = _engine(database, path)
+    try:
+        with engine.connect() as connection:
+            return _inspect(connection, database.url)
+    except Exception as error:
+        if not is_database_error(error):
+            raise
+        raise StorageError(f"The database {database.url} cannot be read: {summary(error)}.") from error
+    finally:
+        engine.dispose()
+
+
+def _engine(database: Database, path: Path | None) -> Engine:
+    if path is not None:
+        return sqlite_reader(path, "FULL")
+    try:
+        return postgresql_engine(make_url(database.secret_url))
+    except ImportError as error:
+        raise StorageError(
+            f"PostgreSQL needs the driver psycopg: pip install 'pyworkflow-ray[postgres]' ({error})."
+        ) from error
+
+
+def _inspect(connection: Connection, url: str) -> Inspection:
+    facts = read_facts(connection)
+    is_file = connection.dialect.name == "sqlite"
+    mode = connection.exec_driver_sql("PRAGMA journal_mode" if is_file else "SHOW server_version").scalar()
+    before = datetime.now(UTC)
+    row = _CLOCK.row(connection)
+    assert row is not None
+    middle = before + (datetime.now(UTC) - before) / 2
+    return Inspection(
+        url=url,
+        schema_version=int(facts.get("schema_version", "0")),
+        newest_version=newest_version(),
+        storage_id=facts.get("storage_id"),
+        mode=str(mode),
+        clock_ahead=(decode_time(row[0]) - middle).total_seconds(),
+    )
+
+
+def ids_that_begin(connection: Connection, prefix: str, limit: int = 5) -> list[str]:
+    """The ids of runs that begin with this text, in their order."""
+    # The largest character there is stands behind every other.
+    rows = _ID_RANGE.rows(connection, first=prefix, last=prefix + chr(0x10FFFF), limit=limit)
+    return [str(run_id) for (run_id,) in rows]
+
+
+def workflow_names(connection: Connection, limit: int = 200) -> list[str]:
+    """The names of the workflows that have runs, in their order."""
+    return [str(name) for (name,) in _WORKFLOW_NAMES.rows(connection, limit=limit)]
