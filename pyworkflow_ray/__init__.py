@@ -78,6 +78,7 @@ from pyworkflow_ray.exceptions import (
 )
 from pyworkflow_ray.hooks import TypedHook, define_hook, hook
 from pyworkflow_ray.logs import bind_step_context, bind_workflow_context, configure_logging, get_logger
+from pyworkflow_ray.recurrences import CalendarSpec, ScheduleSpec
 from pyworkflow_ray.statuses import HookStatus, OverlapPolicy, RunStatus, ScheduleStatus, StepStatus
 from pyworkflow_ray.steps import Step, StepFunction, get_step, list_steps, run_step, step
 from pyworkflow_ray.timers import sleep
@@ -86,6 +87,7 @@ from pyworkflow_ray.workflows import Workflow, WorkflowFunction, get_workflow, l
 __version__ = "0.1.0"
 
 __all__ = [
+    "CalendarSpec",
     "CancellationError",
     "ChildWorkflowError",
     "ChildWorkflowFailedError",
@@ -113,6 +115,7 @@ __all__ = [
     "RetryableError",
     "RunHandle",
     "RunStatus",
+    "ScheduleSpec",
     "ScheduleStatus",
     "SerializationError",
     "Step",
