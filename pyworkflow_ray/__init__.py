@@ -1,6 +1,14 @@
 """Durable workflows in ordinary async Python, run by actors on Ray, remembered in SQL."""
 
 from pyworkflow_ray.children import ChildWorkflowHandle, start_child_workflow
+from pyworkflow_ray.client.backends import (
+    FileStorageBackend,
+    InMemoryStorageBackend,
+    PostgresStorageBackend,
+    SQLiteStorageBackend,
+    StorageBackend,
+    get_storage,
+)
 from pyworkflow_ray.client.forks import fork, rerun
 from pyworkflow_ray.client.handles import RunHandle
 from pyworkflow_ray.client.hooks import (
@@ -29,6 +37,7 @@ from pyworkflow_ray.client.runs import (
     signal,
 )
 from pyworkflow_ray.client.starts import run_workflow, start, start_sync
+from pyworkflow_ray.client.steps import StepExecution
 from pyworkflow_ray.config import configure, configure_from_yaml, get_config, reset_config
 from pyworkflow_ray.context import (
     compensations,
@@ -45,6 +54,7 @@ from pyworkflow_ray.context import (
 from pyworkflow_ray.discovery import discover_workflows
 from pyworkflow_ray.engine.races import as_completed, gather, wait
 from pyworkflow_ray.engine.retries import RetryPolicy
+from pyworkflow_ray.event_types import EventType
 from pyworkflow_ray.exceptions import (
     CancellationError,
     ChildWorkflowError,
@@ -96,7 +106,9 @@ __all__ = [
     "DiscoveryError",
     "Event",
     "EventLimitExceededError",
+    "EventType",
     "FatalError",
+    "FileStorageBackend",
     "Hook",
     "HookAlreadyReceivedError",
     "HookConflictError",
@@ -105,25 +117,30 @@ __all__ = [
     "HookRejectedError",
     "HookStatus",
     "HookValidationError",
+    "InMemoryStorageBackend",
     "InvalidTokenError",
     "MaxNestingDepthError",
     "NonDeterminismError",
     "OverlapPolicy",
     "PayloadTooLargeError",
+    "PostgresStorageBackend",
     "ResumeResult",
     "RetryPolicy",
     "RetryableError",
     "RunHandle",
     "RunStatus",
+    "SQLiteStorageBackend",
     "ScheduleSpec",
     "ScheduleStatus",
     "SerializationError",
     "Step",
+    "StepExecution",
     "StepFailedError",
     "StepFunction",
     "StepStatus",
     "StepTimeoutError",
     "StepValidationError",
+    "StorageBackend",
     "StorageError",
     "TypedHook",
     "WorkerDiedError",
@@ -155,6 +172,7 @@ __all__ = [
     "get_hook",
     "get_logger",
     "get_step",
+    "get_storage",
     "get_workflow",
     "get_workflow_chain",
     "get_workflow_events",

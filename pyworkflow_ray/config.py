@@ -9,11 +9,11 @@ import tomllib
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 from urllib.parse import quote
 
 import yaml
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -83,9 +83,15 @@ class Settings(BaseSettings):
     @field_validator("storage", mode="before")
     @classmethod
     def _read_storage(cls, value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return storage_url(value)
-        return str(value) if isinstance(value, Path) else value
+        return url_of(value) if isinstance(value, Mapping | Path | NamesDatabase) else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stay_in_process(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """What is in the memory of this process can be reached by runs in this process alone."""
+        if "default_runtime" in values or not is_in_memory(values.get("storage")):
+            return values
+        return {**values, "default_runtime": "local"}
 
     @field_validator("coordinators")
     @classmethod
@@ -126,6 +132,44 @@ class Settings(BaseSettings):
         return init_settings, env_settings, InitSettingsSource(settings_cls, init_kwargs=values)
 
 
+@runtime_checkable
+class NamesDatabase(Protocol):
+    """What can be given as a storage: it has the database's URL, with its password."""
+
+    @property
+    def secret_url(self) -> str: ...
+
+
+def url_of(storage: Any) -> str:
+    """The URL, path or "memory" of what a caller gives as a storage.
+
+    Raises:
+        ConfigurationError: It is nothing that names a database.
+        ValueError: It is a mapping of a type that is unknown.
+    """
+    match storage:
+        case str() | Path():
+            return str(storage)
+        case Mapping():
+            return storage_url(storage)
+        case NamesDatabase():
+            return storage.secret_url
+        case _:
+            raise ConfigurationError(
+                f"storage is {storage!r}: give a database URL, a file path, 'memory', a mapping with `type`, "
+                "or what get_storage() gives."
+            )
+
+
+def is_in_memory(storage: Any) -> bool:
+    """Whether what a caller gives as a storage is a database in the memory of this process."""
+    try:
+        url = url_of(storage)
+    except (ConfigurationError, ValueError):
+        return False  # whoever opens it says what is wrong
+    return url in ("memory", ":memory:", "sqlite://") or url.startswith("sqlite:///:memory:")
+
+
 def find_file() -> Path | None:
     """The nearest file with settings, in the working directory or above it."""
     for folder in (Path.cwd(), *Path.cwd().parents):
@@ -138,7 +182,9 @@ def find_file() -> Path | None:
 
 
 def _at_home(values: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A file's settings, with a relative path of the storage meant from the file's own folder."""
+    """A file's settings, with relative paths meant from the file's own folder."""
+    if isinstance(values.get("log_file"), str):
+        values = {**values, "log_file": str(folder / values["log_file"])}
     storage = values.get("storage")
     if isinstance(storage, Mapping):
         with contextlib.suppress(ValueError):  # the model says what is wrong with it

@@ -16,6 +16,7 @@ LEAVES = {
     "clock",
     "ids",
     "durations",
+    "event_types",
     "statuses",
     "recurrences",
     "calendars",

@@ -20,6 +20,7 @@ from pyworkflow_ray.schemas import plain
 from pyworkflow_ray.statuses import HookStatus
 from pyworkflow_ray.storage import hooks
 from pyworkflow_ray.storage.hooks import HookRecord
+from pyworkflow_ray.storage.storages import Storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +138,17 @@ async def list_hooks(
         cursor: What the page before gave.
     """
     refuse_in_workflow("list_hooks")
+    return await page_of_hooks(session().storage, run_id=run_id, status=status, limit=limit, cursor=cursor)
+
+
+async def page_of_hooks(
+    storage: Storage, *, run_id: str | None, status: HookStatus | str | None, limit: int, cursor: str | None
+) -> tuple[list[Hook], str | None]:
+    """See `list_hooks`."""
     wanted = None if status is None else HookStatus(status)
     of_run = None if run_id is None else str(run_id)
     found, following = await asyncio.to_thread(
-        session().storage.read,
+        storage.read,
         lambda c: hooks.list_hooks(c, run_id=of_run, status=wanted, limit=limit, cursor=cursor),
     )
     return [Hook.of(record) for record in found], following

@@ -9,6 +9,7 @@ from typing import Any, Self
 import msgspec
 
 from pyworkflow_ray import values
+from pyworkflow_ray.event_types import EventType
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage.histories import EventRow
 from pyworkflow_ray.storage.records import RunRecord
@@ -24,7 +25,7 @@ class Event:
 
     event_id: str
     run_id: str
-    type: str
+    type: EventType
     timestamp: datetime
     data: dict[str, Any]
     sequence: int
@@ -35,7 +36,8 @@ class Event:
     def of(cls, run_id: str, row: EventRow) -> Event:
         position, timestamp, type_, data = row
         text = data if isinstance(data, str) else data.decode()
-        return cls(f"{run_id}:{position}", run_id, type_, timestamp, values.describe(text), position, text)
+        kind = EventType(type_)
+        return cls(f"{run_id}:{position}", run_id, kind, timestamp, values.describe(text), position, text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from pyworkflow_ray.exceptions import WorkflowError, WorkflowFailedError, Workfl
 from pyworkflow_ray.failures import restore
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage import runs
+from pyworkflow_ray.storage.storages import Storage
 
 
 async def get_workflow_run(run_id: str) -> WorkflowRun | None:
@@ -73,28 +74,47 @@ async def list_runs(
         ValueError: The cursor, the status or the limit is not one.
     """
     refuse_in_workflow("list_runs")
+    return await page_of_runs(
+        session().storage,
+        query=query,
+        status=status,
+        workflow=workflow,
+        start_time=start_time,
+        end_time=end_time,
+        attributes=attributes,
+        limit=limit,
+        cursor=cursor,
+    )
+
+
+async def page_of_runs(
+    storage: Storage,
+    *,
+    status: RunStatus | str | Collection[RunStatus | str] | None,
+    attributes: Mapping[str, Any] | None,
+    limit: int,
+    **conditions: Any,
+) -> tuple[list[WorkflowRun], str | None]:
+    """See `list_runs`."""
     if limit < 1:
         raise ValueError(f"limit is {limit}: give 1 or more.")
-    of = session()
-    wanted = {key: values.encode(value).decode() for key, value in (attributes or {}).items()}
+    wanted = statuses_of(status)
+    equal = {key: values.encode(value).decode() for key, value in (attributes or {}).items()}
     found, following = await asyncio.to_thread(
-        of.storage.read,
+        storage.read,
         lambda connection: runs.list_runs(
-            connection,
-            query=query,
-            status=_statuses(status),
-            workflow=workflow,
-            start_time=start_time,
-            end_time=end_time,
-            attributes=wanted,
-            limit=limit,
-            cursor=cursor,
+            connection, status=wanted, attributes=equal, limit=limit, **conditions
         ),
     )
     return [WorkflowRun.of(record) for record in found], following
 
 
-def _statuses(status: RunStatus | str | Collection[RunStatus | str] | None) -> list[RunStatus] | None:
+def statuses_of(status: RunStatus | str | Collection[RunStatus | str] | None) -> list[RunStatus] | None:
+    """The statuses that a caller names.
+
+    Raises:
+        ValueError: One of them is none.
+    """
     if status is None:
         return None
     given = [status] if isinstance(status, RunStatus | str) else list(status)
@@ -274,7 +294,7 @@ async def purge(older_than: When, status: RunStatus | str | Collection[RunStatus
     until = resolve_when(older_than, now)
     if not isinstance(older_than, datetime):
         until = now - (until - now)
-    statuses = _statuses(status) or [each for each in RunStatus if each.is_terminal]
+    statuses = statuses_of(status) or [each for each in RunStatus if each.is_terminal]
     deleted = 0
     while True:
         some = await of.storage.write(lambda c: runs.purge(c, older_than=until, statuses=statuses))

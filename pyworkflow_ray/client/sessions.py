@@ -8,7 +8,6 @@ import threading
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from loguru import logger
@@ -22,7 +21,7 @@ from pyworkflow_ray.actors.cluster import (
 )
 from pyworkflow_ray.actors.payloads import configured_values
 from pyworkflow_ray.client.runtimes import LOCAL, LocalRuntime, RayRuntime, Runtime
-from pyworkflow_ray.config import Settings, get_config
+from pyworkflow_ray.config import Settings, get_config, is_in_memory, url_of
 from pyworkflow_ray.engine.step_contexts import current_step
 from pyworkflow_ray.exceptions import ConfigurationError
 from pyworkflow_ray.storage.storages import Storage
@@ -31,6 +30,7 @@ from pyworkflow_ray.values import Values
 _lock = threading.Lock()
 _sessions: dict[tuple[Any, ...], Session] = {}
 _adopted: dict[tuple[str | None, str], str | None] = {}
+_memories: dict[str, Storage] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,21 +55,14 @@ def session(runtime: str | None = None, storage: Any = None) -> Session:
         settings = _settings_in_step(settings, step.namespace)
     elif is_plain and (entered := _entered.get()) is not None:
         return entered
-    name = runtime or settings.default_runtime
+    name = runtime or (LOCAL if is_in_memory(storage) else settings.default_runtime)
     if name not in ("ray", LOCAL):
         raise ConfigurationError(f"runtime is {name!r}: give 'ray' or 'local'.")
     adopted = None
-    if name == "ray" and storage is None and settings.storage is None:
+    if name == "ray" and storage is None and settings.storage is None and not _has_begun(settings):
         adopted = _running_storage(settings)
     url = adopted or (settings.storage_url if storage is None else _url(storage))
-    key = (
-        name,
-        url,
-        settings.namespace,
-        settings.address,
-        settings.coordinators,
-        settings.sqlite_synchronous,
-    )
+    key = _key(name, url, settings)
     with _lock:
         known = _sessions.get(key)
         if known is None or known.settings is not settings:
@@ -79,7 +72,7 @@ def session(runtime: str | None = None, storage: Any = None) -> Session:
 
 
 def _open(known: Session | None, name: str, url: str, settings: Settings, *, create: bool) -> Session:
-    storage = known.storage if known else Storage(url, create=create, synchronous=settings.sqlite_synchronous)
+    storage = known.storage if known else _storage(url, settings, create=create)
     of_url = settings.model_copy(update={"storage": _secret(url)})
     runtime = RayRuntime(of_url, storage) if name == "ray" else LocalRuntime(of_url, storage)
     return Session(
@@ -87,11 +80,35 @@ def _open(known: Session | None, name: str, url: str, settings: Settings, *, cre
     )
 
 
+def _storage(url: str, settings: Settings, *, create: bool) -> Storage:
+    if not is_in_memory(url):
+        return Storage(url, create=create, synchronous=settings.sqlite_synchronous)
+    # The one of this name, whatever else is set: a second one would be empty.
+    return _memories.setdefault(url, Storage(url))
+
+
 @lru_cache(maxsize=16)
 def _settings_in_step(settings: Settings, namespace: str) -> Settings:
     """What a step's calls go by: the engine that runs it, whatever its worker's own settings say."""
     return settings.model_copy(
         update={"namespace": namespace, "default_runtime": "ray", "storage": None, "address": None}
+    )
+
+
+def _has_begun(settings: Settings) -> bool:
+    """Whether this process uses its own default storage on Ray: the engine that runs is of its making then."""
+    own = _sessions.get(_key("ray", settings.storage_url, settings))
+    return own is not None and isinstance(own.runtime, RayRuntime) and own.runtime.is_open
+
+
+def _key(name: str, url: str, settings: Settings) -> tuple[Any, ...]:
+    return (
+        name,
+        url,
+        settings.namespace,
+        settings.address,
+        settings.coordinators,
+        settings.sqlite_synchronous,
     )
 
 
@@ -128,11 +145,10 @@ def _secret(url: str) -> Any:
 def _url(storage: Any) -> str:
     if isinstance(storage, Storage):
         return storage.database.secret_url
-    if isinstance(storage, str | Path):
-        return str(storage)
-    raise ConfigurationError(
-        f"storage is {storage!r}: give a database URL, a file path, 'memory' or a Storage."
-    )
+    try:
+        return url_of(storage)
+    except ValueError as error:
+        raise ConfigurationError(f"storage is {storage!r}: {error}.") from None
 
 
 def enter(of: Session) -> Token[Session | None]:
@@ -154,6 +170,7 @@ def close_sessions() -> None:
         for known in _sessions.values():
             known.storage.close()
         _sessions.clear()
+        _memories.clear()
 
 
 atexit.register(close_sessions)

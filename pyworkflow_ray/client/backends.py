@@ -1,0 +1,245 @@
+"""A storage as an application reads it, by itself or under the names of kinds of databases."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import Callable, Collection, Mapping
+from datetime import datetime
+from typing import Any, TypeVar
+
+from pyworkflow_ray.client.handles import refuse_in_workflow
+from pyworkflow_ray.client.hooks import Hook, page_of_hooks
+from pyworkflow_ray.client.records import Event, WorkflowRun
+from pyworkflow_ray.client.runs import page_of_runs, statuses_of
+from pyworkflow_ray.client.sessions import session
+from pyworkflow_ray.client.steps import StepExecution, step_executions
+from pyworkflow_ray.config import DEFAULT_STORAGE, storage_url
+from pyworkflow_ray.statuses import HookStatus, RunStatus
+from pyworkflow_ray.storage import hooks, runs
+from pyworkflow_ray.storage.databases import Database
+from pyworkflow_ray.storage.histories import latest_event, read_events
+from pyworkflow_ray.storage.storages import Storage
+
+T = TypeVar("T")
+
+Statuses = RunStatus | str | Collection[RunStatus | str] | None
+
+
+class StorageBackend:
+    """One database: give it as `storage`, and read what is in it. No method needs Ray.
+
+    Args:
+        url: As the setting `storage`: a database URL, or the path of an SQLite file.
+    """
+
+    def __init__(self, url: str | os.PathLike[str]) -> None:
+        self._url = str(url)
+        self._opened: Storage | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r})"
+
+    @property
+    def url(self) -> str:
+        """The URL without its password."""
+        return Database(self._url).url
+
+    @property
+    def secret_url(self) -> str:
+        """The URL with its password; never to be shown."""
+        return self._url
+
+    def _storage(self) -> Storage:
+        return self._opened or session(storage=self).storage
+
+    async def _read(self, what: str, query: Callable[[Any], T]) -> T:
+        refuse_in_workflow(what)
+        return await asyncio.to_thread(lambda: self._storage().read(query))
+
+    # --- runs -------------------------------------------------------------------------------------
+
+    async def get_run(self, run_id: str) -> WorkflowRun | None:
+        """The run of this id, or None."""
+        record = await self._read("get_run", lambda c: runs.get_run(c, str(run_id)))
+        return None if record is None else WorkflowRun.of(record)
+
+    async def get_run_by_idempotency_key(self, key: str, workflow: str | None = None) -> WorkflowRun | None:
+        """The run that holds this key, or None; the newest when several workflows use it."""
+        record = await self._read(
+            "get_run_by_idempotency_key", lambda c: runs.get_by_idempotency_key(c, key, workflow)
+        )
+        return None if record is None else WorkflowRun.of(record)
+
+    async def list_runs(
+        self,
+        query: str | None = None,
+        status: Statuses = None,
+        start_time: datetime | None = None,
+        end_time: datetime | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+        *,
+        workflow: str | None = None,
+        attributes: Mapping[str, Any] | None = None,
+    ) -> tuple[list[WorkflowRun], str | None]:
+        """A page of runs, newest first, and the cursor of the next page; see the function `list_runs`."""
+        refuse_in_workflow("list_runs")
+        return await page_of_runs(
+            self._storage(),
+            query=query,
+            status=status,
+            workflow=workflow,
+            start_time=start_time,
+            end_time=end_time,
+            attributes=attributes,
+            limit=limit,
+            cursor=cursor,
+        )
+
+    async def get_children(self, run_id: str, status: Statuses = None) -> list[WorkflowRun]:
+        """The child runs of a run, oldest first."""
+        wanted = statuses_of(status)
+        found = await self._read("get_children", lambda c: runs.get_children(c, str(run_id)))
+        return [WorkflowRun.of(record) for record in found if wanted is None or record.status in wanted]
+
+    async def get_parent(self, run_id: str) -> WorkflowRun | None:
+        """The run that has started this one as its child, or None."""
+
+        def query(connection: Any) -> Any:
+            record = runs.get_run(connection, str(run_id))
+            parent = None if record is None else record.parent_run_id
+            return None if parent is None else runs.get_run(connection, parent)
+
+        record = await self._read("get_parent", query)
+        return None if record is None else WorkflowRun.of(record)
+
+    async def get_workflow_chain(self, run_id: str) -> list[WorkflowRun]:
+        """The runs that continued one another, oldest first, from any one of them; none for an unknown id."""
+        found = await self._read("get_workflow_chain", lambda c: runs.get_chain(c, str(run_id)))
+        return [WorkflowRun.of(record) for record in found]
+
+    # --- histories --------------------------------------------------------------------------------
+
+    async def get_events(self, run_id: str, event_types: Collection[str] | None = None) -> list[Event]:
+        """The history of a run, oldest first; with `event_types`, the events of these types alone."""
+        rows = await self._read("get_events", lambda c: read_events(c, str(run_id), types=event_types))
+        return [Event.of(str(run_id), row) for row in rows]
+
+    async def get_latest_event(self, run_id: str, event_type: str | None = None) -> Event | None:
+        """The last event of a run, or its last one of a type; None without one."""
+        if event_type is not None:
+            return next(reversed(await self.get_events(run_id, [event_type])), None)
+        row = await self._read("get_latest_event", lambda c: latest_event(c, str(run_id)))
+        return None if row is None else Event.of(str(run_id), row)
+
+    async def list_steps(self, run_id: str) -> list[StepExecution]:
+        """The steps that a run has called, in that order."""
+        return step_executions(str(run_id), await self.get_events(run_id))
+
+    # --- hooks ------------------------------------------------------------------------------------
+
+    async def get_hook(self, hook_id: str, run_id: str | None = None) -> Hook | None:
+        """The hook of this id in a run, or None.
+
+        Raises:
+            ValueError: There is no `run_id`: each run has hooks of its own.
+        """
+        if run_id is None:
+            raise ValueError(
+                f"get_hook({hook_id!r}) needs a run_id, since each run has hooks of its own; "
+                "get_hook_by_token() finds one by its token."
+            )
+        cursor = None
+        while True:
+            page, cursor = await self.list_hooks(run_id, cursor=cursor)
+            for hook in page:
+                if hook.hook_id == hook_id:
+                    return hook
+            if cursor is None:
+                return None
+
+    async def get_hook_by_token(self, token: str) -> Hook | None:
+        """The hook of this token, or None."""
+        record = await self._read("get_hook_by_token", lambda c: hooks.get_hook(c, token))
+        return None if record is None else Hook.of(record)
+
+    async def list_hooks(
+        self,
+        run_id: str | None = None,
+        status: HookStatus | str | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> tuple[list[Hook], str | None]:
+        """A page of hooks, newest first, and the cursor of the next page; see the function `list_hooks`."""
+        refuse_in_workflow("list_hooks")
+        return await page_of_hooks(self._storage(), run_id=run_id, status=status, limit=limit, cursor=cursor)
+
+    # --- the database -----------------------------------------------------------------------------
+
+    async def health_check(self) -> bool:
+        """Whether the database can be read now."""
+        return await asyncio.to_thread(lambda: self._storage().health_check())
+
+    async def connect(self) -> None:
+        """Open the database now, and make its tables if need be; anything else would do so, too.
+
+        Raises:
+            StorageError: It cannot be opened.
+        """
+        await asyncio.to_thread(lambda: self._storage().facts())
+
+    async def disconnect(self) -> None:
+        """Does nothing: the database is closed when the process ends, and runs may use it until then."""
+
+
+_memories = itertools.count(1)
+
+
+class InMemoryStorageBackend(StorageBackend):
+    """A new database in the memory of this process; runs on it are driven in this process, too."""
+
+    def __init__(self) -> None:
+        super().__init__(f"sqlite:///:memory:?name={next(_memories)}")
+
+    def __repr__(self) -> str:
+        return "InMemoryStorageBackend()"
+
+
+class FileStorageBackend(StorageBackend):
+    """The SQLite database `pyworkflow.db` in a folder, which is made if it is not there."""
+
+    def __init__(self, base_path: str | os.PathLike[str] = ".pyworkflow") -> None:
+        super().__init__(storage_url({"type": "file", "base_path": base_path}))
+
+
+class SQLiteStorageBackend(StorageBackend):
+    """An SQLite database in a file, which is made if it is not there."""
+
+    def __init__(self, db_path: str | os.PathLike[str] = DEFAULT_STORAGE) -> None:
+        super().__init__(storage_url({"type": "sqlite", "db_path": db_path}))
+
+
+class PostgresStorageBackend(StorageBackend):
+    """A PostgreSQL database, by its URL or by the parts of it."""
+
+    def __init__(
+        self,
+        dsn: str | None = None,
+        host: str = "localhost",
+        port: int = 5432,
+        user: str = "pyworkflow",
+        password: str = "",
+        database: str = "pyworkflow",
+    ) -> None:
+        parts = {"host": host, "port": port, "user": user, "password": password, "database": database}
+        super().__init__(storage_url({"type": "postgres", "dsn": dsn, **parts}))
+
+
+def get_storage() -> StorageBackend:
+    """The storage of the settings in force."""
+    storage = session().storage
+    backend = StorageBackend(storage.database.secret_url)
+    backend._opened = storage
+    return backend
