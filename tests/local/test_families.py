@@ -679,6 +679,7 @@ async def test_runs_that_have_ended_are_deleted_and_purged() -> None:
         with pytest.raises(pr.WorkflowNotFoundError):
             await runs[0].result()
         assert await pr.purge("1h") == 0
+        await environment.advance("1s")
         assert await pr.purge("0s", status="failed") == 0
         assert await pr.purge("0s") == 2
         assert [run.run_id for run in (await pr.list_runs())[0]] == [living]
