@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from operator import attrgetter
 
+from rich.table import Table
 from rich.text import Text
 
 from pyworkflow_ray import config
@@ -210,14 +211,14 @@ def print_checks(output: Output, checks: list[Check]) -> None:
         columns = [Column(name, attrgetter(name)) for name in Check.__dataclass_fields__]
         output.rows(checks, columns)
         return
-    width = max(len(check.name) for check in checks)
+    grid = Table.grid(padding=(0, 2, 0, 0))
     for check in checks:
-        line = Text.assemble(
-            (MARKS[check.status], STYLES[check.status]), f" {check.name:<{width}}  ", shown(check.found)
+        grid.add_row(
+            Text(MARKS[check.status], style=STYLES[check.status]), Text(check.name), Text(shown(check.found))
         )
-        output.text(line)
         if check.status != OK:
-            output.text(Text.assemble(" " * (width + 4), ("→ ", "dim"), (check.mend, "bold")))
+            grid.add_row("", "", Text.assemble(("→ ", "dim"), (check.mend, "bold")))
+    output.out.print(grid)
     bad = sum(check.status == PROBLEM for check in checks)
     if bad:
         output.say(f"{bad} {'problem' if bad == 1 else 'problems'}.", "red")

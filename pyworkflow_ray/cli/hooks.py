@@ -12,7 +12,6 @@ from pyworkflow_ray.cli import completions
 from pyworkflow_ray.cli.errors import print_error
 from pyworkflow_ray.cli.invocations import STORED, begin_reading, begin_writing
 from pyworkflow_ray.cli.outputs import Column, Output
-from pyworkflow_ray.cli.prompts import ask_payload, choose
 from pyworkflow_ray.cli.questions import is_interactive, read_value
 from pyworkflow_ray.cli.run_ids import full_id
 from pyworkflow_ray.client.hooks import Hook, get_hook, list_hooks, reject_hook, resume_hook
@@ -29,7 +28,7 @@ COLUMNS = [
     Column("run", lambda hook: hook.run_id, is_whole=True),
     Column("status", lambda hook: hook.status, is_whole=True),
     Column("created", lambda hook: hook.created_at, is_whole=True),
-    Column("expires", lambda hook: hook.expires_at),
+    Column("expires", lambda hook: hook.expires_at if hook.status is HookStatus.PENDING else None),
     Column("token", lambda hook: hook.token, is_whole=True),
 ]
 
@@ -147,11 +146,15 @@ def _chosen(output: Output) -> Hook:
     if not pending:
         output.say("No run waits for anybody.")
         raise typer.Exit(1)
+    from pyworkflow_ray.cli.prompts import choose
+
     return choose(output, pending)
 
 
 def _ask_and_resume(output: Output, hook: Hook) -> Any:
     """Ask until an answer is accepted: what the schema cannot say, the hook's own type refuses."""
+    from pyworkflow_ray.cli.prompts import ask_payload  # late: few commands ask
+
     while True:
         value = ask_payload(output, hook)
         try:

@@ -96,7 +96,10 @@ def begin_driving(ctx: typer.Context, *, may_start: bool = False) -> tuple[Outpu
         ConfigurationError: There is no cluster.
     """
     output = begin(ctx)
-    return output, not is_local() and run_sync(join(may_start=may_start))
+    if is_local():
+        return output, False
+    with output.busy("joining Ray"):  # starting a cluster of one's own takes seconds
+        return output, run_sync(join(may_start=may_start))
 
 
 def import_workflows(ctx: typer.Context) -> list[str]:

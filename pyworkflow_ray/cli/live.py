@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections import Counter
 from collections.abc import Awaitable
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
@@ -16,16 +17,16 @@ from rich.table import Table
 from rich.text import Text
 
 from pyworkflow_ray.cli.errors import PROGRAM
-from pyworkflow_ray.cli.outputs import STYLES, Output, shown
+from pyworkflow_ray.cli.outputs import STYLES, Output, error_text, shown
 from pyworkflow_ray.cli.times import clock, relative, span
 from pyworkflow_ray.client.handles import wait_for_end
 from pyworkflow_ray.client.loops import run_sync
 from pyworkflow_ray.client.mail import latest_of_chain
-from pyworkflow_ray.client.outlines import Outline, StepOutline, Wait
+from pyworkflow_ray.client.outlines import ChildOutline, Outline, StepOutline, Wait
 from pyworkflow_ray.client.progress import Progress
 from pyworkflow_ray.client.records import Event, WorkflowRun
 from pyworkflow_ray.client.sessions import Session, session
-from pyworkflow_ray.statuses import StepStatus
+from pyworkflow_ray.statuses import RunStatus, StepStatus
 from pyworkflow_ray.storage.runs import get_run
 
 COLLAPSE_FROM = 6
@@ -152,7 +153,11 @@ class Screen(Progress):
             text = f" waiting for {self.run_id} to begin" if self.run_id else " starting"
             return _side_by_side(self._spinner, Text(text))
         now = datetime.now(UTC)
-        entries = [*step_lines(outline, now), *(wait_line(wait, now) for wait in open_waits(outline, now))]
+        entries = [
+            *step_lines(outline, now),
+            *child_lines(outline),
+            *(wait_line(wait, now) for wait in open_waits(outline, now)),
+        ]
         room = max(self._console.height - _FRAME, 5)
         if len(entries) > room:
             hidden = len(entries) - room + 1
@@ -160,7 +165,7 @@ class Screen(Progress):
         return Group(self._heading(outline, now), *entries)
 
     def _heading(self, outline: Outline, now: datetime) -> RenderableType:
-        state = outline.status.value
+        state = "waiting" if is_waiting(outline) else outline.status.value
         line = Text.assemble((shown(outline.workflow_name), "bold"), "  ", outline.run_id, "  ")
         line.append(state, style=STYLES.get(state, ""))
         if outline.started_at is not None:
@@ -171,7 +176,14 @@ class Screen(Progress):
             line.append(f"  recovered {outline.interruptions}×", style="yellow")
         if outline.cancel_reason is not None and outline.ended_at is None:
             line.append("  asked to cancel", style="magenta")
-        return line if outline.ended_at is not None else _side_by_side(self._spinner, line)
+        return line if outline.ended_at is not None else _side_by_side(self._spinner, Text(" "), line)
+
+
+def is_waiting(outline: Outline) -> bool:
+    """Whether a run that goes on has nothing under way."""
+    if outline.ended_at is not None or not (outline.waits or outline.children):
+        return False
+    return all(step.ended_at is not None for step in list(outline.steps.values()))
 
 
 def step_lines(outline: Outline, now: datetime) -> list[RenderableType]:
@@ -198,7 +210,8 @@ def _step_line(step: StepOutline, now: datetime) -> Text:
     if step.status is StepStatus.RETRYING and step.retry_at is not None:
         line.append(f" {relative(step.retry_at, now)}", style="yellow")
     if step.error:
-        line.append(f"  {shown(f'{step.error_type}: {step.error}')}", style="red" if step.ended_at else "dim")
+        error = shown(error_text(step.error_type, step.error))
+        line.append(f"  {error}", style="red" if step.ended_at else "dim")
     return _cut(line)
 
 
@@ -216,10 +229,36 @@ def _bar(name: str, steps: list[StepOutline]) -> RenderableType:
     ]
     style = STYLES.get(mark.value, "")
     return _side_by_side(
-        Text.assemble("  ", (MARKS[mark], style), f" {shown(name):<24}"),
+        Text.assemble("  ", (MARKS[mark], style), f" {shown(name):<24} "),
         ProgressBar(len(steps), ended, width=_BAR),
         Text.assemble(f" {done}/{len(steps)}", *others),
     )
+
+
+def child_lines(outline: Outline) -> list[RenderableType]:
+    """A line for each child run, and one for all of many."""
+    children = list(outline.children.values())
+    if len(children) < COLLAPSE_FROM:
+        return [_child_line(child) for child in children]
+    counts = Counter(child.status for child in children)
+    line = Text.assemble(
+        "  ", ("▷", "cyan"), f" {'children':<24} ", f"{counts[RunStatus.COMPLETED]}/{len(children)}"
+    )
+    for status, count in counts.items():
+        if status is not RunStatus.COMPLETED:
+            line.append(f"  {count} {status.value}", style=STYLES[status.value])
+    return [line]
+
+
+def _child_line(child: ChildOutline) -> Text:
+    state = child.status.value
+    line = Text.assemble(
+        "  ", ("▷", STYLES[state]), f" {shown(child.child_id):<24} ", (f"{state:<9}", STYLES[state])
+    )
+    line.append(f" {child.run_id}")
+    if child.error:
+        line.append(f"  {shown(error_text(child.error_type, child.error))}", style="red")
+    return _cut(line)
 
 
 def open_waits(outline: Outline, now: datetime) -> list[Wait]:
@@ -240,8 +279,6 @@ def wait_line(wait: Wait, now: datetime) -> Text:
         case "hook":
             line.append(f"waits for an answer {until}".rstrip())
             line.append(f"\n      {answer_command(wait.token)}", style="bold")
-        case "child":
-            line.append(f"{shown(wait.workflow_name or '')}  {wait.run_id}")
         case _:
             line.append(until)
     return line

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
@@ -15,7 +16,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.text import Text
 
-from pyworkflow_ray.cli.times import moment, relative, span
+from pyworkflow_ray.cli.times import exact, moment, relative, span
 
 UNLIMITED = 100_000
 """The width of an output that nobody watches: no line is cut."""
@@ -29,6 +30,7 @@ STYLES = {
     "running": "cyan",
     "pending": "blue",
     "suspended": "yellow",
+    "waiting": "yellow",
     "retrying": "yellow",
     "interrupted": "bold red",
     "cancelled": "magenta",
@@ -61,11 +63,18 @@ class Column:
         title: Its heading.
         of: What an item has there: text, a time, a state, a number, any plain value, or None.
         is_whole: Whether it must never be cut, as ids.
+        is_exact: Whether its times are told to the millisecond, instead of how long ago they are.
     """
 
     title: str
     of: Callable[[Any], Any]
     is_whole: bool = False
+    is_exact: bool = False
+
+    def cell(self, item: Any) -> Text:
+        """What a person sees of an item there."""
+        value = self.of(item)
+        return Text(exact(value)) if self.is_exact and isinstance(value, datetime) else cell(value)
 
 
 class Output:
@@ -89,6 +98,10 @@ class Output:
     def say(self, text: str, style: str = "") -> None:
         """Tell something that is not the answer."""
         self.err.print(Text(shown(text, lines=True), style=style), soft_wrap=True)
+
+    def busy(self, text: str) -> AbstractContextManager[object]:
+        """Tell, as long as the block lasts, what takes a while; on a terminal only."""
+        return self.err.status(Text(text, style="dim")) if self.err.is_terminal else nullcontext()
 
     def data(self, data: Any) -> None:
         """Print data as JSON, whatever the format."""
@@ -142,7 +155,9 @@ class Output:
             self.out.print(field(name, width, value), soft_wrap=True)
 
     def _table(self, items: Sequence[Any], columns: Sequence[Column]) -> None:
-        cells = [[cell(column.of(item)) for column in columns] for item in items]
+        cells = [[column.cell(item) for column in columns] for item in items]
+        used = [place for place in range(len(columns)) if any(row[place].plain for row in cells)]
+        columns, cells = [columns[each] for each in used], [[row[each] for each in used] for row in cells]
         widths = [
             max(len(column.title), *(row[place].cell_len for row in cells))
             for place, column in enumerate(columns)
@@ -246,6 +261,12 @@ def plain_of(value: Any) -> Any:
             if names is None:
                 return str(value)
             return {name: plain_of(getattr(value, name)) for name in names}
+
+
+def error_text(error_type: str | None, error: str | None) -> str:
+    """An error in one text; its type without the module."""
+    kind = (error_type or "").rpartition(".")[2]
+    return f"{kind}: {error or ''}" if kind else error or ""
 
 
 def shown(text: str, *, lines: bool = False) -> str:

@@ -140,7 +140,7 @@ def _question(name: str, field: Schema, *, is_required: bool) -> Text:
         question.append(", may be left out", style="dim")
     question.append(")", style="dim")
     if field.get("description"):
-        question.append(f" {shown(str(field['description']))}")
+        question.append(f" – {shown(str(field['description']))}")
     choices = field.get("enum")
     if choices:
         question.append(f" [{'/'.join(map(str, choices))}]", style="cyan")

@@ -11,10 +11,10 @@ import typer
 from pyworkflow_ray.cli import changes, completions
 from pyworkflow_ray.cli.errors import PROGRAM
 from pyworkflow_ray.cli.invocations import begin_reading
-from pyworkflow_ray.cli.outputs import Column, Format, Output
+from pyworkflow_ray.cli.outputs import Column, Format, Output, shown
 from pyworkflow_ray.cli.run_ids import RunId, full_id
 from pyworkflow_ray.cli.stories import print_status
-from pyworkflow_ray.cli.times import since
+from pyworkflow_ray.cli.times import exact, since
 from pyworkflow_ray.client.handles import read_record
 from pyworkflow_ray.client.loops import run_sync
 from pyworkflow_ray.client.progress import INTERVAL, read_new_events
@@ -140,7 +140,7 @@ def _short(value: Any) -> str:
 
 EVENT_COLUMNS = [
     Column("no", lambda event: str(event.sequence), is_whole=True),
-    Column("time", lambda event: event.timestamp, is_whole=True),
+    Column("time", lambda event: event.timestamp, is_whole=True, is_exact=True),
     Column("event", lambda event: event.type, is_whole=True),
     Column("data", told_data),
 ]
@@ -174,4 +174,6 @@ def _print_event(output: Output, event: Event) -> None:
     elif output.format is Format.PLAIN:
         output.rows([event], EVENT_COLUMNS)
     else:
-        output.text(f"{event.timestamp.astimezone():%H:%M:%S}  {event.type:<26} {told_data(event)}")
+        output.text(
+            f"{event.sequence:<4} {exact(event.timestamp)}  {event.type:<26} {shown(told_data(event))}"
+        )

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from pyworkflow_ray.cli.errors import PROGRAM
 from pyworkflow_ray.cli.live import COLLAPSE_FROM, answer_command, open_waits
-from pyworkflow_ray.cli.outputs import Column, Format, Output, cell, shown
+from pyworkflow_ray.cli.outputs import Column, Format, Output, cell, error_text, shown
 from pyworkflow_ray.cli.times import moment, span
 from pyworkflow_ray.client.outlines import Outline, StepOutline, Wait
 from pyworkflow_ray.client.records import Event, WorkflowRun
@@ -27,7 +27,15 @@ def print_status(output: Output, record: RunRecord, events: list[Event]) -> None
     if output.is_json:
         more = {"error_type": record.error_type, "traceback": outline.traceback, "wake_at": record.wake_at}
         waits = open_waits(outline, now)
-        output.data({**run.to_dict(), **more, "steps": list(outline.steps.values()), "waits_for": waits})
+        output.data(
+            {
+                **run.to_dict(),
+                **more,
+                "steps": list(outline.steps.values()),
+                "children": list(outline.children.values()),
+                "waits_for": waits,
+            }
+        )
         return
     output.record(None, _pairs(run, record, outline, now))
     if output.format is Format.PLAIN:
@@ -37,9 +45,8 @@ def print_status(output: Output, record: RunRecord, events: list[Event]) -> None
     if outline.steps:
         output.text("")
         output.rows(_step_rows(outline), STEP_COLUMNS)
-    following = _following(run)
-    if following is not None:
-        output.say(f"\nNext: {PROGRAM} runs {following}", "dim")
+    for command, meaning in _following(run):
+        output.say(f"{'Next:':<6}{PROGRAM} runs {command}  {meaning}", "dim")
 
 
 def _pairs(run: WorkflowRun, record: RunRecord, outline: Outline, now: datetime) -> list[tuple[str, Any]]:
@@ -83,8 +90,7 @@ def _input(run: WorkflowRun) -> str | None:
 
 
 def _error(record: RunRecord) -> str:
-    error = shown(record.error or "", lines=True)
-    return error if not record.error_type else f"{record.error_type}: {error}"
+    return shown(error_text(record.error_type, record.error), lines=True)
 
 
 def _cut(text: str) -> str:
@@ -98,30 +104,37 @@ def _cancel(outline: Outline) -> str | None:
 
 
 def _waits(outline: Outline, now: datetime) -> str | None:
-    return "\n".join(_wait(each, now) for each in open_waits(outline, now)) or None
+    open_children = [child for child in outline.children.values() if child.status is RunStatus.RUNNING]
+    lines = [_wait(each, now) for each in open_waits(outline, now)]
+    if outline.ended_at is None:
+        lines += [f"{child.child_id}: {child.run_id}" for child in open_children[:COLLAPSE_FROM]]
+        lines += [f"and {more} more children"] if (more := len(open_children) - COLLAPSE_FROM) > 0 else []
+    return "\n".join(lines) or None
 
 
 def _wait(wait: Wait, now: datetime) -> str:
     until = "" if wait.until is None else f" until {moment(wait.until, now)}"
     match wait.kind:
         case "hook":
-            return f"{wait.id}{until}: {answer_command(wait.token)}"
-        case "child":
-            return f"{wait.id}: {wait.run_id}"
+            return f"{wait.id}{until}\n{answer_command(wait.token)}"
         case _:
             return f"{wait.id}{until}"
 
 
-def _following(run: WorkflowRun) -> str | None:
+def _following(run: WorkflowRun) -> list[tuple[str, str]]:
+    """Commands that come next, and what they do."""
     match run.status:
         case RunStatus.FAILED:
-            return f"fork {run.run_id} --code current, once the code is mended; or rerun {run.run_id}"
+            return [
+                (f"fork {run.run_id} --code current", "goes on from the step that failed, with today's code"),
+                (f"rerun {run.run_id}", "begins anew"),
+            ]
         case RunStatus.INTERRUPTED:
-            return f"resume {run.run_id}"
+            return [(f"resume {run.run_id}", "goes on, once what is wrong is mended")]
         case RunStatus.CONTINUED_AS_NEW:
-            return f"chain {run.run_id}"
+            return [(f"chain {run.run_id}", "lists the runs in which it went on")]
         case _:
-            return None
+            return []
 
 
 STEP_COLUMNS = [
@@ -153,12 +166,12 @@ def _step_rows(outline: Outline) -> list[dict[str, Any]]:
 def _row(name: str, steps: list[StepOutline]) -> dict[str, Any]:
     last = steps[-1]
     ends = [step.ended_at for step in steps if step.ended_at is not None]
-    began = min(step.started_at or step.scheduled_at for step in steps)
+    began = min(step.scheduled_at for step in steps)
     failed = next((step for step in steps if step.error), None)
     return {
         "step": name,
         "status": last.status,
         "attempt": max(step.attempt for step in steps),
         "took": span(max(ends) - began) if len(ends) == len(steps) else None,
-        "error": None if failed is None else f"{failed.error_type}: {failed.error}",
+        "error": None if failed is None else error_text(failed.error_type, failed.error),
     }

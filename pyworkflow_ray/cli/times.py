@@ -33,7 +33,7 @@ def relative(at: datetime, now: datetime | None = None) -> str:
     size = round(abs(seconds))
     for unit, length in _UNITS:
         if size >= length:
-            text = f"{size // length} {unit}"
+            text = f"{round(size / length)} {unit}"
             return f"in {text}" if seconds > 0 else f"{text} ago"
     return "now"
 
@@ -43,6 +43,11 @@ def clock(at: datetime, now: datetime | None = None) -> str:
     local = at.astimezone()
     is_today = local.date() == (now or datetime.now(UTC)).astimezone().date()
     return f"{local:%H:%M:%S}" if is_today else f"{local:%Y-%m-%d %H:%M:%S}"
+
+
+def exact(at: datetime, now: datetime | None = None) -> str:
+    """As `clock`, to the millisecond."""
+    return f"{clock(at, now)}.{at.microsecond // 1000:03d}"
 
 
 def moment(at: datetime, now: datetime | None = None) -> str:

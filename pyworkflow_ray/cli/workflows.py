@@ -15,7 +15,7 @@ from pyworkflow_ray.cli.arguments import arguments_of
 from pyworkflow_ray.cli.errors import PROGRAM, print_error
 from pyworkflow_ray.cli.invocations import begin, begin_driving, import_workflows, is_local
 from pyworkflow_ray.cli.live import watch
-from pyworkflow_ray.cli.outputs import Column, Format, Output, shown
+from pyworkflow_ray.cli.outputs import Column, Format, Output, error_text, shown
 from pyworkflow_ray.client.loops import run_sync
 from pyworkflow_ray.client.records import WorkflowRun
 from pyworkflow_ray.client.runs import get_workflow_run
@@ -28,6 +28,12 @@ from pyworkflow_ray.storage.runs import get_run
 from pyworkflow_ray.workflows import WorkflowFunction, get_workflow, list_workflows
 
 app = typer.Typer(no_args_is_help=True, help="Workflows that modules define, and new runs of them.")
+
+_ENDS = {
+    RunStatus.FAILED: "has failed",
+    RunStatus.CANCELLED: "was cancelled",
+    RunStatus.INTERRUPTED: "was set aside",
+}
 
 Name = Annotated[str, typer.Argument(help="A workflow's name.", autocompletion=completions.workflows)]
 
@@ -130,9 +136,12 @@ def finish(output: Output, ended: WorkflowRun) -> None:
         output.say(f"Run {ended.run_id} waits, and nothing runs meanwhile. It goes on with:")
         output.say(f"  {PROGRAM} runs resume {ended.run_id}")
         return
-    what = f": {ended.error}" if ended.error else ""
-    following = f"{PROGRAM} runs status {ended.run_id}"
-    print_error(f"Run {ended.run_id} is {ended.status.value}{what}", following)
+    record = session().storage.read(lambda connection: get_run(connection, ended.run_id))
+    what = error_text(record.error_type, ended.error) if record is not None else ""
+    told = _ENDS.get(ended.status, f"is {ended.status.value}")
+    print_error(
+        f"Run {ended.run_id} {told}{': ' if what else ''}{what}", f"{PROGRAM} runs status {ended.run_id}"
+    )
     raise typer.Exit(1)
 
 

@@ -20,6 +20,12 @@ _ENDS = {
     "workflow.continued_as_new": RunStatus.CONTINUED_AS_NEW,
 }
 
+_CHILD_ENDS = {
+    "child_workflow.completed": RunStatus.COMPLETED,
+    "child_workflow.failed": RunStatus.FAILED,
+    "child_workflow.cancelled": RunStatus.CANCELLED,
+}
+
 
 @dataclass(slots=True)
 class StepOutline:
@@ -40,9 +46,21 @@ class StepOutline:
     worker_pid: int = 0
 
 
+@dataclass(slots=True)
+class ChildOutline:
+    """A child run of a run, as its parent's history tells it."""
+
+    child_id: str
+    run_id: str
+    workflow_name: str
+    status: RunStatus = RunStatus.RUNNING
+    error: str | None = None
+    error_type: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Something that a run waits for: a "sleep", a "hook" (with its token), or a "child" (with its run id).
+    """Something that a run waits for besides steps and children: a "sleep", or a "hook" with its token.
 
     A timer that the code has let go, such as that of an `asyncio.timeout` that was not needed, leaves
     no event, and counts as a sleep until its time.
@@ -52,8 +70,6 @@ class Wait:
     id: str
     until: datetime | None = None
     token: str | None = field(default=None, repr=False)
-    run_id: str | None = None
-    workflow_name: str | None = None
 
 
 class Outline:
@@ -63,6 +79,7 @@ class Outline:
         self.run_id = run_id
         self.workflow_name = ""
         self.steps: dict[str, StepOutline] = {}
+        self.children: dict[str, ChildOutline] = {}
         self.status = RunStatus.PENDING
         self.started_at: datetime | None = None
         self.ended_at: datetime | None = None
@@ -86,7 +103,7 @@ class Outline:
 
     @property
     def waits(self) -> list[Wait]:
-        """What the run waits for besides its steps, in the order in which it began to."""
+        """What the run waits for besides steps and children, in the order in which it began to."""
         return list(self._waits.values())
 
     def add(self, event: Event) -> None:
@@ -98,7 +115,9 @@ class Outline:
                 self._add_of_workflow(event)
             case "step":
                 self._add_of_step(event, event.data)
-            case "sleep" | "hook" | "child_workflow":
+            case "child_workflow":
+                self._add_of_child(event, event.data)
+            case "sleep" | "hook":
                 self._add_of_wait(event, event.data)
             case "cancellation":
                 self.cancel_reason = event.data.get("reason", "")
@@ -153,6 +172,15 @@ class Outline:
         if data.get("started_at"):
             step.started_at = datetime.fromisoformat(data["started_at"])
 
+    def _add_of_child(self, event: Event, data: dict[str, Any]) -> None:
+        child_id = data["child_id"]
+        child = self.children.get(child_id)
+        if child is None:
+            child = ChildOutline(child_id, data["child_run_id"], data["child_workflow_name"])
+            self.children[child_id] = child
+        child.status = _CHILD_ENDS.get(event.type, RunStatus.RUNNING)
+        child.error, child.error_type = data.get("error"), data.get("error_type")
+
     def _add_of_wait(self, event: Event, data: dict[str, Any]) -> None:
         match event.type:
             case "sleep.started":
@@ -165,15 +193,8 @@ class Outline:
                     None if until is None else datetime.fromisoformat(until),
                     token=data["token"],
                 )
-            case "child_workflow.started":
-                wait = Wait(
-                    "child",
-                    data["child_id"],
-                    run_id=data["child_run_id"],
-                    workflow_name=data["child_workflow_name"],
-                )
             case _:
-                kind = event.type.partition(".")[0].removesuffix("_workflow")
+                kind = event.type.partition(".")[0]
                 self._waits.pop((kind, data.get(f"{kind}_id", "")), None)
                 return
         self._waits[wait.kind, wait.id] = wait

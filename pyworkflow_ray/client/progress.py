@@ -44,7 +44,8 @@ class Progress:
     ) -> None:
         if self._task is not None:
             self._task.cancel()
-            await self._take_new()
+            if not isinstance(error, asyncio.CancelledError):  # else nobody looks any more
+                await self._take_new()
 
     async def _follow(self) -> None:
         while True:
