@@ -8,44 +8,20 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
-from pyworkflow_ray.actors.activations import RunEnd
 from pyworkflow_ray.actors.payloads import configured_values
 from pyworkflow_ray.client.handles import RunHandle
-from pyworkflow_ray.client.runtimes import LocalRuntime
 from pyworkflow_ray.client.sessions import Session, enter, leave
 from pyworkflow_ray.client.starts import StartOptions, start_run
 from pyworkflow_ray.config import get_config
 from pyworkflow_ray.durations import Duration, parse_duration
-from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.storages import Storage
 from pyworkflow_ray.testing.clocks import VirtualClock
+from pyworkflow_ray.testing.fail_points import CommitPoint, Delayed, FailPoint, LostWorker, Raised
+from pyworkflow_ray.testing.runtimes import POLL, MortalRuntime
 from pyworkflow_ray.workflows import WorkflowFunction
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-_POLL = 0.001
-
-
-class _Runtime(LocalRuntime):
-    """The in-process runtime, whose `start` does not wait for the run."""
-
-    name = "test"
-    waiting = 0
-    """How many wait for a run's end."""
-
-    async def wait(self, run: RunRecord) -> RunEnd | None:
-        self.waiting += 1
-        try:
-            return await super().wait(run)
-        finally:
-            self.waiting -= 1
-
-    async def start(self, run: RunRecord) -> None:
-        await self.coordinator().accept_runs([run])
-
-    async def wake(self, run: RunRecord) -> None:
-        await self.tell(run)
 
 
 class WorkflowEnvironment:
@@ -76,7 +52,7 @@ class WorkflowEnvironment:
         # A run that waits stays in memory here: it is this clock that it waits for, and no timer actor.
         forever = {"suspend_after": None}
         self._settings = get_config().model_copy(update={**settings, **forever})
-        self._runtime = _Runtime(self._settings, self._storage, self.clock)
+        self._runtime = MortalRuntime(self._settings, self._storage, self.clock)
         self._session = Session(
             self._settings,
             self._storage,
@@ -100,7 +76,7 @@ class WorkflowEnvironment:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._skipper
         leave(self._entered)
-        await self._runtime.coordinator().close()
+        await self._runtime.close()
         self._storage.close()
 
     async def start(self, fn: WorkflowFunction[P, T], *args: P.args, **kwargs: P.kwargs) -> RunHandle[T]:
@@ -129,18 +105,87 @@ class WorkflowEnvironment:
     async def settle(self) -> None:
         """Wait until every run has ended, or waits for time or for something from outside."""
         await asyncio.sleep(0)  # a run that was just told of a signal notices it in the loop's next turn
-        while not self._is_settled():
-            await asyncio.sleep(_POLL)
+        while not self._runtime.is_settled:
+            await asyncio.sleep(POLL)
 
-    def _is_settled(self) -> bool:
-        drives = self._runtime.coordinator().drives
-        return self.clock.sleepers == len(drives) and not any(drive.in_flight for drive in drives)
+    # --- what goes wrong ------------------------------------------------------------------------------
+
+    async def crash(self) -> None:
+        """Lose the coordinator at once, as by `kill -9`; returns when its successor has taken over.
+
+        Nothing that was in memory survives, and no code of a run or an `async def` step runs any more, not
+        even `finally`. The successor replays every run from its rows, and makes new attempts of the steps
+        that were under way. (A `def` step goes on in its thread, to no effect on the run.)
+        """
+        await self._runtime.crash()
+
+    def crash_at(
+        self,
+        when: str,
+        event: str | None = None,
+        *,
+        step: str | None = None,
+        workflow: str | None = None,
+        skip: int = 0,
+        times: int | None = 1,
+    ) -> FailPoint:
+        """Have the coordinator lost around a commit, as `crash` does at any time.
+
+        Args:
+            when: "before_commit": the commit is lost with the coordinator. "after_commit": it is made, and
+                the coordinator does not live to act on it.
+            event: The type of an event that the commit holds, such as "step.completed"; any by default.
+            step: The name, or the id, of the step that the event tells of.
+            workflow: The name of the workflow to whose run it belongs.
+            skip: How many such commits are let pass first.
+            times: How often it happens; None is always.
+
+        Raises:
+            ValueError: `when`, or `event`, is none that there is.
+        """
+        return self._add(CommitPoint(when, event, step, workflow, skip, times))
+
+    def lose_worker(
+        self, step: str, *, after_work: bool = False, skip: int = 0, times: int | None = 1
+    ) -> FailPoint:
+        """Have the worker die that makes an attempt of a step.
+
+        Args:
+            step: The step's name, or its id, such as "charge#2".
+            after_work: Whether the step has done its work before, so that its effects are there and its
+                result is not.
+            skip: How many attempts are let pass first.
+            times: How often it happens; None is always.
+        """
+        return self._add(LostWorker(step, skip, times, after_work))
+
+    def fail_step(
+        self,
+        step: str,
+        error: BaseException | type[BaseException],
+        *,
+        skip: int = 0,
+        times: int | None = 1,
+    ) -> FailPoint:
+        """Have attempts of a step raise an error instead of doing its work; retries follow as in life."""
+        return self._add(Raised(step, skip, times, error))
+
+    def delay_step(self, step: str, duration: Duration, *, skip: int = 0, times: int | None = 1) -> FailPoint:
+        """Have attempts of a step take that long by this environment's clock, before they do its work.
+
+        One that takes longer than the step's `timeout` fails with that.
+        """
+        return self._add(Delayed(step, skip, times, parse_duration(duration)))
+
+    def _add(self, point: FailPoint) -> FailPoint:
+        self._runtime.points.add(point)
+        return point
 
     async def _skip(self) -> None:
         while True:
             next_at = self.clock.next_at()
-            if next_at is not None and self._runtime.waiting and self._is_settled():
+            if next_at is not None and self._runtime.waiting and self._runtime.is_settled:
                 self.clock.set_forward(next_at)
                 await asyncio.sleep(0)
             else:
-                await asyncio.sleep(_POLL)
+                await asyncio.sleep(POLL)

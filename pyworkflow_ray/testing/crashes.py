@@ -1,0 +1,129 @@
+"""A workflow run again and again, with its coordinator lost at another place each time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from pyworkflow_ray.client.handles import RunHandle
+from pyworkflow_ray.client.records import Event
+from pyworkflow_ray.client.runs import get_workflow_events, list_runs
+from pyworkflow_ray.client.starts import start
+from pyworkflow_ray.failures import error_type_name
+from pyworkflow_ray.ids import new_run_id
+from pyworkflow_ray.testing.environments import WorkflowEnvironment
+from pyworkflow_ray.testing.fail_points import CRASHES, FailPoint
+from pyworkflow_ray.testing.replays import replay
+
+During = Callable[[WorkflowEnvironment, RunHandle[Any]], Awaitable[object]]
+
+
+@dataclass
+class _Trial:
+    """One run of the workflow, and what came of it."""
+
+    point: FailPoint
+    result: Any = None
+    error: str = ""
+    histories: dict[str, list[Event]] = field(default_factory=dict)
+
+    def outcome(self) -> str:
+        return f"it raised {self.error}" if self.error else f"its result is {self.result!r}"
+
+    def has_outcome_of(self, other: _Trial) -> bool:
+        return self.error == other.error and bool(self.result == other.result)
+
+
+async def check_every_crash(
+    workflow: Any,
+    *args: Any,
+    during: During | None = None,
+    settings: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> int:
+    """Check that a workflow comes to the same result wherever its coordinator is lost.
+
+    The workflow is run once undisturbed, and then anew for each commit of that run, in environments of their
+    own: with the coordinator lost before the commit, and with it lost after. Every run must return the same
+    (or raise the same), no step may have two outcomes, and today's code must replay every history.
+
+    Steps are really called, more often than once where a crash loses their results. Whatever makes the result
+    another one each time (a step that counts its calls) must be left out, or reset in `during`.
+
+    Args:
+        workflow: A `@workflow` function or a `Workflow` class.
+        args, kwargs: Its arguments. Those that are named like the two below can be given by position alone.
+        during: Called in each run with the environment and the run's handle, before the result is waited
+            for: to answer hooks and send signals.
+        settings: Options of the environments.
+
+    Returns:
+        How many crashes there were.
+
+    Raises:
+        AssertionError: A crash has made a difference; it says which, and where the coordinator was lost.
+    """
+    options = {"start_time": datetime.now(UTC), **(settings or {})}
+    run_id = new_run_id()
+
+    async def trial(when: str, skip: int, times: int) -> _Trial:
+        async with WorkflowEnvironment(**options) as environment:
+            done = _Trial(environment.crash_at(when, skip=skip, times=times))
+            run = await start.options(run_id=run_id)(workflow, *args, **kwargs)
+            if during is not None:
+                await during(environment, run)
+            try:
+                done.result = await run.result()
+            except Exception as error:
+                done.error = f"{error_type_name(type(error))}: {error}"
+            await environment.settle()
+            for each in (await list_runs(limit=10_000))[0]:
+                done.histories[each.run_id] = await get_workflow_events(each.run_id)
+                _check_history(done, each.run_id)
+        return done
+
+    undisturbed = await trial("after_commit", 0, 0)
+    crashes = 0
+    for number in range(undisturbed.point.seen):
+        for when in CRASHES:
+            disturbed = await trial(when, number, 1)
+            crashes += disturbed.point.hits
+            if not disturbed.has_outcome_of(undisturbed):
+                raise AssertionError(
+                    f"{_where(disturbed)}, {disturbed.outcome()}; undisturbed, {undisturbed.outcome()}."
+                    f"{_told(disturbed.histories[run_id])}"
+                )
+    return crashes
+
+
+def _where(trial: _Trial) -> str:
+    if not trial.point.hits:
+        return "Undisturbed"
+    return f"With the coordinator lost {trial.point.what.removeprefix('crash ')} {trial.point.skip + 1}"
+
+
+def _told(history: list[Event]) -> str:
+    steps = (
+        f"{event.sequence:>4} {event.type} {event.data.get('step_id', '')}".rstrip() for event in history
+    )
+    return "\nIts history:\n" + "\n".join(steps)
+
+
+def _check_history(trial: _Trial, run_id: str) -> None:
+    """Check that no step has two outcomes, and that the code replays."""
+    history = trial.histories[run_id]
+    ends = ("step.completed", "step.failed", "step.cancelled")
+    counts = Counter(event.data["step_id"] for event in history if event.type in ends)
+    twice = [step_id for step_id, count in counts.items() if count > 1]
+    if twice:
+        raise AssertionError(f"{_where(trial)}, {', '.join(twice)} ended twice.{_told(history)}")
+    if history:
+        try:
+            replay(history)
+        except Exception as error:
+            raise AssertionError(
+                f"{_where(trial)}, run {run_id} does not replay: {error}{_told(history)}"
+            ) from error

@@ -1,0 +1,296 @@
+"""What ends with a coordinator that a test has crash: its writes, its attempts, and the answers to it.
+
+Theory of operation. A coordinator cannot be killed in the process of the test, so it is cut off. From the
+moment in which its `Lifetime` ends, nothing that it asks for is done: no write is begun, no step goes on, and
+whatever it waits for is cancelled. Then it is dropped, and its successor reads the rows.
+
+A commit point looks into each commit of the coordinator for the events that it adds. If the coordinator is
+lost before it, the transaction is rolled back; if after it, it is committed and the coordinator is not told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable, Coroutine, Generator
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import msgspec
+
+from pyworkflow_ray.actors.dispatchers import Dispatcher, OnOutcome, Ticket
+from pyworkflow_ray.actors.runner import Attempt, timeout_error
+from pyworkflow_ray.engine.attempts import AttemptFailed, AttemptOutcome
+from pyworkflow_ray.engine.drops import drop_suspended
+from pyworkflow_ray.engine.options import StepOptions
+from pyworkflow_ray.exceptions import WorkerDiedError
+from pyworkflow_ray.failures import capture
+from pyworkflow_ray.storage.dialects import Statement
+from pyworkflow_ray.storage.histories import read_events
+from pyworkflow_ray.storage.storages import Storage
+from pyworkflow_ray.storage.writers import Writer
+from pyworkflow_ray.testing.clocks import VirtualClock
+from pyworkflow_ray.testing.fail_points import Committed, Delayed, FailPoints, LostWorker, Raised
+
+T = TypeVar("T")
+
+_RUNS = Statement("SELECT run_id, workflow_name, position FROM runs")
+
+
+class Lifetime:
+    """The time for which a coordinator lives.
+
+    Args:
+        points: Where it is to end.
+        on_end: Called on the event loop, once, when it has ended.
+    """
+
+    def __init__(self, points: FailPoints, on_end: Callable[[], None]) -> None:
+        self.points = points
+        self.is_over = False
+        self._on_end = on_end
+        self._is_told = False
+
+    def end(self) -> None:
+        """End it; on the event loop."""
+        self.is_over = True
+        if not self._is_told:
+            self._is_told = True
+            self._on_end()
+
+
+class LostError(Exception):
+    """The coordinator that writes this was lost."""
+
+
+class MortalStorage(Storage):
+    """A storage as a coordinator has it for as long as it lives."""
+
+    def __init__(self, storage: Storage, life: Lifetime) -> None:
+        self.database = storage.database
+        self.writer = MortalWriter(storage.writer, life)
+
+
+class MortalWriter(Writer):
+    """A writer that writes for a coordinator for as long as it lives."""
+
+    def __init__(self, writer: Writer, life: Lifetime) -> None:
+        self._inner, self._life = writer, life
+
+    def post(
+        self, write: Callable[[Any], T], future: asyncio.Future[T], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._inner.post(*self._mortal(write, future, loop), loop)
+
+    def write_here(
+        self, write: Callable[[Any], T], future: asyncio.Future[T], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._inner.write_here(*self._mortal(write, future, loop), loop)
+
+    def _mortal(
+        self, write: Callable[[Any], T], future: asyncio.Future[T], loop: asyncio.AbstractEventLoop
+    ) -> tuple[Callable[[Any], T], asyncio.Future[T]]:
+        """The write, refused once the coordinator is lost, and the future of an answer, cancelled then."""
+        life = self._life
+        decided: list[str | None] = []  # once, although a write may be run again
+
+        def guarded(connection: Any) -> T:
+            if life.is_over and not decided:
+                raise LostError
+            if not life.points.watch_commits:
+                return write(connection)
+            before = _positions(connection)
+            result = write(connection)
+            if not decided:
+                events = _added(connection, before)
+                decided.append(life.points.at_commit(events) if events else None)
+                life.is_over = life.is_over or decided[0] is not None
+            if decided[0] == "before_commit":
+                raise LostError
+            return result
+
+        def answer(mine: asyncio.Future[T]) -> None:
+            error = mine.exception()
+            if decided and decided[0]:
+                life.end()
+            if life.is_over:
+                future.cancel()
+            elif future.done():
+                return
+            elif error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(mine.result())
+
+        mine: asyncio.Future[T] = loop.create_future()
+        mine.add_done_callback(answer)
+        return guarded, mine
+
+
+def _positions(connection: Any) -> dict[str, int]:
+    return {run_id: position for run_id, _, position in _RUNS.rows(connection)}
+
+
+def _added(connection: Any, before: dict[str, int]) -> list[Committed]:
+    """The events that came into the histories since."""
+    added = []
+    for run_id, workflow, position in _RUNS.rows(connection):
+        begun = before.get(run_id, 0)
+        if position > begun:
+            for _, _, type_, data in read_events(connection, run_id, after=begun - 1):
+                added.append(Committed(run_id, workflow, type_, msgspec.json.decode(data)))
+    return added
+
+
+class MortalDispatcher:
+    """Runs attempts for a coordinator for as long as it lives, and has them go wrong where a test says so.
+
+    An `async def` step that is under way when the coordinator is lost stops where it is, without its
+    `finally`. A `def` step runs in a thread and cannot be stopped; nobody hears of its outcome.
+
+    Args:
+        inner: What runs them.
+        life: The coordinator's.
+        clock: On which delays pass.
+    """
+
+    def __init__(self, inner: Dispatcher, life: Lifetime, clock: VirtualClock) -> None:
+        self.delayed = 0
+        """How many attempts wait for time to pass."""
+        self._inner, self._life, self._clock = inner, life, clock
+
+    def dispatch(
+        self, attempt: Attempt, function: Any, options: StepOptions, on_outcome: OnOutcome
+    ) -> Ticket:
+        def while_alive(outcome: AttemptOutcome) -> None:
+            if not self._life.is_over:
+                on_outcome(outcome)
+
+        delay, fault = self._life.points.at_attempt(attempt)
+
+        def begin() -> Ticket:
+            return self._begin(attempt, function, options, while_alive, fault)
+
+        return begin() if delay is None else self._begin_later(delay, attempt, begin, while_alive)
+
+    def _begin(
+        self,
+        attempt: Attempt,
+        function: Any,
+        options: StepOptions,
+        on_outcome: OnOutcome,
+        fault: LostWorker | Raised | None,
+    ) -> Ticket:
+        if self._life.is_over:
+            return _NoTicket()
+        code = getattr(function, "fn", function)
+        match fault:
+            case Raised(error=error):
+                code = _raising(error)
+            case LostWorker(after_work=False):
+                asyncio.get_running_loop().call_soon(on_outcome, _lost(attempt))
+                return _NoTicket()
+            case LostWorker():
+                told = on_outcome
+                on_outcome = lambda outcome: told(_lost(attempt))  # noqa: E731
+        if inspect.iscoroutinefunction(code):
+            code = _mortal_code(code, self._life)
+        return self._inner.dispatch(attempt, code, options, on_outcome)
+
+    def _begin_later(
+        self, delay: Delayed, attempt: Attempt, begin: Callable[[], Ticket], on_outcome: OnOutcome
+    ) -> Ticket:
+        limit = None if attempt.timeout is None else timedelta(seconds=attempt.timeout)
+        is_too_late = limit is not None and delay.duration >= limit
+        until = self._clock.now() + (limit if limit is not None and is_too_late else delay.duration)
+        ticket = _LaterTicket(
+            asyncio.get_running_loop().create_task(self._clock.wait(asyncio.Event(), until))
+        )
+        self.delayed += 1
+
+        def passed(task: asyncio.Task[bool]) -> None:
+            self.delayed -= 1
+            if task.cancelled():
+                return
+            if is_too_late:
+                on_outcome(AttemptFailed(failure=capture(timeout_error(attempt)), cause="timeout"))
+            else:
+                ticket.begun = begin()
+
+        ticket.waiting.add_done_callback(passed)
+        return ticket
+
+
+class _NoTicket:
+    def cancel(self, force: bool = False) -> None:
+        pass
+
+
+class _LaterTicket:
+    """An attempt that begins later."""
+
+    def __init__(self, waiting: asyncio.Task[bool]) -> None:
+        self.waiting = waiting
+        self.begun: Ticket | None = None
+
+    def cancel(self, force: bool = False) -> None:
+        self.waiting.cancel()
+        if self.begun is not None:
+            self.begun.cancel(force)
+
+
+def _lost(attempt: Attempt) -> AttemptFailed:
+    died = WorkerDiedError(
+        f"The worker of attempt {attempt.attempt} of step {attempt.step_id!r} died before it answered: the "
+        "test had it die."
+    )
+    return AttemptFailed(failure=capture(died), cause="worker_died")
+
+
+def _raising(error: BaseException | type[BaseException]) -> Callable[..., Any]:
+    async def raising(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    return raising
+
+
+def _mortal_code(function: Callable[..., Any], life: Lifetime) -> Callable[..., Any]:
+    async def mortal(*args: Any, **kwargs: Any) -> Any:
+        return await _Mortal(function(*args, **kwargs), life)
+
+    return mortal
+
+
+class _Mortal(Coroutine[Any, Any, Any]):
+    """A step's code, of which nothing runs any more once the coordinator is lost."""
+
+    def __init__(self, code: Coroutine[Any, Any, Any], life: Lifetime) -> None:
+        self._code, self._life = code, life
+
+    def send(self, value: Any) -> Any:
+        self._stop_if_lost()
+        return self._code.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        self._stop_if_lost()
+        return self._code.throw(*error)
+
+    def close(self) -> None:
+        if self._life.is_over:
+            drop_suspended([self._code])
+        else:
+            self._code.close()
+
+    def _stop_if_lost(self) -> None:
+        if self._life.is_over:
+            drop_suspended([self._code])
+            raise asyncio.CancelledError
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self
+
+    def __iter__(self) -> _Mortal:
+        return self
+
+    def __next__(self) -> Any:
+        return self.send(None)

@@ -1,0 +1,152 @@
+"""The in-process runtime of a test, whose coordinator can be lost."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TypeVar
+
+from pyworkflow_ray.actors.activations import RunEnd
+from pyworkflow_ray.actors.coordinator import Coordinator
+from pyworkflow_ray.actors.dispatchers import LocalDispatcher
+from pyworkflow_ray.client.runtimes import LocalRuntime
+from pyworkflow_ray.config import Settings
+from pyworkflow_ray.storage.dialects import Statement
+from pyworkflow_ray.storage.records import RunRecord
+from pyworkflow_ray.storage.storages import Storage
+from pyworkflow_ray.testing.clocks import VirtualClock
+from pyworkflow_ray.testing.fail_points import FailPoints
+from pyworkflow_ray.testing.lifetimes import Lifetime, MortalDispatcher, MortalStorage
+
+T = TypeVar("T")
+
+POLL = 0.001
+"""Seconds between looks at whether something has come to rest."""
+_START_LATER = Statement(
+    "SELECT run_id FROM runs WHERE status IN ('pending', 'running') AND start_at IS NOT NULL"
+)
+
+
+class MortalRuntime(LocalRuntime):
+    """The in-process runtime, whose `start` does not wait for the run, and whose coordinator can be lost."""
+
+    name = "test"
+    waiting = 0
+    """How many wait for a run's end."""
+
+    def __init__(self, settings: Settings, storage: Storage, clock: VirtualClock) -> None:
+        super().__init__(settings, storage, clock)
+        self.points = FailPoints()
+        self._storage_of_test, self._clock_of_test = storage, clock
+        self._life: Lifetime | None = None
+        self._dispatcher: MortalDispatcher | None = None
+        self._recovery: asyncio.Task[None] | None = None
+
+    # --- the coordinator, and its successors --------------------------------------------------------
+
+    def coordinator(self) -> Coordinator:
+        loop = asyncio.get_running_loop()
+        if loop not in self._coordinators:
+            self._coordinators[loop] = self._incarnation(f"test-{secrets.token_hex(6)}")
+        return self._coordinators[loop]
+
+    def _incarnation(self, name: str) -> Coordinator:
+        life = self._life = Lifetime(self.points, lambda: self._on_lost(coordinator))
+        attempts = LocalDispatcher(is_cancelled=self._is_cancelled)
+        self._dispatcher = MortalDispatcher(attempts, life, self._clock_of_test)
+        coordinator = Coordinator(
+            name,
+            self._engine,
+            storage=MortalStorage(self._storage_of_test, life),
+            dispatcher=self._dispatcher,
+            clock=self._clock_of_test,
+        )
+        return coordinator
+
+    def _is_cancelled(self, run_id: str) -> bool:
+        return any(each.is_cancelled_here(run_id) for each in self._coordinators.values())
+
+    async def crash(self) -> None:
+        """Lose the coordinator now; returns when its successor has taken over."""
+        await self._recovered()
+        assert self._life is not None, "open() comes first"
+        self._life.end()
+        await self._recovered()
+
+    def _on_lost(self, coordinator: Coordinator) -> None:
+        self._recovery = asyncio.get_running_loop().create_task(self._succeed(coordinator))
+
+    async def _succeed(self, lost: Coordinator) -> None:
+        while any(drive.feeding for drive in lost.drives):
+            await asyncio.sleep(POLL)  # its code is running, in a thread, and nothing will come of it
+        await lost.close()
+        successor = self._incarnation(lost.name)
+        self._coordinators[asyncio.get_running_loop()] = successor
+        await successor.open()
+        # Whether a run with a later start is due is told by the database's clock there, and not by ours.
+        later = await asyncio.to_thread(self._storage_of_test.read, _START_LATER.rows)
+        await successor.wake([run_id for (run_id,) in later])
+
+    @property
+    def is_recovering(self) -> bool:
+        """Whether the coordinator is lost, and its successor has not taken over yet."""
+        is_lost = self._life is not None and self._life.is_over
+        return is_lost or (self._recovery is not None and not self._recovery.done())
+
+    async def _recovered(self) -> None:
+        while self.is_recovering:
+            if self._recovery is not None:
+                await asyncio.shield(self._recovery)
+            await asyncio.sleep(0)
+
+    async def _ask(self, call: Callable[[], Awaitable[T]]) -> T:
+        """What the coordinator answers; should it be lost meanwhile, what its successor does."""
+        while True:
+            await self._recovered()
+            life = self._life
+            try:
+                return await call()
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if life is None or not life.is_over or (task is not None and task.cancelling()):
+                    raise
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every run waits for time or for something from outside."""
+        if self.is_recovering:
+            return False
+        drives, delayed = self.coordinator().drives, self._dispatcher.delayed if self._dispatcher else 0
+        waiting = self._clock_of_test.sleepers
+        return waiting == len(drives) + delayed and delayed == sum(drive.in_flight for drive in drives)
+
+    async def close(self) -> None:
+        """Drop every run where it stands."""
+        await self._recovered()
+        await self.coordinator().close()
+
+    # --- what clients ask -----------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        await self._ask(super().open)
+
+    async def start(self, run: RunRecord) -> None:
+        await self._ask(lambda: self.coordinator().accept_runs([run]))
+
+    async def wait(self, run: RunRecord) -> RunEnd | None:
+        self.waiting += 1
+        try:
+            return await self._ask(partial(super().wait, run))
+        finally:
+            self.waiting -= 1
+
+    async def wake(self, run: RunRecord) -> None:
+        await self.tell(run)
+
+    async def tell(self, run: RunRecord) -> bool:
+        return await self._ask(partial(super().tell, run))
+
+    async def query(self, run: RunRecord, name: str, args: bytes, kwargs: bytes) -> bytes:
+        return await self._ask(partial(super().query, run, name, args, kwargs))
