@@ -9,6 +9,8 @@ from pyworkflow_ray.client.backends import (
     StorageBackend,
     get_storage,
 )
+from pyworkflow_ray.client.declarations import activate_scheduled_workflows
+from pyworkflow_ray.client.firings import backfill_schedule, trigger_schedule
 from pyworkflow_ray.client.forks import fork, rerun
 from pyworkflow_ray.client.handles import RunHandle
 from pyworkflow_ray.client.hooks import (
@@ -35,6 +37,17 @@ from pyworkflow_ray.client.runs import (
     query,
     resume,
     signal,
+)
+from pyworkflow_ray.client.schedules import (
+    Schedule,
+    create_schedule,
+    delete_schedule,
+    get_schedule,
+    get_schedule_events,
+    list_schedules,
+    pause_schedule,
+    resume_schedule,
+    update_schedule,
 )
 from pyworkflow_ray.client.starts import run_workflow, start, start_sync
 from pyworkflow_ray.client.steps import StepExecution
@@ -74,6 +87,7 @@ from pyworkflow_ray.exceptions import (
     NonDeterminismError,
     PayloadTooLargeError,
     RetryableError,
+    ScheduleNotFoundError,
     SerializationError,
     StepFailedError,
     StepTimeoutError,
@@ -89,6 +103,7 @@ from pyworkflow_ray.exceptions import (
 from pyworkflow_ray.hooks import TypedHook, define_hook, hook
 from pyworkflow_ray.logs import bind_step_context, bind_workflow_context, configure_logging, get_logger
 from pyworkflow_ray.recurrences import CalendarSpec, ScheduleSpec
+from pyworkflow_ray.schedules import scheduled_workflow
 from pyworkflow_ray.statuses import HookStatus, OverlapPolicy, RunStatus, ScheduleStatus, StepStatus
 from pyworkflow_ray.steps import Step, StepFunction, get_step, list_steps, run_step, step
 from pyworkflow_ray.timers import sleep
@@ -130,6 +145,8 @@ __all__ = [
     "RunHandle",
     "RunStatus",
     "SQLiteStorageBackend",
+    "Schedule",
+    "ScheduleNotFoundError",
     "ScheduleSpec",
     "ScheduleStatus",
     "SerializationError",
@@ -152,7 +169,9 @@ __all__ = [
     "WorkflowNotFoundError",
     "WorkflowRun",
     "WorkflowTimeoutError",
+    "activate_scheduled_workflows",
     "as_completed",
+    "backfill_schedule",
     "bind_step_context",
     "bind_workflow_context",
     "cancel_workflow",
@@ -161,8 +180,10 @@ __all__ = [
     "configure_from_yaml",
     "configure_logging",
     "continue_as_new",
+    "create_schedule",
     "define_hook",
     "delete_run",
+    "delete_schedule",
     "discover_workflows",
     "fork",
     "gather",
@@ -171,6 +192,8 @@ __all__ = [
     "get_context",
     "get_hook",
     "get_logger",
+    "get_schedule",
+    "get_schedule_events",
     "get_step",
     "get_storage",
     "get_workflow",
@@ -182,9 +205,11 @@ __all__ = [
     "hook",
     "list_hooks",
     "list_runs",
+    "list_schedules",
     "list_steps",
     "list_workflows",
     "patched",
+    "pause_schedule",
     "purge",
     "query",
     "receive",
@@ -194,9 +219,11 @@ __all__ = [
     "resume",
     "resume_hook",
     "resume_hook_sync",
+    "resume_schedule",
     "run_step",
     "run_sync",
     "run_workflow",
+    "scheduled_workflow",
     "set_attributes",
     "set_query_handler",
     "shield",
@@ -207,6 +234,8 @@ __all__ = [
     "start_child_workflow",
     "start_sync",
     "step",
+    "trigger_schedule",
+    "update_schedule",
     "wait",
     "workflow",
 ]

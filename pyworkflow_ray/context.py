@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Generator
 from datetime import datetime
 from typing import Any, NoReturn, TypeVar
 
+from pyworkflow_ray import values
 from pyworkflow_ray.durations import When
 from pyworkflow_ray.engine.cancellations import Shield
 from pyworkflow_ray.engine.continuations import ContinueAsNew
@@ -39,6 +40,22 @@ class WorkflowContext:
     @property
     def workflow_name(self) -> str:
         return self._execution.workflow_name
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What was kept with the run when it was started."""
+        return values.decode(bytes(self._execution.metadata)) or {}
+
+    @property
+    def schedule_id(self) -> str | None:
+        """The schedule that has made the run; None of a run that was started otherwise."""
+        return self.metadata.get("schedule_id")
+
+    @property
+    def scheduled_at(self) -> datetime | None:
+        """The time for which a schedule has made the run, without its jitter; None of another run."""
+        at = self.metadata.get("scheduled_at")
+        return datetime.fromisoformat(at) if isinstance(at, str) else None
 
     @property
     def is_durable(self) -> bool:

@@ -205,6 +205,14 @@ class MaxNestingDepthError(ChildWorkflowError):
         self.current_depth = current_depth
 
 
+class ScheduleNotFoundError(WorkflowError):
+    """There is no such schedule."""
+
+    def __init__(self, schedule_id: str, message: str | None = None) -> None:
+        super().__init__(message or f"There is no schedule {schedule_id!r}.")
+        self.schedule_id = schedule_id
+
+
 class ConfigurationError(WorkflowError):
     """A setting, an option or a cluster is not as it must be."""
 

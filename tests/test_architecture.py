@@ -18,6 +18,7 @@ LEAVES = {
     "durations",
     "event_types",
     "statuses",
+    "overlaps",
     "recurrences",
     "calendars",
     "crons",
@@ -32,6 +33,7 @@ LEAVES = {
     "value_views",
 }
 AUTHORING = [
+    "schedules",
     "arguments",
     "definitions",
     "workflows",

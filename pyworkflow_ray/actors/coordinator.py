@@ -126,7 +126,7 @@ class Coordinator:
             payloads=Payloads(values, _blob_fetcher(storage), self.engine.blob_threshold),
             loader=CodeLoader(),
             threads=ThreadPoolExecutor(ENGINE_THREADS, thread_name_prefix="pyworkflow-engine"),
-            on_suspended=self.on_suspended,
+            on_due=self.on_due,
             pack=_Packer(),
             begin=self._begin_here,
             deliver=self.deliver,
@@ -197,8 +197,8 @@ class Coordinator:
 
     # --- what a runtime adds ------------------------------------------------------------------
 
-    def on_suspended(self, run_id: str, wake_at: datetime | None) -> None:
-        """Called when a run is suspended; a hint for the timer, since the row says it all."""
+    def on_due(self, at: datetime) -> None:
+        """Called when something will be due that the timer has to see to; a hint: the rows say it all."""
 
     def show(self, drive: Drive) -> None:
         """Called each second for each run that has been here for a while."""

@@ -179,6 +179,7 @@ class Drive:
             workflow_name=self.run.workflow_name,
             args=Raw(self.run.input_args.encode()),
             kwargs=Raw(self.run.input_kwargs.encode()),
+            metadata=Raw((self.run.metadata or "null").encode()),
         )
 
     async def _start(self) -> None:
@@ -446,6 +447,7 @@ class Drive:
             blobs=activation.blobs,
             read_inbox=activation.read_inbox,
             hooks_disposed=activation.disposed,
+            schedule_id=self.run.schedule_id,
         )
 
     async def _append(self, activation: Activation, *, release: bool) -> bool:
@@ -460,6 +462,8 @@ class Drive:
         """Do what the committed commands ask."""
         execution = self._running()
         self._hand_over(activation)
+        if self.run.schedule_id is not None and self._end is not None and self._end.is_final:
+            self._host.on_due(self._host.clock.now())  # another fire of the schedule may have waited for this
         for event in activation.events:
             if isinstance(event, StepRetrying) and event.step_id in execution.steps:
                 self._attempts.retry_at(event.step_id, event.retry_at)
@@ -526,7 +530,8 @@ class Drive:
         is_unread = await self._append(Activation(changes=changes), release=True)
         self._end = RunEnd(self.run_id, RunStatus.SUSPENDED.value)
         self._has_mail = self._has_mail or is_unread  # it came meanwhile: the coordinator wakes the run again
-        self._host.on_suspended(self.run_id, due_at)
+        if due_at is not None:
+            self._host.on_due(due_at)
 
     async def _interrupt(self, error: WorkflowError) -> RunEnd:
         """Set the run aside: its code cannot go on over its history here. `resume` tries again.

@@ -34,7 +34,8 @@ class Host:
     payloads: Payloads
     loader: CodeLoader
     threads: Executor
-    on_suspended: Callable[[str, datetime | None], None]
+    on_due: Callable[[datetime], None]
+    """Have the timer look at this time."""
     pack: Callable[[Any, str], Code]
     begin: Callable[[RunRecord], object]
     """Drive a run that was accepted with this coordinator's lease."""

@@ -42,7 +42,7 @@ class CoordinatorActor(Coordinator):
         self._cluster = Cluster(engine)
         self._waker = Waker(engine, Nudger(self._cluster))
         self._shown: set[str] = set()
-        self._first_wake_at: datetime | None = None
+        self._first_due_at: datetime | None = None
         self._arming: asyncio.Task[None] | None = None
         # Runs again after every restart: the way to resume by itself. Not a call to itself: one that is made
         # while Ray still counts the actor as restarting may fail without ever having run.
@@ -74,17 +74,16 @@ class CoordinatorActor(Coordinator):
                     self.leave()
             await asyncio.sleep(1.0)
 
-    def on_suspended(self, run_id: str, wake_at: datetime | None) -> None:
-        if wake_at is not None:
-            self._first_wake_at = min(self._first_wake_at or wake_at, wake_at)
-            if self._arming is None or self._arming.done():
-                self._arming = asyncio.get_running_loop().create_task(self._arm())
+    def on_due(self, at: datetime) -> None:
+        self._first_due_at = min(self._first_due_at or at, at)
+        if self._arming is None or self._arming.done():
+            self._arming = asyncio.get_running_loop().create_task(self._arm())
 
     async def _arm(self) -> None:
-        """Tell the timer of the first of the runs that were suspended meanwhile: one call for a burst."""
-        while (wake_at := self._first_wake_at) is not None:
-            self._first_wake_at = None
-            seconds = (wake_at - datetime.now(UTC)).total_seconds()
+        """Tell the timer of the first thing that will be due: one call for a burst."""
+        while (due_at := self._first_due_at) is not None:
+            self._first_due_at = None
+            seconds = (due_at - datetime.now(UTC)).total_seconds()
             with contextlib.suppress(Exception):  # the timer looks by itself
                 await asyncio.get_running_loop().run_in_executor(_nudges(), self._arm_timer, seconds)
 

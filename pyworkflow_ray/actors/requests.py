@@ -83,7 +83,7 @@ def successor_of(run: RunRecord, engine: Engine, run_id: str, args: bytes, kwarg
 
 _KEPT = (
     *("workflow_name", "code_hash", "durable", "environment", "coordinator", "parent_run_id", "child_id"),
-    *("nesting_depth", "metadata", "attributes", "tags", "max_duration"),
+    *("nesting_depth", "schedule_id", "scheduled_at", "metadata", "attributes", "tags", "max_duration"),
     *("recover_on_worker_loss", "max_recovery_attempts"),
 )
 

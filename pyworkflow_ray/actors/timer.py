@@ -1,4 +1,4 @@
-"""The timer: wakes runs whose time has come, and finds those that nobody cares for.
+"""The timer: wakes runs whose time has come, fires schedules, and finds runs that nobody cares for.
 
 Rows are the truth. The timer holds nothing but the instant at which it looks next; kill it at any moment,
 and its next incarnation looks at once.
@@ -14,16 +14,17 @@ from typing import Any
 from loguru import logger
 
 from pyworkflow_ray.actors.engines import Engine
-from pyworkflow_ray.actors.wakers import Nudge, Waker
+from pyworkflow_ray.actors.schedulers import fire_due
+from pyworkflow_ray.actors.wakers import Nudge, Placed, Waker
 from pyworkflow_ray.storage.storages import Storage
-from pyworkflow_ray.storage.sweeps import Due, Orphan, due, orphans
+from pyworkflow_ray.storage.sweeps import due, orphans
 
 MOST_DUE = 1000
 """Runs that are read and woken in one go."""
 
 
 class Timer:
-    """Wakes and sweeps for all runs of a storage.
+    """Wakes, fires and sweeps for all runs and schedules of a storage.
 
     Args:
         engine: The settings of all actors.
@@ -60,7 +61,7 @@ class Timer:
                     pass
 
     async def arm(self, seconds: float) -> None:
-        """Look again in this many seconds at the latest: a run that was just suspended is due then."""
+        """Look again in this many seconds at the latest: something will be due then."""
         at = time.monotonic() + max(seconds, 0.0)
         if at < self._next_at:
             self._next_at = at
@@ -75,7 +76,7 @@ class Timer:
         found = await asyncio.to_thread(
             storage.read, lambda c: due(c, horizon_seconds=interval, limit=MOST_DUE)
         )
-        ready: list[Due | Orphan] = [run for run in found if run.seconds_until <= 0]
+        ready: list[Placed] = [run for run in found if run.seconds_until <= 0]
         later = [run.seconds_until for run in found if run.seconds_until > 0]
         if len(found) == MOST_DUE:
             self._next_at = now  # there may be more
@@ -86,9 +87,15 @@ class Timer:
             lost = await asyncio.to_thread(storage.read, orphans)
             ready += lost
         mine = self.engine.environment
-        for environment in {run.environment for run in ready} - {mine}:
+        fired = await fire_due(storage, mine, interval)
+        if fired.seconds_until is not None:
+            self._next_at = min(self._next_at, now + fired.seconds_until)
+        for environment in {run.environment for run in ready} - {mine} | fired.others:
             self._rouse(environment)  # it is at its work, or has gone with its cluster
-        self.wakes += await self._waker.wake(storage, [run for run in ready if run.environment == mine])
+        awake = [run for run in ready if run.environment == mine]
+        self.wakes += await self._waker.wake(storage, [*awake, *fired.runs])
+        if fired.cancelled:
+            await self._waker.wake_ids(storage, fired.cancelled)
 
     def _open(self) -> Storage:
         if self._storage is None:

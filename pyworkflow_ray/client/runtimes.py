@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import threading
 import weakref
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -23,7 +24,7 @@ from pyworkflow_ray.actors.cluster import (
 from pyworkflow_ray.actors.coordinator import Coordinator
 from pyworkflow_ray.actors.engines import Engine
 from pyworkflow_ray.actors.hook_registry import HookRegistry
-from pyworkflow_ray.actors.wakers import coordinator_of, is_isolated
+from pyworkflow_ray.actors.wakers import Waker, coordinator_of, is_isolated
 from pyworkflow_ray.client.lines import Line, call_actor
 from pyworkflow_ray.clock import Clock
 from pyworkflow_ray.config import Settings
@@ -96,6 +97,26 @@ class RayRuntime:
     def now(self) -> datetime:
         """What time it is for runs."""
         return datetime.now(UTC)
+
+    owns_time = False
+
+    async def look_at_schedules(self) -> None:
+        """Have the timer see that a schedule was made or changed."""
+        timer = await asyncio.to_thread(self.cluster.timer)
+        timer.arm.remote(0)
+
+    async def wake_all(self, runs: Sequence[RunRecord]) -> None:
+        """Have runs go on that were accepted and placed nowhere."""
+        groups: list[tuple[str, str, list[str]]] = []
+        await Waker(self.engine, lambda *group: groups.append(group)).wake(self._storage, runs)
+        for name, environment, run_ids in groups:
+            make = partial(self.cluster.coordinator, name, environment)
+            await call_actor(self.cluster, make, name, "wake", run_ids)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether this has joined a cluster."""
+        return self._cluster is not None
 
     @property
     def cluster(self) -> Cluster:
@@ -199,6 +220,18 @@ class LocalRuntime:
         return datetime.now(UTC) if self._clock is None else self._clock.now()
 
     @property
+    def owns_time(self) -> bool:
+        """Whether time is a test's, and not the database's."""
+        return self._clock is not None
+
+    async def look_at_schedules(self) -> None:
+        """Nobody fires schedules in process; see `WorkflowEnvironment` for a test's."""
+
+    async def wake_all(self, runs: Sequence[RunRecord]) -> None:
+        """Have runs go on that were accepted and placed nowhere."""
+        await self.coordinator().wake([run.run_id for run in runs])
+
+    @property
     def engine(self) -> Engine:
         return self._engine
 
@@ -207,7 +240,7 @@ class LocalRuntime:
         return {"coordinator": self.coordinator().name, "start_at": start_at}
 
     async def start(self, run: RunRecord) -> None:
-        """Drive a run that was accepted until it ends or is suspended; not waiting for one that starts later."""
+        """Drive a run that was accepted until it ends or is suspended, unless it starts later."""
         await self.coordinator().accept_runs([run])
         if run.start_at is not None and run.start_at > self.now():
             return

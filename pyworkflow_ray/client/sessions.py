@@ -96,7 +96,7 @@ def _settings_in_step(settings: Settings, namespace: str) -> Settings:
 
 
 def _has_begun(settings: Settings) -> bool:
-    """Whether this process uses its own default storage on Ray: the engine that runs is of its making then."""
+    """Whether this process has an engine on its default storage: what runs is of its own making then."""
     own = _sessions.get(_key("ray", settings.storage_url, settings))
     return own is not None and isinstance(own.runtime, RayRuntime) and own.runtime.is_open
 

@@ -113,7 +113,7 @@ class Execution(Recording):
         self, run_id: str, function: Callable[..., Awaitable[Any]], codec: Codec, limits: Limits | None = None
     ) -> None:
         super().__init__(run_id)
-        self.workflow_name = ""
+        self.workflow_name, self.metadata = "", NONE
         self.nesting_depth = 0
         self.codec = codec
         self.limits = limits or Limits()
@@ -248,7 +248,7 @@ class Execution(Recording):
                 raise NonDeterminismError(f"Run {self.run_id!r}: {event!r} is not an outcome.")
 
     def _start(self, event: WorkflowStarted) -> None:
-        self.workflow_name = event.workflow_name
+        self.workflow_name, self.metadata = event.workflow_name, event.metadata
         if event.seed:
             self.random.seed(f"pyworkflow-ray:{event.seed}")
         if self.limits.max_duration is not None:

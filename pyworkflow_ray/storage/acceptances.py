@@ -18,6 +18,7 @@ from pyworkflow_ray.storage.records import COLUMNS, RunRecord, run_record
 _COPIED = (
     *("run_id", "workflow_name", "code_hash", "wake_at", "start_at", "durable"),
     *("parent_run_id", "nesting_depth", "child_id", "continued_from_run_id", "idempotency_key"),
+    *("schedule_id", "scheduled_at"),
     *("input_hash", "input_args", "input_kwargs", "metadata", "attributes", "tags"),
     *("max_duration", "recover_on_worker_loss", "max_recovery_attempts"),
 )
@@ -66,6 +67,7 @@ class NewRun(msgspec.Struct, frozen=True, kw_only=True):
         owner_lease: Seconds for which the run is born held by its coordinator: epoch 1, and `owner` is the
             coordinator's name. It needs no claim then; a coordinator that never comes loses it by time.
         child_id: The id by which its parent knows it.
+        schedule_id, scheduled_at: Of a run that a schedule makes, and the fire it is made for.
         start_at, wake_at: Of a run that starts later: the sweep finds it when `wake_at` has come.
         blobs: See `Append.blobs`.
     """
@@ -90,6 +92,8 @@ class NewRun(msgspec.Struct, frozen=True, kw_only=True):
     nesting_depth: int = 0
     child_id: str | None = None
     continued_from_run_id: str | None = None
+    schedule_id: str | None = None
+    scheduled_at: datetime | None = None
     metadata: str | None = None
     attributes: str | None = None
     tags: str | None = None

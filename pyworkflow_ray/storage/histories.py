@@ -17,6 +17,7 @@ from pyworkflow_ray.storage import schema
 from pyworkflow_ray.storage.blobs import save_blobs
 from pyworkflow_ray.storage.dialects import Statement, decode_time
 from pyworkflow_ray.storage.hooks import dispose_hooks, dispose_pending_hooks
+from pyworkflow_ray.storage.schedules import count_end
 
 EventRow = tuple[int, datetime, str, str]
 """`(position, timestamp, type, data)`"""
@@ -69,6 +70,7 @@ class Append(msgspec.Struct, frozen=True, kw_only=True):
         blobs: `(hash, bytes)` that the events refer to; None for bytes that the storage has already.
         read_inbox: Ids of the inbox rows that the events record.
         hooks_disposed: Ids of the run's hooks that wait for nothing any more. An ending disposes all of them.
+        schedule_id: The schedule that has made the run, and counts its end.
     """
 
     run_id: str
@@ -80,6 +82,7 @@ class Append(msgspec.Struct, frozen=True, kw_only=True):
     blobs: Sequence[tuple[str, bytes | None]] = ()
     read_inbox: Sequence[int] = ()
     hooks_disposed: Sequence[str] = ()
+    schedule_id: str | None = None
 
 
 def append(connection: Connection, new: Append) -> bool:
@@ -161,6 +164,8 @@ def _insert(connection: Connection, new: Append) -> None:
         # The hooks first: this waits for a delivery that is under way, whose mail must be marked too.
         dispose_pending_hooks(connection, new.run_id)
         _MARK_ALL_READ.execute(connection, run_id=new.run_id, position=new.position)
+        if new.schedule_id is not None:
+            count_end(connection, new.schedule_id, RunStatus(_plain(new.changes["status"])))
 
 
 def _require_lost_commit(connection: Connection, new: Append, following: int) -> None:

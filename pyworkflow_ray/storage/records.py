@@ -40,6 +40,8 @@ class RunRecord(msgspec.Struct, frozen=True):
     continued_from_run_id: str | None
     continued_to_run_id: str | None
     idempotency_key: str | None
+    schedule_id: str | None
+    scheduled_at: datetime | None
     input_hash: str
     input_args: str
     input_kwargs: str

@@ -88,6 +88,9 @@ runs = Table(
     Column("continued_from_run_id", _ID),
     Column("continued_to_run_id", _ID),
     Column("idempotency_key", _ID),
+    # The schedule that made it, and the fire.
+    Column("schedule_id", _ID),
+    Column("scheduled_at", UTCDateTime),
     # Values.
     Column("input_hash", Text, nullable=False, server_default=""),
     Column("input_args", Text, nullable=False),
@@ -129,6 +132,7 @@ _partial("ix_runs_wake", "status", "wake_at", where="wake_at IS NOT NULL")
 _partial("ix_runs_lease", "lease_expires_at", where="lease_expires_at IS NOT NULL")
 _partial("ix_runs_owner", "owner", where="owner IS NOT NULL")
 _partial("ix_runs_parent", "parent_run_id", where="parent_run_id IS NOT NULL")
+_partial("ix_runs_schedule", "schedule_id", "created_at", where="schedule_id IS NOT NULL")
 _partial("ix_runs_root", "root_run_id", where="root_run_id <> run_id")
 _partial(
     "uq_runs_idempotency",
@@ -200,11 +204,51 @@ schedules = Table(
     "schedules",
     metadata,
     Column("schedule_id", _ID, primary_key=True),
-    Column("data", Text, nullable=False),
+    Column("workflow_name", _ID, nullable=False),
     Column("status", Text, nullable=False),
-    Column("next_at", UTCDateTime, index=True),
+    Column("spec", Text, nullable=False),
+    Column("overlap_policy", Text, nullable=False),
+    Column("catchup_window", Float, nullable=False),
+    # What its runs are made from.
+    Column("run", Text, nullable=False),
+    Column("environment", Text, nullable=False),
+    # A hash of what a decorator says of it.
+    Column("declared", Text),
+    Column("note", Text),
+    # Changes with everything that concerns its fires: whoever has planned by an older one fires nothing.
+    Column("version", Integer, nullable=False),
+    # Where an interval's grid stands.
+    Column("anchor_at", UTCDateTime, nullable=False),
+    Column("next_fire_at", UTCDateTime),
+    Column("look_at", UTCDateTime),
+    Column("buffered", Text, nullable=False),
+    # What it has done.
+    Column("total_runs", Integer, nullable=False),
+    Column("successful_runs", Integer, nullable=False),
+    Column("failed_runs", Integer, nullable=False),
+    Column("skipped_runs", Integer, nullable=False),
+    Column("last_fire_at", UTCDateTime),
+    Column("last_run_at", UTCDateTime),
+    Column("last_run_id", _ID),
     Column("created_at", UTCDateTime, nullable=False),
     Column("updated_at", UTCDateTime, nullable=False),
+)
+Index(
+    "ix_schedules_look",
+    schedules.c.look_at,
+    sqlite_where=text("status = 'active'"),
+    postgresql_where=text("status = 'active'"),
+)
+
+schedule_events = Table(
+    "schedule_events",
+    metadata,
+    Column("schedule_id", _ID, ForeignKey("schedules.schedule_id", ondelete="CASCADE"), primary_key=True),
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("timestamp", UTCDateTime, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("data", Text, nullable=False),
+    sqlite_with_rowid=False,
 )
 
 code = Table(

@@ -73,14 +73,14 @@ def test_an_older_database_is_brought_up_keeping_its_rows(
         identity = old.facts()["storage_id"]
 
     def add_column(connection: Connection) -> None:
-        connection.exec_driver_sql("ALTER TABLE schedules ADD COLUMN note TEXT")
+        connection.exec_driver_sql("ALTER TABLE schedules ADD COLUMN remark TEXT")
 
     monkeypatch.setattr(migrations, "MIGRATIONS", [*migrations.MIGRATIONS, add_column])
     storage = open_storage(shared_url)
 
     assert read(storage, get_run, "run_1") is not None
     assert storage.facts() == {"storage_id": identity, "schema_version": str(migrations.newest_version())}
-    storage.read(lambda c: c.exec_driver_sql("SELECT note FROM schedules").fetchall())
+    storage.read(lambda c: c.exec_driver_sql("SELECT remark FROM schedules").fetchall())
 
 
 def test_a_migration_that_fails_leaves_the_old_version_whole(
@@ -90,7 +90,7 @@ def test_a_migration_that_fails_leaves_the_old_version_whole(
         accepted(old)
 
     def half(connection: Connection) -> None:
-        connection.exec_driver_sql("ALTER TABLE schedules ADD COLUMN note TEXT")
+        connection.exec_driver_sql("ALTER TABLE schedules ADD COLUMN remark TEXT")
         raise RuntimeError("the power goes")
 
     with monkeypatch.context() as patch, Storage(shared_url) as failing:

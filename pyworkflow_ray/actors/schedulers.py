@@ -1,0 +1,110 @@
+"""Firing the schedules that are due: for the timer, and for a test that owns the time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from loguru import logger
+
+from pyworkflow_ray.actors.mail import CANCEL_KEY, Mail
+from pyworkflow_ray.engine.events import CancellationRequested
+from pyworkflow_ray.exceptions import WorkflowError
+from pyworkflow_ray.storage.fires import DueSchedule, Fired, Plan, due_schedules, fire, plan
+from pyworkflow_ray.storage.records import RunRecord
+from pyworkflow_ray.storage.runs import latest_of_chain
+from pyworkflow_ray.storage.schedules import ScheduleRecord, database_now, get_schedule
+from pyworkflow_ray.storage.storages import Storage
+
+MOST_DUE = 1000
+"""Schedules that are read in one go."""
+BATCH = 100
+"""Schedules that fire in one transaction: others write in between."""
+
+
+@dataclass(slots=True)
+class Looked:
+    """What a look at the schedules has made and seen.
+
+    Args:
+        runs: To be driven.
+        cancelled: Runs that have been sent a request to cancel.
+        others: Environments whose own timers have something to fire.
+        seconds_until: When to look again; None if nothing is due within the horizon.
+    """
+
+    runs: list[RunRecord] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+    others: set[str] = field(default_factory=set)
+    seconds_until: float | None = None
+
+
+async def fire_due(
+    storage: Storage, environment: str, horizon: float, now: Callable[[], datetime] | None = None
+) -> Looked:
+    """Fire what is due of an environment's schedules, and say what comes within the horizon (in seconds).
+
+    Args:
+        now: Instead of the database's clock.
+    """
+    looked = Looked()
+    at = None if now is None else now()
+    found = await asyncio.to_thread(
+        storage.read, lambda c: due_schedules(c, horizon_seconds=horizon, limit=MOST_DUE, now=at)
+    )
+    looked.others = {each.environment for each in found if each.seconds_until <= 0} - {environment}
+    due = [each for each in found if each.seconds_until <= 0 and each.environment == environment]
+    later = [each.seconds_until for each in found if each.seconds_until > 0]
+    for first in range(0, len(due), BATCH):
+        await _fire(storage, due[first : first + BATCH], at, looked, later)
+    if len(found) == MOST_DUE:
+        later.append(0.0)  # there may be more
+    looked.seconds_until = min(later, default=None)
+    return looked
+
+
+async def _fire(
+    storage: Storage, due: Sequence[DueSchedule], at: datetime | None, looked: Looked, later: list[float]
+) -> None:
+    plans, instant = await asyncio.to_thread(_plan_all, storage, due, at)
+
+    def write(connection: Any) -> list[Fired]:
+        done = [fire(connection, each, now=at) for each in plans]
+        for fired in done:
+            for run_id in fired.cancelled:
+                ask_to_cancel(connection, run_id)
+        return done
+
+    for fired in await storage.write(write):
+        looked.runs += fired.runs
+        looked.cancelled += fired.cancelled
+    looks = (each.look_at for each in plans if each.look_at is not None)
+    later += [max((look_at - instant).total_seconds(), 0.0) for look_at in looks]
+
+
+def _plan_all(
+    storage: Storage, due: Sequence[DueSchedule], at: datetime | None
+) -> tuple[list[Plan], datetime]:
+    def read(connection: Any) -> tuple[list[ScheduleRecord], datetime]:
+        records = []
+        for each in due:
+            try:
+                record = get_schedule(connection, each.schedule_id)
+            except WorkflowError as error:  # a row that cannot be read must not keep the others from firing
+                logger.error("Schedule {} cannot be read, and does not fire: {}", each.schedule_id, error)
+                continue
+            if record is not None:
+                records.append(record)
+        return records, at or database_now(connection)
+
+    records, instant = storage.read(read)
+    return [plan(record, instant) for record in records], instant
+
+
+def ask_to_cancel(connection: Any, run_id: str) -> None:
+    """Have a run of a schedule make room for another one."""
+    request = CancellationRequested(reason="its schedule has fired again")
+    Mail(run_id, CANCEL_KEY, request).post(connection, latest_of_chain(connection, run_id))

@@ -1,0 +1,70 @@
+"""The schedules that decorators declare, made and kept as they say."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import msgspec
+
+from pyworkflow_ray.client.handles import refuse_in_workflow
+from pyworkflow_ray.client.schedules import opened, own_now, run_like, window_of
+from pyworkflow_ray.client.sessions import Session
+from pyworkflow_ray.schedules import Declaration, declarations
+from pyworkflow_ray.storage import schedules
+from pyworkflow_ray.storage.schedules import ScheduleRecord
+
+
+async def activate_scheduled_workflows() -> list[str]:
+    """Make the schedules of all `@scheduled_workflow` functions that this process has imported; their ids.
+
+    A schedule that is there is changed where the decorator, or the workflow's code, says something new; a
+    paused one stays paused.
+    """
+    refuse_in_workflow("activate_scheduled_workflows")
+    of = await opened()
+    for schedule_id, declaration in declarations.items():
+        await _declare(of, schedule_id, declaration)
+    await of.runtime.look_at_schedules()
+    return list(declarations)
+
+
+async def _declare(of: Session, schedule_id: str, declared: Declaration) -> None:
+    run, code = run_like(of, declared.definition, declared.spec, (), {})
+    window = window_of(declared.catchup_window).total_seconds()
+    said = [declared.spec.to_dict(), declared.overlap_policy.value, window, schedules.run_text(run)]
+    digest = hashlib.sha256(msgspec.json.encode(said, order="sorted")).hexdigest()
+
+    def write(connection: Any) -> ScheduleRecord | None:
+        made = schedules.create_schedule(
+            connection,
+            schedule_id,
+            run,
+            declared.spec,
+            declared.overlap_policy,
+            window,
+            code=code,
+            declared=digest,
+            now=own_now(of),
+        )
+        record = made or schedules.get_schedule(connection, schedule_id)
+        if record is None or record.declared == digest:
+            return record
+        changed = msgspec.structs.replace(
+            record,
+            spec=declared.spec,
+            overlap_policy=declared.overlap_policy,
+            catchup_window=window,
+            run=schedules.run_text(run),
+            declared=digest,
+        )
+        return schedules.change_schedule(
+            connection,
+            changed,
+            "schedule.updated",
+            code=code,
+            counts_anew=record.spec != declared.spec,
+            now=own_now(of),
+        )
+
+    await of.storage.write(write)

@@ -1,0 +1,109 @@
+"""Fires by hand: one now, or those of a past time."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Any
+
+from pyworkflow_ray.actors.schedulers import ask_to_cancel
+from pyworkflow_ray.client.handles import RunHandle, read_record, refuse_in_workflow
+from pyworkflow_ray.client.schedules import opened, policy_of
+from pyworkflow_ray.exceptions import ConfigurationError, ScheduleNotFoundError
+from pyworkflow_ray.statuses import OverlapPolicy, ScheduleStatus
+from pyworkflow_ray.storage import fires, schedules
+from pyworkflow_ray.storage.schedules import ScheduleRecord
+
+MOST_BACKFILLED = 10_000
+_BATCH = 100
+
+
+async def trigger_schedule(
+    schedule_id: str, overlap_policy: OverlapPolicy | str = OverlapPolicy.ALLOW_ALL
+) -> RunHandle[Any] | None:
+    """Fire now, apart from the schedule's times and also while it is paused.
+
+    Args:
+        overlap_policy: What to do if a run of the schedule has not ended; a run beside it by default.
+
+    Returns:
+        The run; None if the policy makes none now.
+
+    Raises:
+        ScheduleNotFoundError: There is no such schedule.
+    """
+    refuse_in_workflow("trigger_schedule")
+    of = await opened()
+    policy, at = policy_of(overlap_policy), of.runtime.now()
+
+    def write(connection: Any) -> fires.Fired | None:
+        fired = fires.trigger(connection, schedule_id, at, policy)
+        for run_id in [] if fired is None else fired.cancelled:
+            ask_to_cancel(connection, run_id)
+        return fired
+
+    fired = await of.storage.write(write)
+    if fired is None:
+        raise ScheduleNotFoundError(schedule_id)
+    await of.runtime.wake_all(fired.runs)
+    for run_id in fired.cancelled:
+        await of.runtime.wake(await read_record(of, run_id))
+    return RunHandle(fired.runs[0].run_id, of) if fired.runs else None
+
+
+async def backfill_schedule(schedule_id: str, start_time: datetime, end_time: datetime) -> list[str]:
+    """Make the runs of past fires that have none, all at once; the ids of those that were made.
+
+    Args:
+        start_time: The first instant, included (a naive one is UTC).
+        end_time: The first instant that is not included.
+
+    Raises:
+        ScheduleNotFoundError: There is no such schedule.
+        ConfigurationError: The times are not in order, lie ahead, or hold more than 10,000 fires.
+    """
+    refuse_in_workflow("backfill_schedule")
+    start, end = _instant(start_time), _instant(end_time)
+    of = await opened()
+    record = await asyncio.to_thread(of.storage.read, lambda c: schedules.get_schedule(c, schedule_id))
+    if record is None or record.status is ScheduleStatus.DELETED:
+        raise ScheduleNotFoundError(schedule_id)
+    now = of.runtime.now()
+    if not start < end <= now:
+        raise ConfigurationError(
+            f"A backfill goes from one past time to a later one, not from {start} to {end}."
+        )
+    due = await asyncio.to_thread(_fires_between, record, start, end)
+    span = {"start": start.isoformat(), "end": end.isoformat()}
+    await of.storage.write(
+        lambda c: schedules.note_events(c, schedule_id, now, [("schedule.backfill_started", span)])
+    )
+    made: list[str] = []
+    for first in range(0, len(due), _BATCH):
+        some = due[first : first + _BATCH]
+        fired = await of.storage.write(lambda c, some=some: fires.backfill(c, schedule_id, some, now))  # type: ignore[misc]
+        if fired is None:
+            raise ScheduleNotFoundError(schedule_id)
+        made += [run.run_id for run in fired.runs]
+        await of.runtime.wake_all(fired.runs)
+    done = span | {"started": len(made), "skipped": len(due) - len(made)}
+    await of.storage.write(
+        lambda c: schedules.note_events(c, schedule_id, now, [("schedule.backfill_completed", done)])
+    )
+    return made
+
+
+def _fires_between(record: ScheduleRecord, start: datetime, end: datetime) -> list[datetime]:
+    found = []
+    for fire in record.spec.between(start, end, record.anchor_at):
+        found.append(fire)
+        if len(found) > MOST_BACKFILLED:
+            raise ConfigurationError(
+                f"From {start} to {end} schedule {record.schedule_id!r} has more than {MOST_BACKFILLED:,} "
+                "fires: fill a shorter time."
+            )
+    return found
+
+
+def _instant(instant: datetime) -> datetime:
+    return instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC)

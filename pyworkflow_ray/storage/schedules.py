@@ -1,0 +1,343 @@
+"""Schedules: their rows, and what has happened to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from sqlalchemy.engine import Connection
+
+from pyworkflow_ray.recurrences import ScheduleSpec
+from pyworkflow_ray.statuses import OverlapPolicy, RunStatus, ScheduleStatus
+from pyworkflow_ray.storage.acceptances import NewRun
+from pyworkflow_ray.storage.codes import Code, save_code
+from pyworkflow_ray.storage.dialects import Row, Statement, decode_time
+from pyworkflow_ray.storage.schema import HAS_ENDED
+
+KEPT_EVENTS = 1000
+"""Events kept of one schedule; older ones go, since a schedule has no end."""
+
+
+class ScheduleRecord(msgspec.Struct, frozen=True):
+    """The row of a schedule; `run` is what its runs are made from, as JSON text of a `NewRun`."""
+
+    schedule_id: str
+    workflow_name: str
+    status: ScheduleStatus
+    spec: ScheduleSpec
+    overlap_policy: OverlapPolicy
+    catchup_window: float
+    run: str
+    environment: str
+    declared: str | None
+    note: str | None
+    version: int
+    anchor_at: datetime
+    next_fire_at: datetime | None
+    look_at: datetime | None
+    buffered: list[datetime]
+    total_runs: int
+    successful_runs: int
+    failed_runs: int
+    skipped_runs: int
+    last_fire_at: datetime | None
+    last_run_at: datetime | None
+    last_run_id: str | None
+    created_at: datetime
+    updated_at: datetime
+
+
+class ScheduleEvent(msgspec.Struct, frozen=True):
+    """Something that has happened to a schedule; `data` is JSON text."""
+
+    schedule_id: str
+    position: int
+    timestamp: datetime
+    type: str
+    data: str
+
+
+FIELDS = ScheduleRecord.__struct_fields__
+COLUMNS = ", ".join(FIELDS)
+_TIMES = tuple(index for index, name in enumerate(FIELDS) if name.endswith("_at"))
+
+_INSERT = Statement(f"""
+    INSERT INTO schedules ({COLUMNS}) VALUES (
+        :schedule_id, :workflow_name, 'active', :spec, :overlap_policy, :catchup_window, :run, :environment,
+        :declared, :note, 0, :now, :next_fire_at, :look_at, '[]', 0, 0, 0, 0, NULL, NULL, NULL, :now, :now
+    )
+    ON CONFLICT (schedule_id) DO UPDATE SET
+        workflow_name = excluded.workflow_name, status = excluded.status, spec = excluded.spec,
+        overlap_policy = excluded.overlap_policy, catchup_window = excluded.catchup_window,
+        run = excluded.run, environment = excluded.environment, declared = excluded.declared,
+        note = excluded.note, version = schedules.version + 1, anchor_at = excluded.anchor_at,
+        next_fire_at = excluded.next_fire_at, look_at = excluded.look_at, buffered = excluded.buffered,
+        total_runs = 0, successful_runs = 0, failed_runs = 0, skipped_runs = 0,
+        last_fire_at = NULL, last_run_at = NULL, last_run_id = NULL,
+        created_at = excluded.created_at, updated_at = excluded.updated_at
+    WHERE schedules.status = 'deleted'
+    RETURNING {COLUMNS}
+""")
+_GET = Statement(f"SELECT {COLUMNS} FROM schedules WHERE schedule_id = :schedule_id")
+_LIST = Statement(f"""
+    SELECT {COLUMNS} FROM schedules
+    WHERE (CAST(:status AS TEXT) IS NULL AND status <> 'deleted' OR status = :status)
+        AND (CAST(:workflow AS TEXT) IS NULL OR workflow_name = :workflow)
+        AND schedule_id > :after
+    ORDER BY schedule_id LIMIT :limit
+""")
+_NOW = Statement("SELECT <now>")
+_UPDATE = Statement(f"""
+    UPDATE schedules SET
+        spec = :spec, overlap_policy = :overlap_policy, catchup_window = :catchup_window, run = :run,
+        declared = :declared, note = :note, status = :status, anchor_at = :anchor_at,
+        next_fire_at = :next_fire_at, look_at = :look_at, updated_at = :now, version = version + 1
+    WHERE schedule_id = :schedule_id AND version = :version
+    RETURNING {COLUMNS}
+""")
+_DELETE = Statement(f"""
+    UPDATE schedules SET status = 'deleted', next_fire_at = NULL, look_at = NULL, buffered = '[]',
+        updated_at = :now, version = version + 1
+    WHERE schedule_id = :schedule_id AND status <> 'deleted' RETURNING {COLUMNS}
+""")
+_COUNT_END = Statement("""
+    UPDATE schedules SET
+        successful_runs = successful_runs + :successful, failed_runs = failed_runs + :failed,
+        look_at = CASE WHEN status = 'active' AND buffered <> '[]' THEN <now> ELSE look_at END
+    WHERE schedule_id = :schedule_id
+""")
+_RUNNING = Statement(
+    f"SELECT run_id FROM runs WHERE schedule_id = :schedule_id AND NOT {HAS_ENDED} "
+    "ORDER BY created_at, run_id"
+)
+_NEXT_POSITION = Statement(
+    "SELECT COALESCE(MAX(position) + 1, 0) FROM schedule_events WHERE schedule_id = :schedule_id"
+)
+_INSERT_EVENT = Statement(
+    "INSERT INTO schedule_events (schedule_id, position, timestamp, type, data) "
+    "VALUES (:schedule_id, :position, :timestamp, :type, :data)"
+)
+_TRIM_EVENTS = Statement(
+    "DELETE FROM schedule_events WHERE schedule_id = :schedule_id AND position < :position"
+)
+_EVENTS = Statement(
+    "SELECT schedule_id, position, timestamp, type, data FROM schedule_events "
+    "WHERE schedule_id = :schedule_id ORDER BY position DESC LIMIT :limit"
+)
+_run_encoder = msgspec.json.Encoder()
+
+
+def run_text(run: NewRun) -> str:
+    """What the row keeps of the run that it makes others from."""
+    return _run_encoder.encode(msgspec.structs.replace(run, code=None)).decode()
+
+
+def schedule_record(row: Row) -> ScheduleRecord:
+    """The record of a row that was selected as `COLUMNS`."""
+    values = dict(zip(FIELDS, row, strict=True))
+    for index in _TIMES:
+        if row[index] is not None:
+            values[FIELDS[index]] = decode_time(row[index])
+    values["status"] = ScheduleStatus(values["status"])
+    values["overlap_policy"] = OverlapPolicy(values["overlap_policy"])
+    values["spec"] = ScheduleSpec.from_dict(msgspec.json.decode(values["spec"]))
+    values["buffered"] = [datetime.fromisoformat(each) for each in msgspec.json.decode(values["buffered"])]
+    return ScheduleRecord(**values)
+
+
+def _spec_text(spec: ScheduleSpec) -> str:
+    return msgspec.json.encode(spec.to_dict()).decode()
+
+
+def database_now(connection: Connection) -> datetime:
+    """The database's own clock, by which schedules fire."""
+    row = _NOW.row(connection)
+    assert row is not None
+    return decode_time(row[0])
+
+
+# --- keeping schedules ----------------------------------------------------------------------------
+
+
+def create_schedule(
+    connection: Connection,
+    schedule_id: str,
+    run: NewRun,
+    spec: ScheduleSpec,
+    overlap_policy: OverlapPolicy,
+    catchup_window: float,
+    *,
+    code: Code | None = None,
+    declared: str | None = None,
+    note: str | None = None,
+    now: datetime | None = None,
+) -> ScheduleRecord | None:
+    """Make a schedule, or make one anew that was deleted; None when there is one with this id.
+
+    Args:
+        run: What its runs are made from; `environment` says which coordinators they live with.
+        code: The workflow's; saved with the schedule.
+        declared: A hash of what a decorator says, for the next one who declares it.
+        now: Instead of the database's clock, for a test that owns the time.
+    """
+    if code is not None:
+        save_code(connection, code)
+    at = now or database_now(connection)
+    first = spec.next_after(at, at)
+    row = _INSERT.row(
+        connection,
+        schedule_id=schedule_id,
+        workflow_name=run.workflow_name,
+        spec=_spec_text(spec),
+        overlap_policy=overlap_policy.value,
+        catchup_window=catchup_window,
+        run=run_text(run),
+        environment=run.environment,
+        declared=declared,
+        note=note,
+        now=at,
+        next_fire_at=first,
+        look_at=None if first is None else spec.jittered(schedule_id, first),
+    )
+    if row is None:
+        return None
+    said = {
+        "workflow_name": run.workflow_name,
+        "spec": spec.to_dict(),
+        "overlap_policy": overlap_policy.value,
+    }
+    note_events(connection, schedule_id, at, [("schedule.created", said)])
+    return schedule_record(row)
+
+
+def get_schedule(connection: Connection, schedule_id: str) -> ScheduleRecord | None:
+    """The schedule, or None; a deleted one is there until it is made anew."""
+    row = _GET.row(connection, schedule_id=schedule_id)
+    return None if row is None else schedule_record(row)
+
+
+def list_schedules(
+    connection: Connection,
+    status: ScheduleStatus | None = None,
+    workflow: str | None = None,
+    limit: int = 100,
+    after: str = "",
+) -> list[ScheduleRecord]:
+    """Schedules by their ids, from the one behind `after` on; without a status, all but deleted ones."""
+    rows = _LIST.rows(
+        connection,
+        status=None if status is None else status.value,
+        workflow=workflow,
+        limit=limit,
+        after=after,
+    )
+    return [schedule_record(row) for row in rows]
+
+
+def running_runs(connection: Connection, schedule_id: str) -> list[str]:
+    """The runs of a schedule that have not ended, oldest first."""
+    return [row[0] for row in _RUNNING.rows(connection, schedule_id=schedule_id)]
+
+
+def change_schedule(
+    connection: Connection,
+    record: ScheduleRecord,
+    type_: str,
+    *,
+    code: Code | None = None,
+    counts_anew: bool = True,
+    now: datetime | None = None,
+) -> ScheduleRecord | None:
+    """Write a schedule that was read and changed; None when somebody else has changed it meanwhile.
+
+    Args:
+        record: As it is to be, with the version that was read.
+        type_: The event that tells of it.
+        counts_anew: Whether the next fire is the first from now on: what was missed until now, in a pause
+            say, is not made up then.
+    """
+    if code is not None:
+        save_code(connection, code)
+    at = now or database_now(connection)
+    following, look_at = record.next_fire_at, record.look_at
+    if counts_anew:
+        following = record.spec.next_after(at, record.anchor_at)
+        look_at = None if following is None else record.spec.jittered(record.schedule_id, following)
+    row = _UPDATE.row(
+        connection,
+        schedule_id=record.schedule_id,
+        version=record.version,
+        spec=_spec_text(record.spec),
+        overlap_policy=record.overlap_policy.value,
+        catchup_window=record.catchup_window,
+        run=record.run,
+        declared=record.declared,
+        note=record.note,
+        status=record.status.value,
+        anchor_at=record.anchor_at,
+        next_fire_at=following,
+        look_at=at if record.buffered else look_at,
+        now=at,
+    )
+    if row is None:
+        return None
+    said: dict[str, Any] = {} if record.note is None else {"note": record.note}
+    if type_ == "schedule.updated":
+        said |= {"spec": record.spec.to_dict(), "overlap_policy": record.overlap_policy.value}
+    note_events(connection, record.schedule_id, at, [(type_, said)])
+    return schedule_record(row)
+
+
+def delete_schedule(connection: Connection, schedule_id: str, *, now: datetime | None = None) -> bool:
+    """Whether there was such a schedule; it fires no more. Its runs go on."""
+    at = now or database_now(connection)
+    if _DELETE.row(connection, schedule_id=schedule_id, now=at) is None:
+        return False
+    note_events(connection, schedule_id, at, [("schedule.deleted", {})])
+    return True
+
+
+def schedule_events(
+    connection: Connection, schedule_id: str, limit: int = KEPT_EVENTS
+) -> list[ScheduleEvent]:
+    """The latest events of a schedule, oldest first."""
+    rows = _EVENTS.rows(connection, schedule_id=schedule_id, limit=limit)
+    return [
+        ScheduleEvent(id_, position, decode_time(timestamp), type_, data)
+        for id_, position, timestamp, type_, data in reversed(rows)
+    ]
+
+
+def note_events(
+    connection: Connection, schedule_id: str, at: datetime, events: Sequence[tuple[str, dict[str, Any]]]
+) -> None:
+    """Tell in a schedule's events what has happened to it: `(type, data)` each, data in JSON's types."""
+    if not events:
+        return
+    first = _NEXT_POSITION.row(connection, schedule_id=schedule_id)
+    position = 0 if first is None else int(first[0])
+    rows = [
+        {
+            "schedule_id": schedule_id,
+            "position": position + number,
+            "timestamp": at,
+            "type": type_,
+            "data": msgspec.json.encode(data).decode(),
+        }
+        for number, (type_, data) in enumerate(events)
+    ]
+    _INSERT_EVENT.execute_many(connection, rows)
+    if (position + len(rows)) // 100 > position // 100:
+        _TRIM_EVENTS.execute(connection, schedule_id=schedule_id, position=position + len(rows) - KEPT_EVENTS)
+
+
+def count_end(connection: Connection, schedule_id: str, status: RunStatus) -> None:
+    """Count a run of the schedule that has ended, and have the next one looked at that waits for its turn."""
+    _COUNT_END.execute(
+        connection,
+        schedule_id=schedule_id,
+        successful=int(status is RunStatus.COMPLETED),
+        failed=int(status is RunStatus.FAILED),
+    )
