@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 from typing import Any
 
 from loguru import logger
@@ -30,25 +29,33 @@ async def send(
     Raises:
         WorkflowNotFoundError: There is no such run.
     """
-    while True:
-        record = await latest_of_chain(of, run_id)
+    accepted: list[RunRecord] = []
+
+    def post(connection: Any) -> RunRecord | None:
+        record = runs.get_run(connection, runs.latest_of_chain(connection, run_id))
+        if record is None:
+            raise WorkflowNotFoundError(run_id)
         if record.status.is_terminal:
-            return None
-        mail = Mail(record.run_id, dedup_key, event)
-        is_there = await of.storage.write(partial(_post, mail, once_in_chain))
-        if is_there:
-            record = await latest_of_chain(of, record.run_id)
-            if not record.status.is_terminal:
-                await tell(of, record)
-            return record
-        # It has ended, or continued, before the row was there.
+            return accepted[0] if accepted else None  # its commit went through, and its answer was lost
+        if not (once_in_chain and was_posted(connection, record.run_id, dedup_key, over_chain=True)):
+            mail = Mail(record.run_id, dedup_key, event)
+            if not mail.post(connection) and not was_posted(connection, record.run_id, dedup_key):
+                raise _Moved
+        accepted[:] = [record]
+        return record
+
+    while True:
+        try:
+            record = await of.storage.write(post)
+        except _Moved:
+            continue  # it has ended, or continued, between two statements
+        if record is not None:
+            await tell(of, record)
+        return record
 
 
-def _post(mail: Mail, once_in_chain: bool, connection: Any) -> bool:
-    """Whether the event is in the run's inbox now, or was before."""
-    if once_in_chain and was_posted(connection, mail.run_id, mail.dedup_key, over_chain=True):
-        return True
-    return mail.post(connection) or was_posted(connection, mail.run_id, mail.dedup_key)
+class _Moved(Exception):
+    """The run that was found is not the one to write to any more."""
 
 
 async def latest_of_chain(of: Session, run_id: str) -> RunRecord:

@@ -50,6 +50,8 @@ class RayRuntime:
         self._cluster: Cluster | None = None
         self._lines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Line]]
         self._lines = weakref.WeakKeyDictionary()
+        self._waking: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, bool]]
+        self._waking = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
         self._storage_id = ""
         self._joined: str | None = None
@@ -158,7 +160,23 @@ class RayRuntime:
         return await self._line(run.coordinator, run.environment).wait(run.run_id)
 
     async def wake(self, run: RunRecord) -> None:
-        """Have a run go on that nobody holds, and one that is held look into its inbox."""
+        """Have a run go on that nobody holds, and one that is held look into its inbox.
+
+        Of many calls for one run, one is under way, and one more goes out for all that came meanwhile.
+        """
+        waking = self._waking.setdefault(asyncio.get_running_loop(), {})
+        if run.run_id in waking:
+            waking[run.run_id] = True
+            return
+        try:
+            waking[run.run_id] = True
+            while waking[run.run_id]:
+                waking[run.run_id] = False
+                await self._wake(run)
+        finally:
+            del waking[run.run_id]
+
+    async def _wake(self, run: RunRecord) -> None:
         if is_isolated(run):
             name: str | None = run.coordinator
         else:

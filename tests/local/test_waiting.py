@@ -543,11 +543,11 @@ async def test_a_signal_to_a_run_that_has_ended_is_told() -> None:
 
 
 async def test_a_signal_that_was_read_as_the_run_ended_is_a_success(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1. A signal is posted. 2. The run reads it and ends. 3. The sender looks at the run's row."""
+    """1. A signal is posted. 2. The run reads it and ends. 3. The sender tells it."""
     async with WorkflowEnvironment() as environment:
         run = await environment.start(collects, 1)
         await environment.settle()
-        _let_the_run_read_before_the_sender_looks(monkeypatch, environment)
+        _let_the_run_read_before_it_is_told(monkeypatch, environment)
         await run.signal("item", "the last")
         assert await run == ["the last"]
 
@@ -563,31 +563,29 @@ async def reads_one_in_each(stage: int) -> list[Any]:
 async def test_a_signal_that_was_read_as_the_run_continued_is_read_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """1. A signal is posted. 2. The run reads it and continues. 3. The sender looks at the run's row."""
+    """1. A signal is posted. 2. The run reads it and continues. 3. The sender tells it."""
     async with WorkflowEnvironment() as environment:
         run = await environment.start(reads_one_in_each, 1)
         await environment.settle()
-        _let_the_run_read_before_the_sender_looks(monkeypatch, environment)
+        _let_the_run_read_before_it_is_told(monkeypatch, environment)
         await run.signal("item", "first")
         monkeypatch.undo()
         await run.signal("item", "second")
         assert await run == [2, "second"]
 
 
-def _let_the_run_read_before_the_sender_looks(
+def _let_the_run_read_before_it_is_told(
     monkeypatch: pytest.MonkeyPatch, environment: WorkflowEnvironment
 ) -> None:
-    look, looks = mail.latest_of_chain, []
+    tell = mail.tell
 
-    async def look_late(of: Any, run_id: str) -> Any:
-        looks.append(run_id)
-        if len(looks) == 2:
-            environment._runtime.coordinator().deliver(run_id)
-            while not (await read_record(of, run_id)).status.is_terminal:
-                await asyncio.sleep(0.005)
-        return await look(of, run_id)
+    async def tell_late(of: Any, record: Any) -> None:
+        environment._runtime.coordinator().deliver(record.run_id)
+        while not (await read_record(of, record.run_id)).status.is_terminal:
+            await asyncio.sleep(0.005)
+        await tell(of, record)
 
-    monkeypatch.setattr(mail, "latest_of_chain", look_late)
+    monkeypatch.setattr(mail, "tell", tell_late)
 
 
 @pr.workflow
