@@ -13,7 +13,7 @@ import msgspec
 from pyworkflow_ray import values
 from pyworkflow_ray.client.handles import refuse_in_workflow
 from pyworkflow_ray.client.loops import run_sync
-from pyworkflow_ray.client.sessions import session
+from pyworkflow_ray.client.sessions import Session, session
 from pyworkflow_ray.exceptions import HookRejectedError, InvalidTokenError
 from pyworkflow_ray.failures import capture
 from pyworkflow_ray.schemas import plain
@@ -70,13 +70,16 @@ class Hook:
         )
 
 
-async def resume_hook(token: str, payload: Any = None, dedup_key: str | None = None) -> ResumeResult:
+async def resume_hook(
+    token: str, payload: Any = None, dedup_key: str | None = None, *, storage: Any = None
+) -> ResumeResult:
     """Give the run that waits for this hook its payload. When this returns, it will get it, whoever crashes.
 
     Args:
         token: The hook's.
         payload: Any value; one with a schema is checked before it is accepted.
         dedup_key: A second delivery with the same key is accepted and has no effect.
+        storage: Another than the settings name, as for `start`.
 
     Raises:
         HookNotFoundError: No hook has this token.
@@ -85,11 +88,13 @@ async def resume_hook(token: str, payload: Any = None, dedup_key: str | None = N
         HookValidationError: The payload does not fit; nothing was accepted.
     """
     refuse_in_workflow("resume_hook")
-    data = session().values.encode(plain(payload), "the payload")
-    return await _answer("resume", token, data, dedup_key)
+    of = session(storage=storage)
+    return await _answer(of, "resume", token, of.values.encode(plain(payload), "the payload"), dedup_key)
 
 
-async def reject_hook(token: str, error: BaseException | str, dedup_key: str | None = None) -> ResumeResult:
+async def reject_hook(
+    token: str, error: BaseException | str, dedup_key: str | None = None, *, storage: Any = None
+) -> ResumeResult:
     """Have the run that waits for this hook raise an error there; otherwise as `resume_hook`.
 
     Args:
@@ -97,13 +102,13 @@ async def reject_hook(token: str, error: BaseException | str, dedup_key: str | N
     """
     refuse_in_workflow("reject_hook")
     raised = error if isinstance(error, BaseException) else HookRejectedError(error)
-    return await _answer("reject", token, msgspec.json.encode(capture(raised)), dedup_key)
+    of = session(storage=storage)
+    return await _answer(of, "reject", token, msgspec.json.encode(capture(raised)), dedup_key)
 
 
-async def _answer(method: str, token: str, data: bytes, dedup_key: str | None) -> ResumeResult:
+async def _answer(of: Session, method: str, token: str, data: bytes, dedup_key: str | None) -> ResumeResult:
     if not isinstance(token, str) or not token:
         raise InvalidTokenError(repr(token)[:60])
-    of = session()
     await of.runtime.open()
     # With a key of its own each call may be made again to a registry that died before it answered.
     key = dedup_key or f"delivery:{uuid.uuid4().hex}"

@@ -28,21 +28,27 @@ from pyworkflow_ray.storage import runs
 from pyworkflow_ray.storage.storages import Storage
 
 
-async def get_workflow_run(run_id: str) -> WorkflowRun | None:
-    """The run of this id, or None. Needs no Ray."""
+async def get_workflow_run(run_id: str, *, storage: Any = None) -> WorkflowRun | None:
+    """The run of this id, or None. Needs no Ray.
+
+    Args:
+        storage: Another than the settings name, as for `start`; so in the functions below.
+    """
     refuse_in_workflow("get_workflow_run")
-    record = await asyncio.to_thread(session().storage.read, lambda c: runs.get_run(c, str(run_id)))
+    record = await asyncio.to_thread(
+        session(storage=storage).storage.read, lambda c: runs.get_run(c, str(run_id))
+    )
     return None if record is None else WorkflowRun.of(record)
 
 
-async def get_workflow_events(run_id: str) -> list[Event]:
+async def get_workflow_events(run_id: str, *, storage: Any = None) -> list[Event]:
     """The history of a run, oldest first. Needs no Ray.
 
     Raises:
         WorkflowNotFoundError: There is no such run.
     """
     refuse_in_workflow("get_workflow_events")
-    of = session()
+    of = session(storage=storage)
     events = await RunHandle(str(run_id), of).events()
     if not events:
         await read_record(of, str(run_id))  # a run without events, or none at all
@@ -126,7 +132,7 @@ def statuses_of(status: RunStatus | str | Collection[RunStatus | str] | None) ->
         ) from None
 
 
-async def resume(run_id: str) -> RunHandle[Any]:
+async def resume(run_id: str, *, storage: Any = None) -> RunHandle[Any]:
     """Have a suspended or interrupted run go on now; a run that is going on is left alone.
 
     Raises:
@@ -134,7 +140,7 @@ async def resume(run_id: str) -> RunHandle[Any]:
         WorkflowError: The run has ended.
     """
     refuse_in_workflow("resume")
-    of = session()
+    of = session(storage=storage)
     record = await read_record(of, str(run_id))
     if record.status.is_terminal:
         raise WorkflowError(f"Run {run_id!r} has ended as {record.status.value}: there is nothing to resume.")
@@ -144,7 +150,12 @@ async def resume(run_id: str) -> RunHandle[Any]:
 
 
 async def cancel_workflow(
-    run_id: str, reason: str | None = None, wait: bool = False, timeout: float | None = None
+    run_id: str,
+    reason: str | None = None,
+    wait: bool = False,
+    timeout: float | None = None,
+    *,
+    storage: Any = None,
 ) -> bool:
     """Ask a run to cancel: its code sees a `CancellationError` where it waits, and may clean up.
 
@@ -161,7 +172,7 @@ async def cancel_workflow(
         TimeoutError: It has not ended in time.
     """
     refuse_in_workflow("cancel_workflow")
-    return await cancel_run(session(), str(run_id), reason, wait, timeout)
+    return await cancel_run(session(storage=storage), str(run_id), reason, wait, timeout)
 
 
 async def cancel_run(of: Session, run_id: str, reason: str | None, wait: bool, timeout: float | None) -> bool:
@@ -232,14 +243,14 @@ async def query_run(
     return of.values.decode(outcome.result)
 
 
-async def get_workflow_chain(run_id: str) -> list[WorkflowRun]:
+async def get_workflow_chain(run_id: str, *, storage: Any = None) -> list[WorkflowRun]:
     """The runs that continued one another, oldest first, from any one of them. Needs no Ray.
 
     Raises:
         WorkflowNotFoundError: There is no such run.
     """
     refuse_in_workflow("get_workflow_chain")
-    of = session()
+    of = session(storage=storage)
     found = await asyncio.to_thread(of.storage.read, lambda c: runs.get_chain(c, str(run_id)))
     if not found:
         raise WorkflowNotFoundError(str(run_id))

@@ -195,3 +195,29 @@ def test_every_event_has_its_type() -> None:
     assert set(TYPES.values()) <= {each.value for each in pr.EventType}
     later = pr.EventType("later.added")
     assert (later, later.value, str(later)) == ("later.added",) * 3
+
+
+@pr.workflow
+async def read_elsewhere() -> str:
+    answer: str = await pr.hook("elsewhere")
+    return answer
+
+
+async def test_a_storage_can_be_named_at_each_call() -> None:
+    storage = pr.InMemoryStorageBackend()
+    pr.configure(storage=pr.InMemoryStorageBackend())
+    run = await pr.start(read_elsewhere, storage=storage)
+    assert await pr.get_workflow_run(run) is None
+    found = await pr.get_workflow_run(run, storage=storage)
+    assert found is not None
+    assert found.status is pr.RunStatus.SUSPENDED
+    assert len(await pr.get_workflow_events(run, storage=storage)) == 2
+    assert [each.run_id for each in await pr.get_workflow_chain(run, storage=storage)] == [str(run)]
+    ((hook,), _) = await storage.list_hooks()
+    await pr.resume_hook(hook.token, "yes", storage=storage)
+    assert await run == "yes"
+    other = await pr.start(read_elsewhere, storage=storage)
+    await pr.resume(other, storage=storage)
+    assert await pr.cancel_workflow(other, storage=storage)
+    with pytest.raises(pr.CancellationError):
+        await other
