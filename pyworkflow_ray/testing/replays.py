@@ -2,60 +2,119 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from pyworkflow_ray.actors.payloads import Payloads
+from pyworkflow_ray.actors.payloads import Payloads, configured_values
 from pyworkflow_ray.client.records import Event
 from pyworkflow_ray.client.sessions import session
-from pyworkflow_ray.engine.events import Recorded, WorkflowStarted, decode_event
-from pyworkflow_ray.engine.executions import Execution
-from pyworkflow_ray.exceptions import WorkflowNotFoundError
-from pyworkflow_ray.storage.blobs import load_blob
-from pyworkflow_ray.storage.histories import read_events
+from pyworkflow_ray.config import get_config
+from pyworkflow_ray.engine.executions import Execution, Limits
+from pyworkflow_ray.exceptions import NonDeterminismError
+from pyworkflow_ray.testing.histories import SUFFIX, History, history_of, load_history
 from pyworkflow_ray.workflows import as_workflow
 
 
-def replay(history_or_run: str | Sequence[Event], workflow: Any = None) -> None:
+def replay(history_or_run: str | os.PathLike[str] | Sequence[Event] | History, workflow: Any = None) -> None:
     """Check that a workflow's code still asks for what a recorded run did.
 
     Args:
-        history_or_run: A run's id (or handle), whose history is read from the storage, or its events.
+        history_or_run: A run's id (or handle), whose history is read from the storage, its events, or a file
+            of `save_history` (a path, or a text that ends in ".json").
         workflow: The workflow, or its name; the one of this process with the recorded name by default.
 
     Raises:
         NonDeterminismError: The code would not go on with this run; it says where they part.
         WorkflowNotFoundError: There is no such run, or no such workflow.
+        SerializationError: The file holds no history, or the run's arguments cannot be read here.
     """
-    of = session()
-    if isinstance(history_or_run, str):
-        run_id = str(history_or_run)
-        rows = of.storage.read(lambda connection: read_events(connection, run_id))
-        events = [Event.of(run_id, row) for row in rows]
-    else:
-        events = list(history_or_run)
-    if not events:
-        raise WorkflowNotFoundError(
-            str(history_or_run), f"There is no history to replay for {history_or_run!r}."
-        )
-    history = [_recorded(event) for event in events]
-    first = history[0].event
-    name = first.workflow_name if isinstance(first, WorkflowStarted) else ""
-    definition = as_workflow(workflow if workflow is not None else name)
-    payloads = Payloads(
-        of.values,
-        lambda digest: of.storage.read(lambda connection: load_blob(connection, digest)),
-        of.settings.blob_threshold,
-    )
-    execution = Execution(events[0].run_id, definition.fn, payloads)
+    match history_or_run:
+        case History():
+            history = history_or_run
+        case os.PathLike():
+            history = load_history(history_or_run)
+        case str() if history_or_run.endswith(SUFFIX):
+            history = load_history(history_or_run)
+        case _:
+            history = history_of(history_or_run)
+    definition = as_workflow(workflow if workflow is not None else history.workflow)
+    # A file needs no storage, so none is looked for.
+    settings = session().settings if history.blobs is None else get_config()
+    values = configured_values(settings.payload_codec, settings.payload_limit)
+    payloads = Payloads(values, history.blob, settings.blob_threshold)
+    limits = Limits(max_nesting_depth=settings.max_nesting_depth)
+    execution = Execution(history.run_id, definition.fn, payloads, limits)
+    execution.nesting_depth = history.nesting_depth
+    execution.check_arguments = definition.check_arguments
+    recorded = history.recorded()
     try:
-        execution.replay(history)
+        execution.replay(recorded)
+    except NonDeterminismError:
+        _require_arguments(recorded[0].event, payloads)
+        raise
     finally:
         execution.drop()
 
 
-def _recorded(event: Event) -> Recorded:
-    data = event.stored or msgspec.json.encode(event.data)
-    return Recorded(event.sequence, event.timestamp, decode_event(event.type, data))
+def _require_arguments(event: Any, payloads: Payloads) -> None:
+    """Say so if it is not the code that differs, but that the arguments cannot be read here."""
+    payloads.decode(event.args)
+    payloads.decode(event.kwargs)
+
+
+@dataclass(frozen=True)
+class ReplayResult:
+    """What came of replaying a file; `error` is None where the code goes on with the run."""
+
+    path: Path
+    run_id: str = ""
+    workflow: str = ""
+    events: int = 0
+    error: Exception | None = None
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether the code goes on with the run."""
+        return self.error is None
+
+    @property
+    def status(self) -> str:
+        """The result in a word: "ok", "diverged", or "failed" where it did not come to that."""
+        if self.error is None:
+            return "ok"
+        return "diverged" if isinstance(self.error, NonDeterminismError) else "failed"
+
+
+def history_files(path: str | os.PathLike[str]) -> list[Path]:
+    """The files in a folder, and in those below it, that should hold histories; in order."""
+    folder = Path(path)
+    return [folder] if folder.is_file() else sorted(folder.rglob(f"*{SUFFIX}"))
+
+
+def replay_directory(path: str | os.PathLike[str]) -> list[ReplayResult]:
+    """What comes of replaying every history in a folder, and in those below it.
+
+    The workflows must be there: import their modules before.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"There is no folder {path}.")
+    return [_replayed(file) for file in history_files(path)]
+
+
+def _replayed(file: Path) -> ReplayResult:
+    try:
+        history = load_history(file)
+    except Exception as error:
+        return ReplayResult(file, error=error)
+    found: Exception | None = None
+    try:
+        replay(history)
+    except Exception as error:
+        found = error
+    return ReplayResult(file, history.run_id, history.workflow, len(history.events), found)
