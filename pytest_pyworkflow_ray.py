@@ -1,0 +1,80 @@
+"""The pytest plugin of pyworkflow_ray: fixtures for tests of workflows, and recorded histories as tests.
+
+Nothing is imported here but pytest: plugins are loaded in every project of an environment, and few of them
+test workflows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from pyworkflow_ray.testing import MockContext, WorkflowEnvironment
+
+_HISTORIES = pytest.StashKey[list[Path]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    what = "replay the recorded histories (*.json) in this folder, each as a test"
+    group = parser.getgroup("pyworkflow_ray", "durable workflows")
+    group.addoption("--workflow-histories", action="append", default=[], metavar="DIR", help=what)
+    parser.addini(
+        "workflow_histories", f"{what}; several folders, relative to this file", type="paths", default=[]
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    asked = [
+        (config.invocation_params.dir / folder).resolve() for folder in config.getoption("workflow_histories")
+    ]
+    configured = [Path(folder).resolve() for folder in config.getini("workflow_histories")]
+    config.stash[_HISTORIES] = [*asked, *configured]
+    for folder in asked:
+        if not folder.is_dir():
+            raise pytest.UsageError(f"--workflow-histories: there is no folder {folder}.")
+    # Those of the settings belong to a run of all tests; those of the command line to any.
+    is_of_all = config.args_source is not pytest.Config.ArgsSource.ARGS
+    for folder in [*asked, *(configured if is_of_all else [])]:
+        if str(folder) not in config.args and folder.is_dir():
+            config.args.append(str(folder))
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    if file_path.suffix != ".json":
+        return None
+    file = file_path.resolve()
+    if not any(file.is_relative_to(folder) for folder in parent.config.stash[_HISTORIES]):
+        return None
+    from pyworkflow_ray.testing.plugin import HistoryFile
+
+    return HistoryFile.from_parent(parent, path=file_path)
+
+
+@pytest.fixture
+def pyworkflow_settings() -> Iterator[Callable[..., Any]]:
+    """`configure`; the test begins with the settings of environment and files, and leaves none behind."""
+    from pyworkflow_ray import configure, reset_config
+
+    reset_config()
+    yield configure
+    reset_config()
+
+
+@pytest.fixture
+def workflow_environment(pyworkflow_settings: Any) -> type[WorkflowEnvironment]:
+    """Makes environments: ``async with workflow_environment() as env: assert await env.run(order) == 42``."""
+    from pyworkflow_ray.testing import WorkflowEnvironment
+
+    return WorkflowEnvironment
+
+
+@pytest.fixture
+def mock_context(pyworkflow_settings: Any) -> type[MockContext]:
+    """Makes mock contexts: ``with mock_context(mock_results={...}) as context: await order()``."""
+    from pyworkflow_ray.testing import MockContext
+
+    return MockContext
