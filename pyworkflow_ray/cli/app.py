@@ -10,7 +10,7 @@ from loguru import logger
 from typer.core import TyperGroup
 
 import pyworkflow_ray
-from pyworkflow_ray.cli import databases, engines, hooks, quickstarts, runs, workflows
+from pyworkflow_ray.cli import databases, engines, hooks, invocations, quickstarts, runs, workflows
 from pyworkflow_ray.cli.errors import PROGRAM, is_debugging, print_error, told
 from pyworkflow_ray.cli.invocations import Invocation
 from pyworkflow_ray.cli.outputs import Format
@@ -110,6 +110,7 @@ def root(
 def main() -> None:
     """Run the command line of this process."""
     debug = is_debugging("--debug" in sys.argv)
+    invocations.is_whole_process = True
     logger.remove()
     logger.add(
         sys.stderr,

@@ -24,6 +24,9 @@ STORED = (
     "(pyworkflow-ray up)."
 )
 
+is_whole_process = False
+"""Whether this process is there for one call alone."""
+
 
 @dataclass(frozen=True, slots=True)
 class Invocation:
@@ -58,7 +61,11 @@ def begin(ctx: typer.Context) -> Output:
     call = invocation(ctx)
     output = Output(call.format, sys.stdout, sys.stderr)
     # Steps, imported modules and Ray may print; the answer must stay alone on standard output.
-    ctx.with_resource(contextlib.redirect_stdout(sys.stderr))
+    others = contextlib.redirect_stdout(sys.stderr)
+    if is_whole_process:
+        others.__enter__()  # for good: Ray brings lines from its workers until the process ends
+    else:
+        ctx.with_resource(others)
     call.apply()
     return output
 

@@ -25,6 +25,7 @@ from pyworkflow_ray.client.mail import latest_of_chain
 from pyworkflow_ray.client.outlines import ChildOutline, Outline, StepOutline, Wait
 from pyworkflow_ray.client.progress import Progress
 from pyworkflow_ray.client.records import Event, WorkflowRun
+from pyworkflow_ray.client.runtimes import LOCAL
 from pyworkflow_ray.client.sessions import Session, session
 from pyworkflow_ray.statuses import RunStatus, StepStatus
 from pyworkflow_ray.storage.runs import get_run
@@ -79,7 +80,8 @@ async def _followed(of: Session, starting: Awaitable[str], view: Progress, run_i
         run_id = await task
         view.run_id = run_id
         async with view:
-            await wait_for_end(of, run_id)
+            if of.runtime.name != LOCAL:  # where what starts a run has driven it, as far as it goes
+                await wait_for_end(of, run_id)
     else:
         run_id = await _accepted(of, task, run_id)
         view.run_id = run_id
