@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -194,9 +195,30 @@ def connect(address: str | None, namespace: str) -> None:
     dashboard: dict[str, Any] = {"include_dashboard": False} if address in (None, "local") else {}
     try:
         # Ray tells of its own doings at length; what a person wants to see are the steps' own lines.
-        ray.init(address=address, namespace=namespace, logging_level=logging.ERROR, **dashboard)
+        _on_lasting_thread(
+            lambda: ray.init(address=address, namespace=namespace, logging_level=logging.ERROR, **dashboard)
+        )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise _not_there(address, error) from error
+
+
+def _on_lasting_thread(call: Callable[[], Any]) -> None:
+    """Make a call on a thread that lasts as long as the process.
+
+    The kernel ends the processes of a local cluster when the thread ends that has started them: one of an
+    event loop's own, say, when `asyncio.run` returns.
+    """
+    called: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            called.set_result(call())
+        except BaseException as error:
+            called.set_exception(error)
+        threading.Event().wait()
+
+    threading.Thread(target=run, name="pyworkflow-ray", daemon=True).start()
+    called.result()
 
 
 def _require_listener(address: str | None) -> None:

@@ -212,6 +212,29 @@ def test_a_driver_that_names_no_storage_takes_the_running_engines(
     assert drive(script, engine, PYWORKFLOW_STORAGE="") == "2 False"
 
 
+def test_a_cluster_of_ones_own_lasts_beyond_the_event_loop_that_started_it(tmp_path: Path) -> None:
+    """Its processes end with the thread that has started them: it must not be one of the loop's."""
+    main = """
+        import asyncio
+
+        if __name__ == "__main__":
+            first = asyncio.run(pr.start(job, 1, 0))
+            asyncio.run(first.result(timeout=60))
+            print(len(asyncio.run(pr.start(job, 2, 0)).wait(timeout=60)), flush=True)
+    """
+    script = write_project(tmp_path / "project", main, tmp_path)
+    done = subprocess.run(
+        [sys.executable, script.name],
+        cwd=script.parent,
+        env={**os.environ, "RAY_ADDRESS": "local", "PYWORKFLOW_STORAGE": str(tmp_path / "x.db")},
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert done.stdout.split() == ["2"], done.stderr[-2000:]
+
+
 def test_a_cluster_that_is_not_there_is_told_clearly(tmp_path: Path) -> None:
     main = """
         if __name__ == "__main__":
