@@ -15,7 +15,7 @@ from pyworkflow_ray.client.starts import start
 from pyworkflow_ray.failures import error_type_name
 from pyworkflow_ray.ids import new_run_id
 from pyworkflow_ray.testing.environments import WorkflowEnvironment
-from pyworkflow_ray.testing.fail_points import CRASHES, FailPoint
+from pyworkflow_ray.testing.fail_points import CRASHES, FailPoint, When
 from pyworkflow_ray.testing.replays import replay
 
 During = Callable[[WorkflowEnvironment, RunHandle[Any]], Awaitable[object]]
@@ -64,12 +64,13 @@ async def check_every_crash(
         How many crashes there were.
 
     Raises:
-        AssertionError: A crash has made a difference; it says which, and where the coordinator was lost.
+        AssertionError: A crash has made a difference (it says which, and where the coordinator was lost), or
+            the run keeps no history.
     """
     options = {"start_time": datetime.now(UTC), **(settings or {})}
     run_id = new_run_id()
 
-    async def trial(when: str, skip: int, times: int) -> _Trial:
+    async def trial(when: When, skip: int, times: int) -> _Trial:
         async with WorkflowEnvironment(**options) as environment:
             done = _Trial(environment.crash_at(when, skip=skip, times=times))
             run = await start.options(run_id=run_id)(workflow, *args, **kwargs)
@@ -86,6 +87,10 @@ async def check_every_crash(
         return done
 
     undisturbed = await trial("after_commit", 0, 0)
+    if not undisturbed.point.seen:
+        raise AssertionError(
+            f"Run {run_id!r} has recorded nothing, so there is no commit to crash at: is it durable?"
+        )
     crashes = 0
     for number in range(undisturbed.point.seen):
         for when in CRASHES:
@@ -102,7 +107,8 @@ async def check_every_crash(
 def _where(trial: _Trial) -> str:
     if not trial.point.hits:
         return "Undisturbed"
-    return f"With the coordinator lost {trial.point.what.removeprefix('crash ')} {trial.point.skip + 1}"
+    where = trial.point.what.removeprefix("crash ")
+    return f"With the coordinator lost {where} {trial.point.skip + 1} ({trial.point.last})"
 
 
 def _told(history: list[Event]) -> str:

@@ -16,7 +16,7 @@ from pyworkflow_ray.config import get_config
 from pyworkflow_ray.durations import Duration, parse_duration
 from pyworkflow_ray.storage.storages import Storage
 from pyworkflow_ray.testing.clocks import VirtualClock
-from pyworkflow_ray.testing.fail_points import CommitPoint, Delayed, FailPoint, LostWorker, Raised
+from pyworkflow_ray.testing.fail_points import CommitPoint, Delayed, FailPoint, LostWorker, Raised, When
 from pyworkflow_ray.testing.runtimes import POLL, MortalRuntime
 from pyworkflow_ray.workflows import WorkflowFunction
 
@@ -121,7 +121,7 @@ class WorkflowEnvironment:
 
     def crash_at(
         self,
-        when: str,
+        when: When,
         event: str | None = None,
         *,
         step: str | None = None,

@@ -6,12 +6,13 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 from pyworkflow_ray.actors.runner import Attempt
 from pyworkflow_ray.engine.events import TYPES
 
-CRASHES = ("before_commit", "after_commit")
+When = Literal["before_commit", "after_commit"]
+CRASHES: tuple[When, ...] = ("before_commit", "after_commit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,8 @@ class Committed:
 class FailPoint:
     """A fault that is to happen at a place of the test's choice.
 
-    `seen` counts how often the place was come to, and `hits` how often the fault happened there.
+    `seen` counts how often the place was come to, and `hits` how often the fault happened there; `last` says
+    to what it happened last: the events of a commit, or an attempt.
     """
 
     def __init__(self, what: str, skip: int, times: int | None) -> None:
@@ -43,6 +45,7 @@ class FailPoint:
             raise ValueError(f"skip is {skip} and times is {times}: give whole numbers, 0 or more.")
         self.what, self.skip, self.times = what, skip, times
         self.seen = self.hits = 0
+        self.last = ""
 
     def take(self) -> bool:
         """Whether the fault happens, now that its place is come to."""
@@ -59,12 +62,9 @@ class FailPoint:
 class CommitPoint(FailPoint):
     """The coordinator is lost before or after a commit."""
 
-    last: str = ""
-    """What the commit held at which it was lost."""
-
     def __init__(
         self,
-        when: str,
+        when: When,
         event: str | None,
         step: str | None,
         workflow: str | None,
@@ -149,7 +149,7 @@ class FailPoints:
         """Whether anything is to happen at commits."""
         return bool(self._commits)
 
-    def at_commit(self, events: Sequence[Committed]) -> str | None:
+    def at_commit(self, events: Sequence[Committed]) -> When | None:
         """When the coordinator is lost that makes this commit, if it is."""
         found = None
         for point in self._commits:
@@ -168,4 +168,7 @@ class FailPoints:
                     delay = point
                 case LostWorker() | Raised() if fault is None and point.is_at(attempt) and point.take():
                     fault = point
+                case _:
+                    continue
+            point.last = f"attempt {attempt.attempt} of {attempt.step_id}"
         return delay, fault

@@ -30,7 +30,7 @@ from pyworkflow_ray.storage.histories import read_events
 from pyworkflow_ray.storage.storages import Storage
 from pyworkflow_ray.storage.writers import Writer
 from pyworkflow_ray.testing.clocks import VirtualClock
-from pyworkflow_ray.testing.fail_points import Committed, Delayed, FailPoints, LostWorker, Raised
+from pyworkflow_ray.testing.fail_points import Committed, Delayed, FailPoints, LostWorker, Raised, When
 
 T = TypeVar("T")
 
@@ -92,7 +92,7 @@ class MortalWriter(Writer):
     ) -> tuple[Callable[[Any], T], asyncio.Future[T]]:
         """The write, refused once the coordinator is lost, and the future of an answer, cancelled then."""
         life = self._life
-        decided: list[str | None] = []  # once, although a write may be run again
+        decided: list[When | None] = []  # once, although a write may be run again
 
         def guarded(connection: Any) -> T:
             if life.is_over and not decided:

@@ -120,7 +120,7 @@ async def test_a_crash_after_a_commit_keeps_the_steps_result() -> None:
         point = env.crash_at("after_commit", "step.completed", step="point_charge#1")
         assert await env.run(point_order, "A") == EXPECTED
         assert (point.hits, calls) == (1, {"charge": 1, "ship": 1})
-        assert "step.completed point_charge#1" in point.last  # type: ignore[attr-defined]
+        assert "step.completed point_charge#1" in point.last
 
 
 @pytest.mark.parametrize("when", ["before_commit", "after_commit"])
@@ -300,7 +300,7 @@ async def test_a_fail_point_must_be_one_that_there_is() -> None:
         with pytest.raises(ValueError, match=r"did you mean 'step\.completed'"):
             env.crash_at("after_commit", "step.complete")
         with pytest.raises(ValueError, match="'before_commit', 'after_commit'"):
-            env.crash_at("during_commit")
+            env.crash_at("during_commit")  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="0 or more"):
             env.lose_worker("point_charge", times=-1)
 
@@ -336,6 +336,15 @@ async def test_a_workflow_that_depends_on_memory_is_found_out() -> None:
         AssertionError, match=r"(?s)coordinator lost (before|after) commit \d.*result is .*history"
     ):
         await check_every_crash(forgetful)
+
+
+async def test_a_workflow_without_a_history_has_no_crash_to_try() -> None:
+    @pr.workflow(name="point_transient", durable=False)
+    async def transient() -> None:
+        pass
+
+    with pytest.raises(AssertionError, match="is it durable"):
+        await check_every_crash(transient)
 
 
 async def test_a_workflow_that_fails_must_fail_in_the_same_way() -> None:
