@@ -13,10 +13,11 @@ from pyworkflow_ray.client.handles import refuse_in_workflow
 from pyworkflow_ray.client.hooks import Hook, page_of_hooks
 from pyworkflow_ray.client.records import Event, WorkflowRun
 from pyworkflow_ray.client.runs import page_of_runs, statuses_of
+from pyworkflow_ray.client.schedules import Schedule, page_of_schedules, read_schedule
 from pyworkflow_ray.client.sessions import session
 from pyworkflow_ray.client.steps import StepExecution, step_executions
 from pyworkflow_ray.config import DEFAULT_STORAGE, storage_url
-from pyworkflow_ray.statuses import HookStatus, RunStatus
+from pyworkflow_ray.statuses import HookStatus, RunStatus, ScheduleStatus
 from pyworkflow_ray.storage import hooks, runs
 from pyworkflow_ray.storage.databases import Database
 from pyworkflow_ray.storage.histories import latest_event, read_events
@@ -175,6 +176,24 @@ class StorageBackend:
         """A page of hooks, newest first, and the cursor of the next page; see the function `list_hooks`."""
         refuse_in_workflow("list_hooks")
         return await page_of_hooks(self._storage(), run_id=run_id, status=status, limit=limit, cursor=cursor)
+
+    # --- schedules --------------------------------------------------------------------------------
+
+    async def get_schedule(self, schedule_id: str) -> Schedule | None:
+        """The schedule of this id, or None."""
+        refuse_in_workflow("get_schedule")
+        return await read_schedule(self._storage(), schedule_id)
+
+    async def list_schedules(
+        self,
+        workflow: str | None = None,
+        status: ScheduleStatus | str | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> tuple[list[Schedule], str | None]:
+        """A page of schedules, and the cursor of the next page; see the function `list_schedules`."""
+        refuse_in_workflow("list_schedules")
+        return await page_of_schedules(self._storage(), workflow, status, limit, cursor)
 
     # --- the database -----------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from pyworkflow_ray.storage import fires, schedules
 from pyworkflow_ray.storage.acceptances import NewRun
 from pyworkflow_ray.storage.codes import Code
 from pyworkflow_ray.storage.schedules import ScheduleRecord
+from pyworkflow_ray.storage.storages import Storage
 from pyworkflow_ray.workflows import WorkflowFunction, as_workflow
 
 CATCHUP_WINDOW = timedelta(hours=1)
@@ -206,6 +207,11 @@ async def _create(
 async def get_schedule(schedule_id: str) -> Schedule | None:
     """The schedule, or None. Needs no Ray."""
     refuse_in_workflow("get_schedule")
+    return await read_schedule(session().storage, schedule_id)
+
+
+async def read_schedule(storage: Storage, schedule_id: str) -> Schedule | None:
+    """The schedule in this storage; see `get_schedule`."""
 
     def read(connection: Any) -> Schedule | None:
         record = schedules.get_schedule(connection, schedule_id)
@@ -213,7 +219,7 @@ async def get_schedule(schedule_id: str) -> Schedule | None:
             return None
         return Schedule.of(record, schedules.running_runs(connection, schedule_id))
 
-    return await asyncio.to_thread(session().storage.read, read)
+    return await asyncio.to_thread(storage.read, read)
 
 
 async def list_schedules(
@@ -231,6 +237,17 @@ async def list_schedules(
         cursor: What the page before gave.
     """
     refuse_in_workflow("list_schedules")
+    return await page_of_schedules(session().storage, workflow, status, limit, cursor)
+
+
+async def page_of_schedules(
+    storage: Storage,
+    workflow: str | None,
+    status: ScheduleStatus | str | None,
+    limit: int,
+    cursor: str | None,
+) -> tuple[list[Schedule], str | None]:
+    """A page of the schedules in this storage; see `list_schedules`."""
     wanted = None if status is None else ScheduleStatus(status)
 
     def read(connection: Any) -> tuple[list[Schedule], str | None]:
@@ -240,7 +257,7 @@ async def list_schedules(
         ]
         return page, page[-1].schedule_id if len(found) > limit else None
 
-    return await asyncio.to_thread(session().storage.read, read)
+    return await asyncio.to_thread(storage.read, read)
 
 
 async def update_schedule(
