@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pyworkflow_ray.actors.activations import RunEnd
 from pyworkflow_ray.actors.coordinator import Coordinator
 from pyworkflow_ray.actors.dispatchers import LocalDispatcher
+from pyworkflow_ray.actors.schedulers import Looked
 from pyworkflow_ray.client.runtimes import LocalRuntime
 from pyworkflow_ray.config import Settings
 from pyworkflow_ray.storage.dialects import Statement
@@ -19,6 +21,7 @@ from pyworkflow_ray.storage.storages import Storage
 from pyworkflow_ray.testing.clocks import VirtualClock
 from pyworkflow_ray.testing.fail_points import FailPoints
 from pyworkflow_ray.testing.lifetimes import Lifetime, MortalDispatcher, MortalStorage
+from pyworkflow_ray.testing.schedulers import Scheduler
 
 T = TypeVar("T")
 
@@ -27,6 +30,17 @@ POLL = 0.001
 _START_LATER = Statement(
     "SELECT run_id FROM runs WHERE status IN ('pending', 'running') AND start_at IS NOT NULL"
 )
+
+
+class _Coordinator(Coordinator):
+    """One that tells a test's scheduler what is due."""
+
+    def __init__(self, on_due: Callable[[], None], *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._on_due = on_due
+
+    def on_due(self, at: datetime) -> None:
+        self._on_due()
 
 
 class MortalRuntime(LocalRuntime):
@@ -43,6 +57,7 @@ class MortalRuntime(LocalRuntime):
         self._life: Lifetime | None = None
         self._dispatcher: MortalDispatcher | None = None
         self._recovery: asyncio.Task[None] | None = None
+        self._scheduler = Scheduler(storage, clock, self._go_on)
 
     # --- the coordinator, and its successors --------------------------------------------------------
 
@@ -56,7 +71,8 @@ class MortalRuntime(LocalRuntime):
         life = self._life = Lifetime(self.points, lambda: self._on_lost(coordinator))
         attempts = LocalDispatcher(is_cancelled=self._is_cancelled)
         self._dispatcher = MortalDispatcher(attempts, life, self._clock_of_test)
-        coordinator = Coordinator(
+        coordinator = _Coordinator(
+            self._scheduler.look,
             name,
             self._engine,
             storage=MortalStorage(self._storage_of_test, life),
@@ -97,8 +113,11 @@ class MortalRuntime(LocalRuntime):
 
     async def _recovered(self) -> None:
         while self.is_recovering:
-            if self._recovery is not None:
-                await asyncio.shield(self._recovery)
+            recovery = self._recovery
+            if recovery is not None:
+                await asyncio.wait([recovery])
+                if not recovery.cancelled():  # else the successor was lost, too, and has one of its own
+                    recovery.result()
             await asyncio.sleep(0)
 
     async def _ask(self, call: Callable[[], Awaitable[T]]) -> T:
@@ -119,12 +138,14 @@ class MortalRuntime(LocalRuntime):
         if self.is_recovering:
             return False
         drives, delayed = self.coordinator().drives, self._dispatcher.delayed if self._dispatcher else 0
-        waiting = self._clock_of_test.sleepers
-        return waiting == len(drives) + delayed and delayed == sum(drive.in_flight for drive in drives)
+        waiting = self._clock_of_test.sleepers - self._scheduler.sleepers
+        is_waiting = waiting == len(drives) + delayed and delayed == sum(drive.in_flight for drive in drives)
+        return is_waiting and self._scheduler.is_resting
 
     async def close(self) -> None:
         """Drop every run where it stands."""
         await self._recovered()
+        await self._scheduler.close()
         await self.coordinator().close()
 
     # --- what clients ask -----------------------------------------------------------------------------
@@ -144,6 +165,16 @@ class MortalRuntime(LocalRuntime):
 
     async def wake(self, run: RunRecord) -> None:
         await self.tell(run)
+
+    async def wake_all(self, runs: Sequence[RunRecord]) -> None:
+        await self._ask(partial(super().wake_all, runs))
+
+    async def look_at_schedules(self) -> None:
+        self._scheduler.look()
+
+    async def _go_on(self, looked: Looked) -> None:
+        run_ids = [*looked.cancelled, *(run.run_id for run in looked.runs)]
+        await self._ask(lambda: self.coordinator().wake(run_ids))
 
     async def tell(self, run: RunRecord) -> bool:
         return await self._ask(partial(super().tell, run))

@@ -148,6 +148,17 @@ async def test_crashes_repeat_and_skip_as_often_as_told() -> None:
         assert repr(first) == "<crash before commit of step.completed: 2 of 2 times>"
 
 
+async def test_a_successor_may_be_lost_while_it_takes_over() -> None:
+    async with WorkflowEnvironment() as env:
+        runs = [await env.start(point_order, "A") for _ in range(3)]
+        late = await pr.start.options(delay="1d")(point_order, "A")
+        await env.settle()
+        points = [env.crash_at(when, "workflow.interrupted") for when in ("before_commit", "after_commit")]
+        await env.crash()
+        assert await asyncio.gather(*runs, late) == [EXPECTED] * 4
+        assert [point.hits for point in points] == [1, 1]
+
+
 async def test_a_run_that_gets_nowhere_fails_after_as_many_crashes_as_are_allowed() -> None:
     async with WorkflowEnvironment() as env:
         env.crash_at("before_commit", "step.completed", times=None)

@@ -1,0 +1,67 @@
+"""Firing schedules by a test's clock, in the timer actor's place."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
+from pyworkflow_ray.actors.schedulers import Looked, fire_due
+from pyworkflow_ray.storage.storages import Storage
+from pyworkflow_ray.testing.clocks import VirtualClock
+
+HORIZON = timedelta(days=400).total_seconds()
+
+
+class Scheduler:
+    """Fires the schedules of a test.
+
+    Args:
+        storage: Where they are.
+        clock: By which they fire.
+        wake: Has runs go on that were made, or were asked to cancel.
+    """
+
+    def __init__(
+        self, storage: Storage, clock: VirtualClock, wake: Callable[[Looked], Awaitable[None]]
+    ) -> None:
+        self._storage, self._clock, self._wake = storage, clock, wake
+        self._event = asyncio.Event()
+        self._firing: asyncio.Task[None] | None = None
+        self._is_looking = False
+
+    @property
+    def sleepers(self) -> int:
+        """How many wait for time here: one, once there was a schedule."""
+        return int(self._firing is not None and not self._firing.done())
+
+    @property
+    def is_resting(self) -> bool:
+        """Whether all that is due was fired."""
+        return not self._is_looking and not self._event.is_set()
+
+    def look(self) -> None:
+        """Something may be due: a schedule was made or changed, or a run of one has ended."""
+        self._event.set()
+        if self._firing is None:
+            self._firing = asyncio.get_running_loop().create_task(self._run())
+
+    async def close(self) -> None:
+        """Fire no more."""
+        if self._firing is not None:
+            self._firing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._firing
+
+    async def _run(self) -> None:
+        while True:
+            self._is_looking = True
+            self._event.clear()
+            looked = await fire_due(self._storage, "", HORIZON, self._clock.now)
+            await self._wake(looked)
+            until = None
+            if looked.seconds_until is not None:
+                until = self._clock.now() + timedelta(seconds=looked.seconds_until)
+            self._is_looking = False
+            await self._clock.wait(self._event, until)
