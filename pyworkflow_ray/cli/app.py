@@ -11,9 +11,9 @@ from typer.core import TyperGroup
 
 import pyworkflow_ray
 from pyworkflow_ray.cli import databases, engines, hooks, invocations, quickstarts, runs, workflows
-from pyworkflow_ray.cli.errors import PROGRAM, is_debugging, print_error, told
+from pyworkflow_ray.cli.errors import is_debugging, print_error, told
 from pyworkflow_ray.cli.invocations import Invocation
-from pyworkflow_ray.cli.outputs import Format
+from pyworkflow_ray.cli.outputs import PROGRAM, Format
 
 _WITH_VALUE = frozenset({"--storage", "--address", "--namespace", "--module", "--output"})
 _FLAGS = frozenset({"--debug"})

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from pyworkflow_ray.cli.errors import PROGRAM
 from pyworkflow_ray.cli.invocations import begin
-from pyworkflow_ray.cli.outputs import Output
+from pyworkflow_ray.cli.outputs import PROGRAM, Output
 from pyworkflow_ray.client.sessions import session
 from pyworkflow_ray.exceptions import StorageError
 from pyworkflow_ray.storage.inspections import Inspection, inspect_database

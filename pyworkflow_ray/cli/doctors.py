@@ -13,8 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pyworkflow_ray import config
-from pyworkflow_ray.cli.errors import PROGRAM
-from pyworkflow_ray.cli.outputs import STYLES, Column, Format, Output, shown
+from pyworkflow_ray.cli.outputs import PROGRAM, STYLES, Column, Format, Output, shown
 from pyworkflow_ray.client.engines import EngineState, inspect_engine, join
 from pyworkflow_ray.exceptions import ConfigurationError, StorageError
 from pyworkflow_ray.statuses import RunStatus
@@ -212,6 +211,8 @@ def print_checks(output: Output, checks: list[Check]) -> None:
         output.rows(checks, columns)
         return
     grid = Table.grid(padding=(0, 2, 0, 0))
+    for overflow in ("ellipsis", "ellipsis", "fold"):
+        grid.add_column(overflow=overflow)
     for check in checks:
         grid.add_row(
             Text(MARKS[check.status], style=STYLES[check.status]), Text(check.name), Text(shown(check.found))

@@ -5,9 +5,8 @@ from __future__ import annotations
 import typer
 
 from pyworkflow_ray.cli import doctors
-from pyworkflow_ray.cli.errors import PROGRAM
 from pyworkflow_ray.cli.invocations import begin
-from pyworkflow_ray.cli.outputs import Column, Output
+from pyworkflow_ray.cli.outputs import PROGRAM, Column, Output
 from pyworkflow_ray.client.engines import bring_up, join, take_down
 from pyworkflow_ray.client.loops import run_sync
 from pyworkflow_ray.client.sessions import session

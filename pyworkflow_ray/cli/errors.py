@@ -10,10 +10,9 @@ from contextlib import contextmanager
 import typer
 
 from pyworkflow_ray import exceptions
-from pyworkflow_ray.cli.outputs import shown
+from pyworkflow_ray.cli.outputs import PROGRAM, shown
 
 VARIABLE = "PYWORKFLOW_DEBUG"
-PROGRAM = "pyworkflow-ray"
 
 _NEXT: dict[type[BaseException], str] = {
     exceptions.HookNotFoundError: f"{PROGRAM} hooks list --status pending",

@@ -16,8 +16,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from pyworkflow_ray.cli.errors import PROGRAM
-from pyworkflow_ray.cli.outputs import STYLES, Output, error_text, shown
+from pyworkflow_ray.cli.outputs import PROGRAM, STYLES, Output, error_text, shown
 from pyworkflow_ray.cli.times import clock, relative, span
 from pyworkflow_ray.client.handles import wait_for_end
 from pyworkflow_ray.client.loops import run_sync
@@ -109,11 +108,11 @@ def _tell_of_leaving(output: Output, run_id: str, *, is_own: bool) -> None:
         return
     if is_own:
         output.say(f"Run {run_id} was driven by this process, and stops where it is. It goes on with:")
-        output.say(f"  {PROGRAM} runs resume {run_id} --wait")
+        output.suggest(f"runs resume {run_id} --wait")
     else:
         output.say(f"Run {run_id} goes on. Look at it with:")
-        output.say(f"  {PROGRAM} runs status {run_id}")
-        output.say(f"  {PROGRAM} runs logs {run_id} --follow")
+        output.suggest(f"runs status {run_id}")
+        output.suggest(f"runs logs {run_id} --follow")
 
 
 def answer_command(token: str | None) -> str:

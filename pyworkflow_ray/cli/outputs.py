@@ -18,6 +18,8 @@ from rich.text import Text
 
 from pyworkflow_ray.cli.times import exact, moment, relative, span
 
+PROGRAM = "pyworkflow-ray"
+
 UNLIMITED = 100_000
 """The width of an output that nobody watches: no line is cut."""
 NARROWEST = 8
@@ -97,7 +99,14 @@ class Output:
 
     def say(self, text: str, style: str = "") -> None:
         """Tell something that is not the answer."""
-        self.err.print(Text(shown(text, lines=True), style=style), soft_wrap=True)
+        self.err.print(Text(shown(text, lines=True), style=style))
+
+    def suggest(self, command: str, meaning: str = "") -> None:
+        """Tell what to type: in one piece, to be copied."""
+        line = Text.assemble("  ", (f"{PROGRAM} {command}", "bold"))
+        if meaning:
+            line.append(f"  {meaning}", style="dim")
+        self.err.print(line, soft_wrap=True)
 
     def busy(self, text: str) -> AbstractContextManager[object]:
         """Tell, as long as the block lasts, what takes a while; on a terminal only."""

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from pyworkflow_ray.cli.errors import PROGRAM
 from pyworkflow_ray.cli.invocations import begin
+from pyworkflow_ray.cli.outputs import PROGRAM
 from pyworkflow_ray.exceptions import ConfigurationError
 
 FILES = ("orders.py", "pyworkflow.config.yaml", "README.md")

@@ -7,7 +7,6 @@ from typing import Any
 
 from rich.text import Text
 
-from pyworkflow_ray.cli.errors import PROGRAM
 from pyworkflow_ray.cli.live import COLLAPSE_FROM, answer_command, open_waits
 from pyworkflow_ray.cli.outputs import Column, Format, Output, cell, error_text, shown
 from pyworkflow_ray.cli.times import moment, span
@@ -45,8 +44,11 @@ def print_status(output: Output, record: RunRecord, events: list[Event]) -> None
     if outline.steps:
         output.text("")
         output.rows(_step_rows(outline), STEP_COLUMNS)
-    for command, meaning in _following(run):
-        output.say(f"{'Next:':<6}{PROGRAM} runs {command}  {meaning}", "dim")
+    following = _following(run)
+    if following:
+        output.say("Next:", "dim")
+    for command, meaning in following:
+        output.suggest(f"runs {command}", meaning)
 
 
 def _pairs(run: WorkflowRun, record: RunRecord, outline: Outline, now: datetime) -> list[tuple[str, Any]]:

@@ -12,10 +12,10 @@ import typer
 from pyworkflow_ray import values
 from pyworkflow_ray.cli import completions
 from pyworkflow_ray.cli.arguments import arguments_of
-from pyworkflow_ray.cli.errors import PROGRAM, print_error
+from pyworkflow_ray.cli.errors import print_error
 from pyworkflow_ray.cli.invocations import begin, begin_driving, import_workflows, is_local
 from pyworkflow_ray.cli.live import watch
-from pyworkflow_ray.cli.outputs import Column, Format, Output, error_text, shown
+from pyworkflow_ray.cli.outputs import PROGRAM, Column, Format, Output, error_text, shown
 from pyworkflow_ray.client.loops import run_sync
 from pyworkflow_ray.client.records import WorkflowRun
 from pyworkflow_ray.client.runs import get_workflow_run
@@ -121,7 +121,8 @@ def tell_start(output: Output, run_id: str) -> None:
         output.data(run_sync(get_workflow_run(run_id)))
         return
     output.text(run_id)
-    output.say(f"Look at it with: {PROGRAM} runs status {run_id}", "dim")
+    output.say("Look at it with:", "dim")
+    output.suggest(f"runs status {run_id}")
 
 
 def finish(output: Output, ended: WorkflowRun) -> None:
@@ -134,7 +135,7 @@ def finish(output: Output, ended: WorkflowRun) -> None:
         return
     if ended.status is RunStatus.SUSPENDED:  # of the in-process runtime, which has no timer
         output.say(f"Run {ended.run_id} waits, and nothing runs meanwhile. It goes on with:")
-        output.say(f"  {PROGRAM} runs resume {ended.run_id}")
+        output.suggest(f"runs resume {ended.run_id}")
         return
     record = session().storage.read(lambda connection: get_run(connection, ended.run_id))
     what = error_text(record.error_type, ended.error) if record is not None else ""
