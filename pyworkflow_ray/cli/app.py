@@ -10,7 +10,17 @@ from loguru import logger
 from typer.core import TyperGroup
 
 import pyworkflow_ray
-from pyworkflow_ray.cli import databases, engines, hooks, invocations, quickstarts, runs, workflows
+from pyworkflow_ray.cli import (
+    databases,
+    engines,
+    hooks,
+    invocations,
+    quickstarts,
+    replays,
+    runs,
+    schedules,
+    workflows,
+)
 from pyworkflow_ray.cli.errors import is_debugging, print_error, told
 from pyworkflow_ray.cli.invocations import Invocation
 from pyworkflow_ray.cli.outputs import PROGRAM, Format
@@ -65,11 +75,12 @@ app = typer.Typer(
         f"options may stand anywhere. To begin: {PROGRAM} quickstart"
     ),
 )
-for each in (engines, quickstarts):
+for each in (engines, quickstarts, replays):
     each.add_commands(app)
 app.add_typer(workflows.app, name="workflows")
 app.add_typer(runs.app, name="runs")
 app.add_typer(hooks.app, name="hooks")
+app.add_typer(schedules.app, name="schedules")
 app.add_typer(databases.app, name="db")
 
 

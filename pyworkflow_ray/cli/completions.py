@@ -15,6 +15,7 @@ from pyworkflow_ray.discovery import discover_workflows
 from pyworkflow_ray.statuses import HookStatus, RunStatus
 from pyworkflow_ray.storage.inspections import workflow_names
 from pyworkflow_ray.storage.runs import list_runs
+from pyworkflow_ray.storage.schedules import list_schedules
 from pyworkflow_ray.storage.storages import Storage
 
 T = TypeVar("T")
@@ -53,6 +54,16 @@ def runs(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
         (run.run_id, f"{run.workflow_name}, {run.status.value}")
         for run in found
         if run.run_id.startswith(incomplete)
+    ]
+
+
+def schedules(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Schedules, with what they run."""
+    found = _offered(ctx, lambda _: _storage().read(lambda c: list_schedules(c, limit=MOST)))
+    return [
+        (each.schedule_id, f"{each.workflow_name}, {each.spec.describe()}")
+        for each in found
+        if each.schedule_id.startswith(incomplete)
     ]
 
 

@@ -101,3 +101,8 @@ class Trap:
 @pr.workflow
 async def cli_takes(value: Any) -> str:
     return str(value)[:10]
+
+
+@pr.scheduled_workflow(cron="0 9 * * *", timezone="Europe/Berlin")
+async def cli_every_morning() -> None:
+    """Nothing, each morning."""

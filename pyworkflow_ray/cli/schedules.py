@@ -1,0 +1,396 @@
+"""`pyworkflow-ray schedules`: workflows that run at certain times."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+
+from pyworkflow_ray.cli import completions
+from pyworkflow_ray.cli.arguments import arguments_of
+from pyworkflow_ray.cli.invocations import (
+    begin_driving,
+    begin_reading,
+    begin_writing,
+    import_workflows,
+    invocation,
+)
+from pyworkflow_ray.cli.outputs import PROGRAM, Column, Output
+from pyworkflow_ray.cli.questions import confirm, read_value
+from pyworkflow_ray.cli.times import exact
+from pyworkflow_ray.client import declarations, firings
+from pyworkflow_ray.client import schedules as client
+from pyworkflow_ray.client.loops import run_sync
+from pyworkflow_ray.client.schedules import Schedule
+from pyworkflow_ray.exceptions import ScheduleNotFoundError
+from pyworkflow_ray.recurrences import ScheduleSpec
+from pyworkflow_ray.statuses import OverlapPolicy, ScheduleStatus
+from pyworkflow_ray.workflows import get_workflow
+
+app = typer.Typer(no_args_is_help=True, help="Schedules: workflows that run at certain times.")
+
+STORED = f"No Ray cluster runs here: it is stored, and counts once an engine is up ({PROGRAM} up)."
+SHOWN_EVENTS = 10
+
+Id = Annotated[
+    str, typer.Argument(metavar="ID", help="The schedule's id.", autocompletion=completions.schedules)
+]
+Cron = Annotated[str | None, typer.Option(metavar="EXPR", help='When, as cron: "0 9 * * MON-FRI".')]
+Interval = Annotated[str | None, typer.Option(metavar="DURATION", help='How often: "30s", "6h".')]
+Calendar = Annotated[
+    str | None, typer.Option(metavar="JSON", help='When, as a calendar: {"hour": 9, "day_of_week": [0, 4]}.')
+]
+Timezone = Annotated[
+    str | None, typer.Option(metavar="ZONE", help='Whose clock is meant: "Europe/Berlin"; UTC by default.')
+]
+From = Annotated[str | None, typer.Option("--start-at", metavar="TIME", help="Nothing before this time.")]
+Until = Annotated[str | None, typer.Option("--end-at", metavar="TIME", help="Nothing after this time.")]
+Jitter = Annotated[str | None, typer.Option(metavar="DURATION", help="Each run begins up to so much later.")]
+Overlap = Annotated[
+    OverlapPolicy | None, typer.Option("--overlap", help="What to do while a run of it has not ended.")
+]
+Args = Annotated[
+    list[str] | None,
+    typer.Option("--arg", "-a", metavar="NAME=VALUE", help="An argument, JSON or text; may be repeated."),
+]
+ArgsJson = Annotated[
+    str | None, typer.Option(help="Arguments as a JSON list, or as an object of named ones.")
+]
+Catchup = Annotated[
+    str | None, typer.Option(metavar="DURATION", help="How late a run may be made up; an hour by default.")
+]
+Note = Annotated[str | None, typer.Option(metavar="TEXT", help="Shown with the schedule.")]
+
+COLUMNS = [
+    Column("schedule", lambda each: each.schedule_id, is_whole=True),
+    Column("workflow", lambda each: each.workflow_name),
+    Column("status", lambda each: each.status, is_whole=True),
+    Column("when", lambda each: each.spec.describe()),
+    Column("next", lambda each: each.next_run_time, is_whole=True),
+    Column("last", lambda each: each.last_run_at),
+    Column("runs", lambda each: each.total_runs),
+    Column("failed", lambda each: each.failed_runs or None),
+    Column("skipped", lambda each: each.skipped_runs or None),
+]
+
+
+@app.command("list")
+def list_(
+    ctx: typer.Context,
+    workflow: Annotated[
+        str | None,
+        typer.Option(help="Only of this workflow.", autocompletion=completions.workflows_with_runs),
+    ] = None,
+    status: Annotated[ScheduleStatus | None, typer.Option(help="Only schedules in this state.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 50,
+) -> None:
+    """List schedules by their ids."""
+    output = begin_reading(ctx)
+    found, following = run_sync(client.list_schedules(workflow=workflow, status=status, limit=limit))
+    if output.is_json:
+        output.data([_plain(each) for each in found])
+        return
+    empty = f"No schedules. The first: {PROGRAM} schedules create WORKFLOW --interval 1h --module MODULE"
+    output.rows(found, COLUMNS, empty=empty)
+    if following is not None:
+        output.say(f"There are more: --limit {limit * 5}", "dim")
+
+
+@app.command()
+def show(ctx: typer.Context, schedule: Id) -> None:
+    """Show a schedule: when it fires, what it has done, and what has happened of late."""
+    output = begin_reading(ctx)
+    found = run_sync(client.get_schedule(schedule))
+    if found is None:
+        raise ScheduleNotFoundError(schedule)
+    events = run_sync(client.get_schedule_events(schedule))[-SHOWN_EVENTS:]
+    if output.is_json:
+        output.data({**_plain(found), "events": events})
+        return
+    _print(output, found)
+    if events:
+        output.say("")
+        columns = [
+            Column("time", lambda event: event.timestamp, is_whole=True, is_exact=True),
+            Column("event", lambda event: event.type.removeprefix("schedule."), is_whole=True),
+            Column("", lambda event: _said(event.data)),
+        ]
+        output.rows(events, columns)
+
+
+@app.command()
+def create(
+    ctx: typer.Context,
+    workflow: Annotated[
+        str, typer.Argument(metavar="WORKFLOW", help="Its name.", autocompletion=completions.workflows)
+    ],
+    schedule_id: Annotated[
+        str | None, typer.Option("--id", help="A name of its own; else a random one.")
+    ] = None,
+    cron: Cron = None,
+    interval: Interval = None,
+    calendar: Calendar = None,
+    timezone: Timezone = None,
+    start_at: From = None,
+    end_at: Until = None,
+    jitter: Jitter = None,
+    overlap: Overlap = None,
+    catchup_window: Catchup = None,
+    note: Note = None,
+    arg: Args = None,
+    args_json: ArgsJson = None,
+) -> None:
+    """Have a workflow run by a schedule."""
+    spec = _spec(cron, interval, calendar, timezone, start_at, end_at, jitter)
+    output, is_hurried = begin_writing(ctx)
+    import_workflows(ctx)
+    definition = get_workflow(workflow)
+    args, kwargs = arguments_of(definition, arg or (), args_json)
+    make = client.create_schedule.options(
+        overlap_policy=overlap or OverlapPolicy.SKIP,
+        schedule_id=schedule_id,
+        catchup_window=catchup_window,
+        note=note,
+    )
+    _tell(output, run_sync(make(definition, spec, *args, **kwargs)), is_hurried)
+
+
+@app.command()
+def update(
+    ctx: typer.Context,
+    schedule: Id,
+    cron: Cron = None,
+    interval: Interval = None,
+    calendar: Calendar = None,
+    timezone: Timezone = None,
+    start_at: From = None,
+    end_at: Until = None,
+    jitter: Jitter = None,
+    overlap: Overlap = None,
+    catchup_window: Catchup = None,
+    note: Note = None,
+    arg: Args = None,
+    args_json: ArgsJson = None,
+) -> None:
+    """Change what is given; the workflow's code is taken anew with --arg, --args-json or --module."""
+    output, is_hurried = begin_writing(ctx)
+    found = run_sync(client.get_schedule(schedule))
+    if found is None:
+        raise ScheduleNotFoundError(schedule)
+    given: dict[str, Any] = {}
+    if any(each is not None for each in (cron, interval, calendar, timezone, start_at, end_at, jitter)):
+        given["spec"] = _changed(found.spec, cron, interval, calendar, timezone, start_at, end_at, jitter)
+    if arg or args_json is not None or invocation(ctx).modules:
+        import_workflows(ctx)
+        definition = get_workflow(found.workflow_name)
+        given["workflow"] = definition
+        if arg or args_json is not None:
+            given["args"], given["kwargs"] = arguments_of(definition, arg or (), args_json)
+    changing = client.update_schedule(
+        schedule, overlap_policy=overlap, catchup_window=catchup_window, note=note, **given
+    )
+    _tell(output, run_sync(changing), is_hurried)
+
+
+@app.command()
+def pause(ctx: typer.Context, schedule: Id, note: Note = None) -> None:
+    """Have a schedule fire no more until it is resumed."""
+    output, is_hurried = begin_writing(ctx)
+    _tell(output, run_sync(client.pause_schedule(schedule, note)), is_hurried)
+
+
+@app.command()
+def resume(ctx: typer.Context, schedule: Id, note: Note = None) -> None:
+    """Have a paused schedule fire again, from now on."""
+    output, is_hurried = begin_writing(ctx)
+    _tell(output, run_sync(client.resume_schedule(schedule, note)), is_hurried)
+
+
+@app.command()
+def trigger(
+    ctx: typer.Context,
+    schedule: Id,
+    overlap: Annotated[
+        OverlapPolicy, typer.Option("--overlap", help="What to do while a run of it has not ended.")
+    ] = OverlapPolicy.ALLOW_ALL,
+) -> None:
+    """Make a run now, apart from the schedule's times."""
+    output, _ = begin_driving(ctx)
+    run = run_sync(firings.trigger_schedule(schedule, overlap))
+    if output.is_json:
+        output.data({"schedule_id": schedule, "run_id": None if run is None else str(run)})
+    elif run is None:
+        output.text("no run now: one of the schedule has not ended")
+    else:
+        output.text(str(run))
+        output.suggest(f"runs status {run}")
+
+
+@app.command()
+def backfill(
+    ctx: typer.Context,
+    schedule: Id,
+    start: Annotated[str, typer.Option(metavar="TIME", help="The first instant, included.")],
+    end: Annotated[str, typer.Option(metavar="TIME", help="The first instant that is not included.")],
+) -> None:
+    """Make the runs of past times that have none."""
+    begins, ends = _instant(start, "--start"), _instant(end, "--end")
+    output, _ = begin_driving(ctx)
+    with output.busy("making runs"):
+        made = run_sync(firings.backfill_schedule(schedule, begins, ends))
+    if output.is_json:
+        output.data({"schedule_id": schedule, "run_ids": made})
+        return
+    for run_id in made:
+        output.text(run_id)
+    output.say(f"{len(made)} {'run' if len(made) == 1 else 'runs'}", "dim")
+
+
+@app.command()
+def delete(
+    ctx: typer.Context,
+    schedule: Id,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete a schedule; its runs go on, and stay."""
+    output = begin_reading(ctx)
+    if run_sync(client.get_schedule(schedule)) is None:
+        raise ScheduleNotFoundError(schedule)
+    confirm(output, f"Delete schedule {schedule}?", yes=yes)
+    is_deleted = run_sync(client.delete_schedule(schedule))
+    if output.is_json:
+        output.data({"schedule_id": schedule, "deleted": is_deleted})
+    else:
+        output.text(f"{schedule} is deleted")
+
+
+@app.command()
+def activate(ctx: typer.Context) -> None:
+    """Make, or change, the schedules that @scheduled_workflow declares in the modules."""
+    output, is_hurried = begin_writing(ctx)
+    import_workflows(ctx)
+    ids = run_sync(declarations.activate_scheduled_workflows())
+    if output.is_json:
+        output.data(ids)
+        return
+    for schedule_id in ids:
+        output.text(schedule_id)
+    if not ids:
+        output.say("The modules declare no schedule. Name those that do with --module.")
+    elif not is_hurried:
+        output.say(STORED)
+
+
+# --- forms ----------------------------------------------------------------------------------------
+
+
+def _spec(
+    cron: str | None,
+    interval: str | None,
+    calendar: str | None,
+    timezone: str | None,
+    start_at: str | None,
+    end_at: str | None,
+    jitter: str | None,
+) -> ScheduleSpec:
+    if [cron, interval, calendar].count(None) != 2:
+        raise typer.BadParameter("give one of them", param_hint="--cron, --interval, --calendar")
+    said = {
+        "cron": cron,
+        "interval": interval,
+        "calendar": None if calendar is None else read_value(calendar, "--calendar"),
+        "timezone": timezone or "UTC",
+        "start_at": None if start_at is None else _instant(start_at, "--start-at"),
+        "end_at": None if end_at is None else _instant(end_at, "--end-at"),
+        "jitter": jitter,
+    }
+    return ScheduleSpec.from_dict(said)
+
+
+def _changed(
+    spec: ScheduleSpec,
+    cron: str | None,
+    interval: str | None,
+    calendar: str | None,
+    timezone: str | None,
+    start_at: str | None,
+    end_at: str | None,
+    jitter: str | None,
+) -> ScheduleSpec:
+    """The spec with what is given in place of what it says; another kind of times replaces the kind."""
+    said = spec.to_dict()
+    kinds = {
+        "cron": cron,
+        "interval": interval,
+        "calendar": None if calendar is None else read_value(calendar, "--calendar"),
+    }
+    if any(value is not None for value in kinds.values()):
+        said = {name: value for name, value in said.items() if name not in kinds}
+    others = {
+        "timezone": timezone,
+        "start_at": None if start_at is None else _instant(start_at, "--start-at"),
+        "end_at": None if end_at is None else _instant(end_at, "--end-at"),
+        "jitter": jitter,
+    }
+    said |= {name: value for name, value in (kinds | others).items() if value is not None}
+    return ScheduleSpec.from_dict(said)
+
+
+def _instant(text: str, option: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except ValueError:
+        raise typer.BadParameter(
+            f'{text!r} is not a time: give "2026-11-22", "2026-11-22T15:39" or "2026-11-22T15:39+01:00"; '
+            "without a zone it is local",
+            param_hint=option,
+        ) from None
+
+
+def _plain(schedule: Schedule) -> dict[str, Any]:
+    """A schedule for JSON."""
+    values = {each.name: getattr(schedule, each.name) for each in fields(schedule)}
+    return values | {"spec": schedule.spec.to_dict()}
+
+
+def _print(output: Output, schedule: Schedule) -> None:
+    output.record(
+        _plain(schedule),
+        [
+            ("schedule", schedule.schedule_id),
+            ("workflow", schedule.workflow_name),
+            ("status", schedule.status),
+            ("when", schedule.spec.describe()),
+            ("overlap", schedule.overlap_policy.value),
+            ("catch-up", schedule.catchup_window),
+            ("arguments", [*schedule.args, schedule.kwargs] if schedule.kwargs else schedule.args or None),
+            ("next", schedule.next_run_time),
+            ("last", schedule.last_run_at),
+            ("last run", schedule.last_run_id),
+            ("running", ", ".join(schedule.running_run_ids) or None),
+            ("waiting", schedule.buffered_count or None),
+            ("runs", schedule.total_runs),
+            ("completed", schedule.successful_runs),
+            ("failed", schedule.failed_runs),
+            ("skipped", schedule.skipped_runs),
+            ("note", schedule.note),
+        ],
+    )
+
+
+def _tell(output: Output, schedule: Schedule, is_hurried: bool) -> None:
+    """Print what a schedule is after a change."""
+    _print(output, schedule)
+    if not is_hurried:
+        output.say(STORED)
+
+
+def _said(data: dict[str, Any]) -> str:
+    """What an event tells, in short."""
+    at = data.get("scheduled_at")
+    shown = dict(data)
+    if isinstance(at, str):
+        shown["scheduled_at"] = exact(datetime.fromisoformat(at))
+    return "  ".join(f"{name}={value}" for name, value in shown.items() if name != "spec")
