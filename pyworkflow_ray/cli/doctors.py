@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from operator import attrgetter
 
-from rich.table import Table
 from rich.text import Text
 
 from pyworkflow_ray import config
@@ -210,16 +209,12 @@ def print_checks(output: Output, checks: list[Check]) -> None:
         columns = [Column(name, attrgetter(name)) for name in Check.__dataclass_fields__]
         output.rows(checks, columns)
         return
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    for overflow in ("ellipsis", "ellipsis", "fold"):
-        grid.add_column(overflow=overflow)
+    width = max(len(check.name) for check in checks)
     for check in checks:
-        grid.add_row(
-            Text(MARKS[check.status], style=STYLES[check.status]), Text(check.name), Text(shown(check.found))
-        )
+        head = Text.assemble((MARKS[check.status], STYLES[check.status]), f" {check.name:<{width}}")
+        output.hanging(head, Text(shown(check.found)))
         if check.status != OK:
-            grid.add_row("", "", Text.assemble(("→ ", "dim"), (check.mend, "bold")))
-    output.out.print(grid)
+            output.hanging(Text(" " * head.cell_len), Text.assemble(("→ ", "dim"), (check.mend, "bold")))
     bad = sum(check.status == PROBLEM for check in checks)
     if bad:
         output.say(f"{bad} {'problem' if bad == 1 else 'problems'}.", "red")

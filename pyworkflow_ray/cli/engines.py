@@ -22,7 +22,7 @@ COLUMNS = [
 def up(ctx: typer.Context) -> None:
     """Bring the engine's actors up in a Ray cluster, and keep them there."""
     output = begin(ctx)
-    run_sync(join())
+    run_sync(join(must_last=True))
     actors = run_sync(bring_up())
     output.rows(actors, COLUMNS)
     url = session(runtime="ray").storage.url
@@ -32,7 +32,7 @@ def up(ctx: typer.Context) -> None:
 def down(ctx: typer.Context) -> None:
     """End the engine's actors in a Ray cluster. Runs stay as they are, and go on after the next `up`."""
     output = begin(ctx)
-    run_sync(join())
+    run_sync(join(must_last=True))
     namespace = get_config().namespace
     names = run_sync(take_down(namespace))
     output.rows(

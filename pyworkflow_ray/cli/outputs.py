@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -49,7 +49,7 @@ STYLES = {
 """Colours of states."""
 
 
-class Format(Enum):
+class Format(StrEnum):
     """The forms of an answer."""
 
     TABLE = "table"
@@ -162,6 +162,14 @@ class Output:
         width = max((len(name) for name, _ in known), default=0)
         for name, value in known:
             self.out.print(field(name, width, value), soft_wrap=True)
+
+    def hanging(self, head: Text, text: Text) -> None:
+        """Print a text behind a head, with its further lines set in."""
+        room = max(self.out.width - head.cell_len - len(_GAP), NARROWEST)
+        first, *more = text.wrap(self.out, room) or [Text()]
+        self.out.print(Text.assemble(head, _GAP, first), soft_wrap=True)
+        for line in more:
+            self.out.print(Text.assemble(" " * (head.cell_len + len(_GAP)), line), soft_wrap=True)
 
     def _table(self, items: Sequence[Any], columns: Sequence[Column]) -> None:
         cells = [[column.cell(item) for column in columns] for item in items]

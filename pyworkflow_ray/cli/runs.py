@@ -23,7 +23,6 @@ from pyworkflow_ray.client.sessions import session
 from pyworkflow_ray.statuses import RunStatus
 
 app = typer.Typer(no_args_is_help=True, help="Runs: look at them, and tell them things.")
-changes.add_commands(app)
 
 
 def _took(run: WorkflowRun) -> Any:
@@ -121,11 +120,14 @@ def chain(ctx: typer.Context, run: RunId) -> None:
     output.rows(run_sync(get_workflow_chain(full_id(run))), COLUMNS)
 
 
+_LEFT_OUT = frozenset(
+    {"traceback", "exception", "python", "error_cause", "step_name", "options", "node", "worker_pid"}
+)
+
+
 def told_data(event: Event) -> str:
-    """An event's data in one line; what is long or secret in it is left out."""
-    data = {
-        name: value for name, value in event.data.items() if name not in ("traceback", "exception", "python")
-    }
+    """An event's data in one line, without what is long, secret or said already; JSON has all of it."""
+    data = {name: value for name, value in event.data.items() if name not in _LEFT_OUT}
     if "token" in data:
         data["token"] = f"{data['token'][:4]}…"
     return ", ".join(
@@ -176,3 +178,6 @@ def _print_event(output: Output, event: Event) -> None:
         output.text(
             f"{event.sequence:<4} {exact(event.timestamp)}  {event.type:<26} {shown(told_data(event))}"
         )
+
+
+changes.add_commands(app)

@@ -14,7 +14,14 @@ from typing import Any
 
 import msgspec
 
-from pyworkflow_ray.actors.cluster import HOOK_REGISTRY, TIMER, Cluster, connect, running_engine
+from pyworkflow_ray.actors.cluster import (
+    HOOK_REGISTRY,
+    TIMER,
+    Cluster,
+    address_of_local_cluster,
+    connect,
+    running_engine,
+)
 from pyworkflow_ray.client.lines import call_actor
 from pyworkflow_ray.client.runtimes import LocalRuntime, RayRuntime
 from pyworkflow_ray.client.sessions import enter, leave, session
@@ -65,12 +72,13 @@ class EngineState:
     storage_url: str | None = field(default=None, repr=False)
 
 
-async def join(*, may_start: bool = False) -> bool:
+async def join(*, may_start: bool = False, must_last: bool = False) -> bool:
     """Join the cluster that the settings name, or that is found on this machine; whether it is our own.
 
     Args:
-        may_start: Whether a cluster of this process's own may be started when none is named and none is
-            running. It ends with the process.
+        may_start: Whether a cluster of this process's own may be started when none is named and none that
+            lasts is running. It ends with the process.
+        must_last: Whether one that another process has for itself will not do.
 
     Raises:
         ConfigurationError: The cluster is not there.
@@ -78,7 +86,12 @@ async def join(*, may_start: bool = False) -> bool:
     settings = get_config()
     address = settings.address or os.environ.get("RAY_ADDRESS") or None
     if address is None and not may_start:
-        address = "auto"  # any that runs here, one of another process's own as well
+        if must_last and address_of_local_cluster() is None:
+            raise ConfigurationError(
+                "No Ray cluster is named, and none runs on this machine that lasts. Start one with "
+                "`ray start --head`, or name one by --address or RAY_ADDRESS."
+            )
+        address = None if must_last else "auto"  # any that runs here, one of another process's own as well
     await asyncio.to_thread(connect, address, settings.namespace)
     return _is_own()
 

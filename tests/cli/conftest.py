@@ -74,7 +74,7 @@ def local(tmp_path: Path) -> Path:
 def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine on which no Ray cluster runs, whatever other tests have running."""
 
-    async def join(*, may_start: bool = False) -> bool:
+    async def join(*, may_start: bool = False, must_last: bool = False) -> bool:
         raise ConfigurationError("The Ray cluster at this machine cannot be joined: there is none.")
 
     monkeypatch.setattr(invocations, "join", join)

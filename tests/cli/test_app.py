@@ -83,7 +83,7 @@ def test_a_traceback_is_shown_when_it_is_asked_for(cli: Call, local: Path) -> No
 def test_what_is_no_command_is_a_usage_error(cli: Call) -> None:
     told = cli("runs", "lst")
     assert (told.code, told.out) == (2, "")
-    assert "list" in told.err
+    assert "lst" in told.err
 
 
 def test_an_error_nobody_expected_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
@@ -130,3 +130,13 @@ def test_a_completion_that_cannot_look_offers_nothing(cli: Call, tmp_path: Path)
     assert completed(cli, "runs", "list", "--workflow", "") == []
     assert completed(cli, "workflows", "run", "--module", "cli_not_there", "x") == []
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["up", "down"])
+def test_an_engine_is_not_looked_for_in_clusters_that_others_have_for_themselves(
+    cli: Call, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr("pyworkflow_ray.client.engines.address_of_local_cluster", lambda: None)
+    told = cli(command)
+    assert (told.code, told.out) == (1, "")
+    assert "ray start --head" in told.err

@@ -63,7 +63,7 @@ def test_without_ray_and_storage_the_doctor_works_and_makes_nothing(
 def test_a_cluster_that_is_named_and_away_is_a_problem(cli: Call, no_cluster: None) -> None:
     told = cli("doctor", "--address", "10.0.0.7:6379")
     assert told.code == 1
-    assert "✗  Ray" in told.out
+    assert "✗ Ray" in told.out
     assert "1 problem." in told.err
 
 
