@@ -6,10 +6,10 @@ import contextlib
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import typer
 
-from pyworkflow_ray.actors.cluster import has_joined
 from pyworkflow_ray.cli.outputs import Format, Output
 from pyworkflow_ray.client.engines import join, store_only
 from pyworkflow_ray.client.loops import run_sync
@@ -73,8 +73,9 @@ def begin(ctx: typer.Context) -> Output:
 def begin_reading(ctx: typer.Context) -> Output:
     """Begin a command that only looks: a database that is not there is none, and is not made."""
     output = begin(ctx)
-    path = session().storage.database.path
-    if path is not None and not path.exists() and not has_joined():
+    path, settings = session().storage.database.path, get_config()
+    is_ours = settings.storage is not None or path == Path(settings.storage_url).absolute()
+    if path is not None and is_ours and not path.exists():
         output.say(f"There is no database at {path} yet: it is made with the first run.", style="dim")
         output.say(
             "Another one is named by --storage, PYWORKFLOW_STORAGE or pyworkflow.config.yaml.", style="dim"
