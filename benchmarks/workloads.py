@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable
+from typing import Any
 
-from pyworkflow_ray import sleep, step, workflow
+from pyworkflow_ray import get_context, hook, receive, side_effect, sleep, step, workflow
 
 ARGUMENT = "x" * 200
 """What each remote step is given, and each bare Ray task."""
@@ -69,6 +71,24 @@ async def one_local_step(number: int) -> int:
 async def first_step_at() -> float:
     """When the first step runs."""
     return await what_time()
+
+
+@workflow
+async def answered_at(count: int) -> list[float]:
+    """When the code goes on after each payload of a hook; the hooks' tokens are known beforehand."""
+    run_id = get_context().run_id
+    return [await _after(hook(f"answer{number}", token=f"{run_id}-{number}")) for number in range(count)]
+
+
+@workflow
+async def signalled_at(count: int) -> list[float]:
+    """When the code goes on after each signal."""
+    return [await _after(receive("tick")) for _ in range(count)]
+
+
+async def _after(awaitable: Awaitable[Any]) -> float:
+    await awaitable
+    return side_effect(time.time)
 
 
 @workflow

@@ -51,7 +51,8 @@ def session(runtime: str | None = None, storage: Any = None) -> Session:
     """
     settings, step = get_config(), current_step.get()
     is_plain = runtime is None and storage is None
-    if is_plain and step is not None and step.namespace:
+    in_step = is_plain and step is not None and bool(step.namespace)
+    if in_step and step is not None:
         settings = _settings_in_step(settings, step.namespace)
     elif is_plain and (entered := _entered.get()) is not None:
         return entered
@@ -61,6 +62,11 @@ def session(runtime: str | None = None, storage: Any = None) -> Session:
     adopted = None
     if name == "ray" and storage is None and settings.storage is None and not _has_begun(settings):
         adopted = _running_storage(settings)
+        if adopted is None and in_step:
+            raise ConfigurationError(
+                f"The engine in the namespace {settings.namespace!r} does not say which storage it uses: its "
+                "timer is gone. Was it taken down? Give the call a storage of its own: storage=..."
+            )
     url = adopted or (settings.storage_url if storage is None else _url(storage))
     key = _key(name, url, settings)
     with _lock:
@@ -122,10 +128,10 @@ def _running_storage(settings: Settings) -> str | None:
             connect(settings.address, settings.namespace)
         except ConfigurationError:
             return None  # for a read that is no harm; whatever needs Ray will say so
-    # Decided once: what this process then begins itself must not seem to it to be another's.
+    # Kept once it is known: an engine does not change its storage.
     key = (joined_job(), settings.namespace)
     with _lock:
-        if key not in _adopted:
+        if _adopted.get(key) is None:
             engine = running_engine(settings.namespace)
             _adopted[key] = None if engine is None else engine.storage_url
             if engine is not None:
