@@ -6,7 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from pyworkflow_ray.exceptions import ConfigurationError
 from pyworkflow_ray.statuses import OverlapPolicy
+
+
+def policy_of(policy: OverlapPolicy | str) -> OverlapPolicy:
+    """The policy, by name or itself.
+
+    Raises:
+        ConfigurationError: There is no such policy.
+    """
+    try:
+        return OverlapPolicy(policy)
+    except ValueError:
+        raise ConfigurationError(
+            f"overlap_policy is {policy!r}: give one of {', '.join(each.value for each in OverlapPolicy)}."
+        ) from None
 
 
 @dataclass(slots=True)

@@ -5,18 +5,23 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, ParamSpec, TypeVar
 
 from pyworkflow_ray.calendars import CalendarSpec
-from pyworkflow_ray.durations import Duration
+from pyworkflow_ray.durations import Duration, parse_duration
 from pyworkflow_ray.exceptions import ConfigurationError
+from pyworkflow_ray.overlaps import policy_of
 from pyworkflow_ray.recurrences import ScheduleSpec
 from pyworkflow_ray.statuses import OverlapPolicy
 from pyworkflow_ray.workflows import WorkflowFunction, workflow
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+CATCHUP_WINDOW = timedelta(hours=1)
+"""How late a fire may be made up, by default."""
+SHORTEST_CATCHUP, LONGEST_CATCHUP = timedelta(seconds=10), timedelta(days=36_500)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +31,7 @@ class Declaration:
     definition: WorkflowFunction[Any, Any]
     spec: ScheduleSpec
     overlap_policy: OverlapPolicy
-    catchup_window: Duration | None
+    catchup_window: timedelta
 
 
 declarations: dict[str, Declaration] = {}
@@ -60,10 +65,11 @@ def scheduled_workflow(
         options: Further options of `@workflow`.
 
     Raises:
-        ConfigurationError: The times are not as they must be, or the function wants arguments.
+        ConfigurationError: The times are not as they must be, there is no such policy, the window is too
+            short, or the function wants arguments.
     """
     spec = ScheduleSpec(cron, interval, calendar, timezone, start_at, end_at, jitter)
-    policy = OverlapPolicy(overlap_policy)
+    policy, window = policy_of(overlap_policy), window_of(catchup_window)
 
     def decorate(fn: Callable[P, Coroutine[Any, Any, T]]) -> WorkflowFunction[P, T]:
         definition: WorkflowFunction[P, T] = workflow(name=name, **options)(fn)
@@ -73,10 +79,29 @@ def scheduled_workflow(
                 f"@scheduled_workflow {definition.name!r}: nobody gives its parameter {needed[0]!r} a value. "
                 "Give it a default, or make the schedule with create_schedule(workflow, spec, ...)."
             )
-        declarations[definition.name] = Declaration(definition, spec, policy, catchup_window)
+        declarations[definition.name] = Declaration(definition, spec, policy, window)
         return definition
 
     return decorate
+
+
+def window_of(window: Duration | None) -> timedelta:
+    """How late a fire may be made up, as `catchup_window` says; None is the default.
+
+    Raises:
+        ConfigurationError: It is no duration, or too short.
+    """
+    if window is None:
+        return CATCHUP_WINDOW
+    try:
+        duration = parse_duration(window)
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(f"catchup_window is {window!r}. {error}") from None
+    if duration < SHORTEST_CATCHUP:
+        raise ConfigurationError(
+            f"catchup_window is {window!r}: give 10 s or more, since no fire is carried out on the instant."
+        )
+    return min(duration, LONGEST_CATCHUP)  # the calendar has a beginning
 
 
 def _is_needed(parameter: inspect.Parameter) -> bool:

@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+import msgspec
 from loguru import logger
 
 from pyworkflow_ray.actors.mail import CANCEL_KEY, Mail
 from pyworkflow_ray.engine.events import CancellationRequested
 from pyworkflow_ray.exceptions import WorkflowError
-from pyworkflow_ray.storage.fires import DueSchedule, Fired, Plan, due_schedules, fire, plan
+from pyworkflow_ray.storage.fires import Fired, fire, run_of_text
+from pyworkflow_ray.storage.plans import DueSchedule, Plan, due_schedules, other_environments, plan
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.runs import latest_of_chain
 from pyworkflow_ray.storage.schedules import ScheduleRecord, database_now, get_schedule
@@ -23,6 +25,8 @@ MOST_DUE = 1000
 """Schedules that are read in one go."""
 BATCH = 100
 """Schedules that fire in one transaction: others write in between."""
+STALE_PAUSE = 0.02
+"""Seconds after which a schedule is looked at again that somebody else held, or has changed meanwhile."""
 
 
 @dataclass(slots=True)
@@ -32,7 +36,7 @@ class Looked:
     Args:
         runs: To be driven.
         cancelled: Runs that have been sent a request to cancel.
-        others: Environments whose own timers have something to fire.
+        others: Other environments, whose own timers have something to fire.
         seconds_until: When to look again; None if nothing is due within the horizon.
     """
 
@@ -52,11 +56,13 @@ async def fire_due(
     """
     looked = Looked()
     at = None if now is None else now()
-    found = await asyncio.to_thread(
-        storage.read, lambda c: due_schedules(c, horizon_seconds=horizon, limit=MOST_DUE, now=at)
-    )
-    looked.others = {each.environment for each in found if each.seconds_until <= 0} - {environment}
-    due = [each for each in found if each.seconds_until <= 0 and each.environment == environment]
+
+    def read(connection: Any) -> list[DueSchedule]:
+        looked.others = other_environments(connection, environment)
+        return due_schedules(connection, environment, horizon, MOST_DUE, now=at)
+
+    found = await asyncio.to_thread(storage.read, read)
+    due = [each for each in found if each.seconds_until <= 0]
     later = [each.seconds_until for each in found if each.seconds_until > 0]
     for first in range(0, len(due), BATCH):
         await _fire(storage, due[first : first + BATCH], at, looked, later)
@@ -78,30 +84,36 @@ async def _fire(
                 ask_to_cancel(connection, run_id)
         return done
 
-    for fired in await storage.write(write):
+    for planned, fired in zip(plans, await storage.write(write), strict=True):
         looked.runs += fired.runs
         looked.cancelled += fired.cancelled
-    looks = (each.look_at for each in plans if each.look_at is not None)
-    later += [max((look_at - instant).total_seconds(), 0.0) for look_at in looks]
+        if fired.is_stale:
+            later.append(STALE_PAUSE)
+        elif planned.look_at is not None:
+            later.append(max((planned.look_at - instant).total_seconds(), 0.0))
 
 
 def _plan_all(
     storage: Storage, due: Sequence[DueSchedule], at: datetime | None
 ) -> tuple[list[Plan], datetime]:
     def read(connection: Any) -> tuple[list[ScheduleRecord], datetime]:
-        records = []
-        for each in due:
-            try:
-                record = get_schedule(connection, each.schedule_id)
-            except WorkflowError as error:  # a row that cannot be read must not keep the others from firing
-                logger.error("Schedule {} cannot be read, and does not fire: {}", each.schedule_id, error)
-                continue
-            if record is not None:
-                records.append(record)
-        return records, at or database_now(connection)
+        records = (_readable(connection, each.schedule_id) for each in due)
+        return [record for record in records if record is not None], at or database_now(connection)
 
     records, instant = storage.read(read)
     return [plan(record, instant) for record in records], instant
+
+
+def _readable(connection: Any, schedule_id: str) -> ScheduleRecord | None:
+    """The schedule, if it can be read: one that cannot must not keep the others from firing."""
+    try:
+        record = get_schedule(connection, schedule_id)
+        if record is not None:
+            run_of_text(record.run)
+    except (WorkflowError, ValueError, TypeError, msgspec.MsgspecError) as error:
+        logger.error("Schedule {} cannot be read, and does not fire: {}", schedule_id, error)
+        return None
+    return record
 
 
 def ask_to_cancel(connection: Any, run_id: str) -> None:

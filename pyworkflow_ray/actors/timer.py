@@ -87,13 +87,19 @@ class Timer:
             lost = await asyncio.to_thread(storage.read, orphans)
             ready += lost
         mine = self.engine.environment
-        fired = await fire_due(storage, mine, interval)
+        for environment in {run.environment for run in ready} - {mine}:
+            self._rouse(environment)  # it is at its work, or has gone with its cluster
+        self.wakes += await self._waker.wake(storage, [run for run in ready if run.environment == mine])
+        await self._fire(storage, interval)
+
+    async def _fire(self, storage: Storage, horizon: float) -> None:
+        now = time.monotonic()
+        fired = await fire_due(storage, self.engine.environment, horizon)
         if fired.seconds_until is not None:
             self._next_at = min(self._next_at, now + fired.seconds_until)
-        for environment in {run.environment for run in ready} - {mine} | fired.others:
-            self._rouse(environment)  # it is at its work, or has gone with its cluster
-        awake = [run for run in ready if run.environment == mine]
-        self.wakes += await self._waker.wake(storage, [*awake, *fired.runs])
+        for environment in fired.others:
+            self._rouse(environment)
+        self.wakes += await self._waker.wake(storage, fired.runs)
         if fired.cancelled:
             await self._waker.wake_ids(storage, fired.cancelled)
 

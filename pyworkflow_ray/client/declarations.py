@@ -8,11 +8,10 @@ from typing import Any
 import msgspec
 
 from pyworkflow_ray.client.handles import refuse_in_workflow
-from pyworkflow_ray.client.schedules import opened, own_now, run_like, window_of
+from pyworkflow_ray.client.schedules import opened, own_now, run_like, running_now
 from pyworkflow_ray.client.sessions import Session
 from pyworkflow_ray.schedules import Declaration, declarations
 from pyworkflow_ray.storage import schedules
-from pyworkflow_ray.storage.schedules import ScheduleRecord
 
 
 async def activate_scheduled_workflows() -> list[str]:
@@ -30,12 +29,12 @@ async def activate_scheduled_workflows() -> list[str]:
 
 
 async def _declare(of: Session, schedule_id: str, declared: Declaration) -> None:
-    run, code = run_like(of, declared.definition, declared.spec, (), {})
-    window = window_of(declared.catchup_window).total_seconds()
+    run, code = run_like(of, declared.definition, *declared.definition.check_arguments((), {}))
+    window = declared.catchup_window.total_seconds()
     said = [declared.spec.to_dict(), declared.overlap_policy.value, window, schedules.run_text(run)]
     digest = hashlib.sha256(msgspec.json.encode(said, order="sorted")).hexdigest()
 
-    def write(connection: Any) -> ScheduleRecord | None:
+    def write(connection: Any) -> None:
         made = schedules.create_schedule(
             connection,
             schedule_id,
@@ -47,18 +46,17 @@ async def _declare(of: Session, schedule_id: str, declared: Declaration) -> None
             declared=digest,
             now=own_now(of),
         )
-        record = made or schedules.get_schedule(connection, schedule_id)
+        record = made or schedules.locked_schedule(connection, schedule_id)
         if record is None or record.declared == digest:
-            return record
+            return
         changed = msgspec.structs.replace(
-            record,
+            running_now(record, run),
             spec=declared.spec,
             overlap_policy=declared.overlap_policy,
             catchup_window=window,
-            run=schedules.run_text(run),
             declared=digest,
         )
-        return schedules.change_schedule(
+        schedules.change_schedule(
             connection,
             changed,
             "schedule.updated",

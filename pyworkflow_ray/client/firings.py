@@ -8,8 +8,10 @@ from typing import Any
 
 from pyworkflow_ray.actors.schedulers import ask_to_cancel
 from pyworkflow_ray.client.handles import RunHandle, read_record, refuse_in_workflow
-from pyworkflow_ray.client.schedules import opened, policy_of
+from pyworkflow_ray.client.schedules import opened, own_now
+from pyworkflow_ray.client.sessions import Session
 from pyworkflow_ray.exceptions import ConfigurationError, ScheduleNotFoundError
+from pyworkflow_ray.overlaps import policy_of
 from pyworkflow_ray.statuses import OverlapPolicy, ScheduleStatus
 from pyworkflow_ray.storage import fires, schedules
 from pyworkflow_ray.storage.schedules import ScheduleRecord
@@ -24,17 +26,20 @@ async def trigger_schedule(
     """Fire now, apart from the schedule's times and also while it is paused.
 
     Args:
-        overlap_policy: What to do if a run of the schedule has not ended; a run beside it by default.
+        overlap_policy: What to do if a run of the schedule has not ended, or another fire waits for its turn;
+            a run beside it by default. What has to wait, waits until a paused schedule is resumed.
 
     Returns:
         The run; None if the policy makes none now.
 
     Raises:
         ScheduleNotFoundError: There is no such schedule.
+        ConfigurationError: There is no such policy.
     """
     refuse_in_workflow("trigger_schedule")
+    policy = policy_of(overlap_policy)
     of = await opened()
-    policy, at = policy_of(overlap_policy), of.runtime.now()
+    _, at = await _asked(of, schedule_id)
 
     def write(connection: Any) -> fires.Fired | None:
         fired = fires.trigger(connection, schedule_id, at, policy)
@@ -65,32 +70,43 @@ async def backfill_schedule(schedule_id: str, start_time: datetime, end_time: da
     refuse_in_workflow("backfill_schedule")
     start, end = _instant(start_time), _instant(end_time)
     of = await opened()
-    record = await asyncio.to_thread(of.storage.read, lambda c: schedules.get_schedule(c, schedule_id))
-    if record is None or record.status is ScheduleStatus.DELETED:
-        raise ScheduleNotFoundError(schedule_id)
-    now = of.runtime.now()
-    if not start < end <= now:
+    record, asked_at = await _asked(of, schedule_id)
+    if not start < end <= max(asked_at, of.runtime.now()):
         raise ConfigurationError(
             f"A backfill goes from one past time to a later one, not from {start} to {end}."
         )
     due = await asyncio.to_thread(_fires_between, record, start, end)
     span = {"start": start.isoformat(), "end": end.isoformat()}
-    await of.storage.write(
-        lambda c: schedules.note_events(c, schedule_id, now, [("schedule.backfill_started", span)])
-    )
+    await _note(of, schedule_id, asked_at, "schedule.backfill_started", span)
     made: list[str] = []
     for first in range(0, len(due), _BATCH):
         some = due[first : first + _BATCH]
-        fired = await of.storage.write(lambda c, some=some: fires.backfill(c, schedule_id, some, now))  # type: ignore[misc]
+        fired = await of.storage.write(lambda c, some=some: fires.backfill(c, schedule_id, some, asked_at))  # type: ignore[misc]
         if fired is None:
             raise ScheduleNotFoundError(schedule_id)
         made += [run.run_id for run in fired.runs]
         await of.runtime.wake_all(fired.runs)
     done = span | {"started": len(made), "skipped": len(due) - len(made)}
-    await of.storage.write(
-        lambda c: schedules.note_events(c, schedule_id, now, [("schedule.backfill_completed", done)])
-    )
+    await _note(of, schedule_id, asked_at, "schedule.backfill_completed", done)
     return made
+
+
+async def _asked(of: Session, schedule_id: str) -> tuple[ScheduleRecord, datetime]:
+    """The schedule, and an instant by which what is asked of it now is told from all else, also if the write
+    is run again: by the database's clock, as all that schedules do."""
+
+    def read(connection: Any) -> tuple[ScheduleRecord, datetime]:
+        record = schedules.get_schedule(connection, schedule_id)
+        if record is None or record.status is ScheduleStatus.DELETED:
+            raise ScheduleNotFoundError(schedule_id)
+        now = _instant(own_now(of) or schedules.database_now(connection))
+        return record, fires.unused_instant(connection, record, now)
+
+    return await asyncio.to_thread(of.storage.read, read)
+
+
+async def _note(of: Session, schedule_id: str, at: datetime, type_: str, data: dict[str, Any]) -> None:
+    await of.storage.write(lambda c: schedules.note_once(c, schedule_id, at, type_, data))
 
 
 def _fires_between(record: ScheduleRecord, start: datetime, end: datetime) -> list[datetime]:

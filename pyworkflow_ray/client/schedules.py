@@ -6,8 +6,8 @@ import asyncio
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from datetime import datetime, timedelta
+from typing import Any
 
 import msgspec
 
@@ -17,9 +17,11 @@ from pyworkflow_ray.actors.requests import new_run
 from pyworkflow_ray.client.handles import refuse_in_workflow
 from pyworkflow_ray.client.records import Event
 from pyworkflow_ray.client.sessions import Session, session
-from pyworkflow_ray.durations import Duration, parse_duration
+from pyworkflow_ray.durations import Duration
 from pyworkflow_ray.exceptions import ConfigurationError, ScheduleNotFoundError
+from pyworkflow_ray.overlaps import policy_of
 from pyworkflow_ray.recurrences import ScheduleSpec
+from pyworkflow_ray.schedules import window_of
 from pyworkflow_ray.statuses import OverlapPolicy, ScheduleStatus
 from pyworkflow_ray.storage import fires, schedules
 from pyworkflow_ray.storage.acceptances import NewRun
@@ -28,19 +30,14 @@ from pyworkflow_ray.storage.schedules import ScheduleRecord
 from pyworkflow_ray.storage.storages import Storage
 from pyworkflow_ray.workflows import WorkflowFunction, as_workflow
 
-CATCHUP_WINDOW = timedelta(hours=1)
-"""How late a fire may be made up, by default."""
-SHORTEST_CATCHUP = timedelta(seconds=10)
-
-_T = TypeVar("_T")
-
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """A schedule as its row tells it. `args` and `kwargs` hold plain JSON values; nothing is unpickled.
 
-    `next_run_time` and `last_run_at` are in UTC. `total_runs` were started, of which `successful_runs`
-    completed and `failed_runs` failed; `skipped_runs` fires made none.
+    `next_run_time` is the next fire, without its jitter; None while the schedule is paused, and when it has
+    no fire any more. It and `last_run_at` are in UTC. `total_runs` were started, of which `successful_runs`
+    completed and `failed_runs` failed; `skipped_runs` fires made none. `buffered_count` wait for their turn.
     """
 
     schedule_id: str
@@ -108,8 +105,10 @@ class ScheduleMaker:
     def __init__(self, options: ScheduleOptions) -> None:
         self._options = options
 
-    async def __call__(self, workflow: Any, spec: ScheduleSpec, *args: Any, **kwargs: Any) -> Schedule:
-        return await _create(self._options, workflow, spec, args, kwargs)
+    async def __call__(
+        self, workflow_name: Any, spec: ScheduleSpec, /, *args: Any, **kwargs: Any
+    ) -> Schedule:
+        return await _create(self._options, as_workflow(workflow_name), spec, args, kwargs)
 
 
 class CreateSchedule:
@@ -117,7 +116,7 @@ class CreateSchedule:
 
     async def __call__(
         self,
-        workflow: WorkflowFunction[Any, Any] | Callable[..., Any] | str,
+        workflow_name: WorkflowFunction[Any, Any] | Callable[..., Any] | str,
         spec: ScheduleSpec,
         *args: Any,
         overlap_policy: OverlapPolicy | str = OverlapPolicy.SKIP,
@@ -127,8 +126,8 @@ class CreateSchedule:
         """Have a workflow run by a schedule, from now on. Each fire makes one run, whoever crashes.
 
         Args:
-            workflow: A `@workflow` function, or the name of one that was imported. Its code travels with the
-                schedule, as it is now.
+            workflow_name: A `@workflow` function, or the name of one that was imported. Its code travels with
+                the schedule, as it is now.
             spec: When it fires.
             args, kwargs: The workflow's arguments, the same for each run.
             overlap_policy: What becomes of a fire while a run of the schedule has not ended: "skip" makes no
@@ -137,15 +136,16 @@ class CreateSchedule:
             schedule_id: A name of your own; a random one by default.
 
         Raises:
-            ConfigurationError: There is a schedule with this id, or the code cannot travel.
+            ConfigurationError: There is a schedule with this id, it would never fire, there is no such
+                policy, or the code cannot travel.
             StepValidationError: The arguments do not fit the workflow's signature.
         """
-        definition = as_workflow(workflow)
-        for name in ("overlap_policy", "schedule_id"):
+        definition = as_workflow(workflow_name)
+        for name in ("workflow_name", "spec", "overlap_policy", "schedule_id"):
             if name in definition.parameters:
                 raise ConfigurationError(
-                    f"{name!r} is an option of create_schedule() and a parameter of workflow "
-                    f"{definition.name!r}. Say it apart: create_schedule.options(...)(workflow, spec, ...)."
+                    f"{name!r} is a parameter of create_schedule() and of workflow {definition.name!r}. Say "
+                    "apart which is meant: create_schedule.options(...)(workflow, spec, ...)."
                 )
         options = ScheduleOptions(overlap_policy, schedule_id)
         return await _create(options, definition, spec, args, kwargs)
@@ -174,34 +174,46 @@ create_schedule = CreateSchedule()
 
 async def _create(
     options: ScheduleOptions,
-    workflow: Any,
+    definition: WorkflowFunction[Any, Any],
     spec: ScheduleSpec,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> Schedule:
     refuse_in_workflow("create_schedule")
     schedule_id = options.schedule_id or f"sched_{secrets.token_hex(8)}"
+    policy, window = policy_of(options.overlap_policy), window_of(options.catchup_window)
+    checked = definition.check_arguments(args, kwargs)
     of = await opened()
-    run, code = run_like(of, as_workflow(workflow), _checked_spec(of, spec), args, kwargs)
-    record = await of.storage.write(
-        lambda c: schedules.create_schedule(
-            c,
+    _require_fire(of, spec)
+    run, code = run_like(of, definition, *checked)
+    made: ScheduleRecord | None = None
+
+    def write(connection: Any) -> ScheduleRecord | None:
+        nonlocal made
+        record = schedules.create_schedule(
+            connection,
             schedule_id,
             run,
             spec,
-            policy_of(options.overlap_policy),
-            window_of(options.catchup_window).total_seconds(),
+            policy,
+            window.total_seconds(),
             code=code,
             note=options.note,
             now=own_now(of),
         )
-    )
+        if record is None and made is not None:  # the answer to a COMMIT was lost, and this is run again
+            there = schedules.get_schedule(connection, schedule_id)
+            return there if there is not None and there.created_at == made.created_at else None
+        made = record
+        return record
+
+    record = await of.storage.write(write)
     if record is None:
         raise ConfigurationError(
             f"There is a schedule {schedule_id!r}. Change it with update_schedule(), or delete it first."
         )
     await of.runtime.look_at_schedules()
-    return Schedule.of(record, [])
+    return await _shown(of, record)
 
 
 async def get_schedule(schedule_id: str) -> Schedule | None:
@@ -235,6 +247,9 @@ async def list_schedules(
         status: "active" or "paused"; both by default. "deleted" lists those that were deleted.
         limit: Schedules in the page, at most.
         cursor: What the page before gave.
+
+    Raises:
+        ValueError: There is no such status.
     """
     refuse_in_workflow("list_schedules")
     return await page_of_schedules(session().storage, workflow, status, limit, cursor)
@@ -248,14 +263,14 @@ async def page_of_schedules(
     cursor: str | None,
 ) -> tuple[list[Schedule], str | None]:
     """A page of the schedules in this storage; see `list_schedules`."""
-    wanted = None if status is None else ScheduleStatus(status)
+    wanted = None if status is None else _status_of(status)
 
     def read(connection: Any) -> tuple[list[Schedule], str | None]:
         found = schedules.list_schedules(connection, wanted, workflow, limit + 1, cursor or "")
         page = [
             Schedule.of(each, schedules.running_runs(connection, each.schedule_id)) for each in found[:limit]
         ]
-        return page, page[-1].schedule_id if len(found) > limit else None
+        return page, page[-1].schedule_id if page and len(found) > limit else None
 
     return await asyncio.to_thread(storage.read, read)
 
@@ -271,51 +286,53 @@ async def update_schedule(
     catchup_window: Duration | None = None,
     note: str | None = None,
 ) -> Schedule:
-    """Change what is given of a schedule; what it has made goes on as it is.
+    """Change what is given of a schedule; all else, and what it has made, stays as it is.
 
     Args:
         spec: When it fires, from now on.
+        overlap_policy: As of `create_schedule`.
         workflow: What it runs: its code is taken anew. Needed with `args` or `kwargs`, unless this process
             has imported the workflow.
-        args, kwargs: The workflow's arguments, all of them.
+        args: The workflow's positional arguments, all of them.
+        kwargs: Its keyword arguments, all of them.
+        catchup_window, note: As of `create_schedule.options`.
 
     Raises:
         ScheduleNotFoundError: There is no such schedule.
+        ConfigurationError: It would never fire, there is no such policy, or the code cannot travel.
+        StepValidationError: The arguments do not fit the workflow's signature.
     """
     refuse_in_workflow("update_schedule")
+    policy = None if overlap_policy is None else policy_of(overlap_policy)
+    window = None if catchup_window is None else window_of(catchup_window)
     of = await opened()
+    if spec is not None:
+        _require_fire(of, spec)
     code: Code | None = None
 
     def change(record: ScheduleRecord) -> ScheduleRecord:
         nonlocal code
-        run = record.run
         if workflow is not None or args is not None or kwargs is not None:
-            made, code = run_like(
-                of,
-                as_workflow(workflow if workflow is not None else record.workflow_name),
-                spec or record.spec,
-                tuple(args or ()),
-                kwargs or {},
-            )
-            run = schedules.run_text(made)
+            run, code = _run_anew(of, record, workflow, args, kwargs)
+            record = running_now(record, run)
         return msgspec.structs.replace(
             record,
-            spec=record.spec if spec is None else _checked_spec(of, spec),
-            overlap_policy=record.overlap_policy if overlap_policy is None else policy_of(overlap_policy),
-            catchup_window=record.catchup_window
-            if catchup_window is None
-            else window_of(catchup_window).total_seconds(),
-            run=run,
+            spec=spec or record.spec,
+            overlap_policy=policy or record.overlap_policy,
+            catchup_window=record.catchup_window if window is None else window.total_seconds(),
             note=record.note if note is None else note,
         )
 
     record = await _change(of, schedule_id, "schedule.updated", change, lambda: code)
     await of.runtime.look_at_schedules()
-    return Schedule.of(record, [])
+    return await _shown(of, record)
 
 
 async def pause_schedule(schedule_id: str, note: str | None = None) -> Schedule:
-    """Have a schedule fire no more until it is resumed. Its runs go on.
+    """Have a schedule fire no more until it is resumed; what waits for its turn waits on. Its runs go on.
+
+    Args:
+        note: Shown with the schedule from now on.
 
     Raises:
         ScheduleNotFoundError: There is no such schedule.
@@ -326,6 +343,9 @@ async def pause_schedule(schedule_id: str, note: str | None = None) -> Schedule:
 
 async def resume_schedule(schedule_id: str, note: str | None = None) -> Schedule:
     """Have a paused schedule fire again, from now on: what it would have fired in between is not made up.
+
+    Args:
+        note: Shown with the schedule from now on.
 
     Raises:
         ScheduleNotFoundError: There is no such schedule.
@@ -342,14 +362,21 @@ async def _set_status(schedule_id: str, status: ScheduleStatus, type_: str, note
 
     record = await _change(of, schedule_id, type_, change)
     await of.runtime.look_at_schedules()
-    return Schedule.of(record, [])
+    return await _shown(of, record)
 
 
 async def delete_schedule(schedule_id: str) -> bool:
     """Whether there was such a schedule; it fires no more. Its runs go on, and stay."""
     refuse_in_workflow("delete_schedule")
     of = session()
-    return await of.storage.write(lambda c: schedules.delete_schedule(c, schedule_id, now=own_now(of)))
+    was_there = False
+
+    def write(connection: Any) -> bool:
+        nonlocal was_there  # it may be run again after its COMMIT, whose answer was lost
+        was_there = schedules.delete_schedule(connection, schedule_id, now=own_now(of)) or was_there
+        return was_there
+
+    return await of.storage.write(write)
 
 
 async def get_schedule_events(schedule_id: str) -> list[Event]:
@@ -404,14 +431,9 @@ def own_now(of: Session) -> datetime | None:
 
 
 def run_like(
-    of: Session,
-    definition: WorkflowFunction[Any, Any],
-    spec: ScheduleSpec,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
+    of: Session, definition: WorkflowFunction[Any, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[NewRun, Code]:
-    """What a schedule makes its runs from, and the workflow's code."""
-    checked_args, checked_kwargs = definition.check_arguments(args, kwargs)
+    """What a schedule makes its runs from, and the workflow's code; the arguments were checked."""
     what = f"workflow {definition.name!r}"
     code = pack(definition, what)
     isolated = definition.workflow_options.isolation == "process" or of.settings.coordinators == "per_run"
@@ -422,8 +444,8 @@ def run_like(
         definition,
         code,
         "",
-        of.values.encode(list(checked_args), f"the arguments of {what}"),
-        of.values.encode(dict(checked_kwargs), f"the keyword arguments of {what}"),
+        of.values.encode(list(args), f"the arguments of {what}"),
+        of.values.encode(dict(kwargs), f"the keyword arguments of {what}"),
         environment=engine.environment,
         coordinator="" if isolated else None,
         owner_lease=None,
@@ -431,7 +453,41 @@ def run_like(
     return run, code
 
 
-def _checked_spec(of: Session, spec: Any) -> ScheduleSpec:
+def running_now(record: ScheduleRecord, run: NewRun) -> ScheduleRecord:
+    """The schedule, changed to make such runs."""
+    return msgspec.structs.replace(
+        record,
+        workflow_name=run.workflow_name,
+        environment=run.environment,
+        run=schedules.run_text(run),
+    )
+
+
+def _run_anew(
+    of: Session,
+    record: ScheduleRecord,
+    workflow: Any,
+    args: Sequence[Any] | None,
+    kwargs: Mapping[str, Any] | None,
+) -> tuple[NewRun, Code]:
+    """What a schedule is to make its runs from; arguments that are not given stay."""
+    definition = as_workflow(record.workflow_name if workflow is None else workflow)
+    before = fires.run_of_text(record.run)
+    if args is None:
+        args = of.values.decode(before.input_args.encode())
+    if kwargs is None:
+        kwargs = of.values.decode(before.input_kwargs.encode())
+    return run_like(of, definition, *definition.check_arguments(tuple(args or ()), kwargs or {}))
+
+
+async def _shown(of: Session, record: ScheduleRecord) -> Schedule:
+    id_ = record.schedule_id
+    return Schedule.of(
+        record, await asyncio.to_thread(of.storage.read, lambda c: schedules.running_runs(c, id_))
+    )
+
+
+def _require_fire(of: Session, spec: Any) -> None:
     if not isinstance(spec, ScheduleSpec):
         raise ConfigurationError(
             f"A schedule wants a ScheduleSpec, such as ScheduleSpec(cron='0 9 * * *'), not {spec!r}."
@@ -439,30 +495,12 @@ def _checked_spec(of: Session, spec: Any) -> ScheduleSpec:
     now = of.runtime.now()
     if spec.next_after(now, now) is None:
         raise ConfigurationError(f"A schedule that never fires: {spec.describe()}. Give a time that comes.")
-    return spec
 
 
-def policy_of(policy: OverlapPolicy | str) -> OverlapPolicy:
-    """The policy, by name or itself."""
+def _status_of(status: ScheduleStatus | str) -> ScheduleStatus:
     try:
-        return OverlapPolicy(policy)
+        return ScheduleStatus(status)
     except ValueError:
-        raise ConfigurationError(
-            f"overlap_policy is {policy!r}: give one of {', '.join(each.value for each in OverlapPolicy)}."
+        raise ValueError(
+            f"status is {status!r}: give one of {', '.join(each.value for each in ScheduleStatus)}."
         ) from None
-
-
-def window_of(window: Duration | None) -> timedelta:
-    """How late a fire may be made up."""
-    if window is None:
-        return CATCHUP_WINDOW
-    duration = parse_duration(window)
-    if duration < SHORTEST_CATCHUP:
-        raise ConfigurationError(
-            f"catchup_window is {window!r}: give 10 s or more, since no fire is carried out on the instant."
-        )
-    return duration
-
-
-def _instant(instant: datetime) -> datetime:
-    return instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC)

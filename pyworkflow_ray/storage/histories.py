@@ -165,7 +165,7 @@ def _insert(connection: Connection, new: Append) -> None:
         dispose_pending_hooks(connection, new.run_id)
         _MARK_ALL_READ.execute(connection, run_id=new.run_id, position=new.position)
         if new.schedule_id is not None:
-            count_end(connection, new.schedule_id, RunStatus(_plain(new.changes["status"])))
+            count_end(connection, new.schedule_id, new.run_id, RunStatus(_plain(new.changes["status"])))
 
 
 def _require_lost_commit(connection: Connection, new: Append, following: int) -> None:

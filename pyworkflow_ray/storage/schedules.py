@@ -89,8 +89,12 @@ _LIST = Statement(f"""
     ORDER BY schedule_id LIMIT :limit
 """)
 _NOW = Statement("SELECT <now>")
+_LOCKED = Statement(f"""
+    SELECT {COLUMNS} FROM schedules WHERE schedule_id = :schedule_id AND status <> 'deleted' <for update>
+""")
 _UPDATE = Statement(f"""
     UPDATE schedules SET
+        workflow_name = :workflow_name, environment = :environment,
         spec = :spec, overlap_policy = :overlap_policy, catchup_window = :catchup_window, run = :run,
         declared = :declared, note = :note, status = :status, anchor_at = :anchor_at,
         next_fire_at = :next_fire_at, look_at = :look_at, updated_at = :now, version = version + 1
@@ -102,10 +106,17 @@ _DELETE = Statement(f"""
         updated_at = :now, version = version + 1
     WHERE schedule_id = :schedule_id AND status <> 'deleted' RETURNING {COLUMNS}
 """)
-_COUNT_END = Statement("""
+# No condition on `buffered`: a fire that is being put off now would not be seen, nor waited for. `created_at`
+# is past by any clock. A schedule that was made anew under an old name does not count runs of the old one.
+_IS_ITS_OWN = """EXISTS (
+    SELECT 1 FROM runs
+    WHERE run_id = :run_id AND (runs.created_at >= schedules.created_at OR continued_from_run_id IS NOT NULL)
+)"""
+_COUNT_END = Statement(f"""
     UPDATE schedules SET
-        successful_runs = successful_runs + :successful, failed_runs = failed_runs + :failed,
-        look_at = CASE WHEN status = 'active' AND buffered <> '[]' THEN <now> ELSE look_at END
+        successful_runs = successful_runs + CASE WHEN {_IS_ITS_OWN} THEN :successful ELSE 0 END,
+        failed_runs = failed_runs + CASE WHEN {_IS_ITS_OWN} THEN :failed ELSE 0 END,
+        look_at = CASE WHEN status = 'active' AND buffered <> '[]' THEN created_at ELSE look_at END
     WHERE schedule_id = :schedule_id
 """)
 _RUNNING = Statement(
@@ -125,6 +136,9 @@ _TRIM_EVENTS = Statement(
 _EVENTS = Statement(
     "SELECT schedule_id, position, timestamp, type, data FROM schedule_events "
     "WHERE schedule_id = :schedule_id ORDER BY position DESC LIMIT :limit"
+)
+_EVENTS_AT = Statement(
+    "SELECT type, data FROM schedule_events WHERE schedule_id = :schedule_id AND timestamp = :at"
 )
 _run_encoder = msgspec.json.Encoder()
 
@@ -218,6 +232,12 @@ def get_schedule(connection: Connection, schedule_id: str) -> ScheduleRecord | N
     return None if row is None else schedule_record(row)
 
 
+def locked_schedule(connection: Connection, schedule_id: str) -> ScheduleRecord | None:
+    """The schedule, which nobody else changes until this transaction ends; None if it was deleted."""
+    row = _LOCKED.row(connection, schedule_id=schedule_id)
+    return None if row is None else schedule_record(row)
+
+
 def list_schedules(
     connection: Connection,
     status: ScheduleStatus | None = None,
@@ -269,6 +289,8 @@ def change_schedule(
         connection,
         schedule_id=record.schedule_id,
         version=record.version,
+        workflow_name=record.workflow_name,
+        environment=record.environment,
         spec=_spec_text(record.spec),
         overlap_policy=record.overlap_policy.value,
         catchup_window=record.catchup_window,
@@ -310,10 +332,30 @@ def schedule_events(
     ]
 
 
+def events_at(connection: Connection, schedule_id: str, at: datetime) -> list[tuple[str, dict[str, Any]]]:
+    """Type and data of what happened to a schedule at this very instant."""
+    rows = _EVENTS_AT.rows(connection, schedule_id=schedule_id, at=at)
+    return [(type_, msgspec.json.decode(data)) for type_, data in rows]
+
+
+def note_once(
+    connection: Connection, schedule_id: str, at: datetime, type_: str, data: dict[str, Any]
+) -> bool:
+    """Tell of something in a schedule's events, once; False when there is no such schedule."""
+    if locked_schedule(connection, schedule_id) is None:
+        return False
+    if type_ not in [type_ for type_, _ in events_at(connection, schedule_id, at)]:
+        note_events(connection, schedule_id, at, [(type_, data)])
+    return True
+
+
 def note_events(
     connection: Connection, schedule_id: str, at: datetime, events: Sequence[tuple[str, dict[str, Any]]]
 ) -> None:
-    """Tell in a schedule's events what has happened to it: `(type, data)` each, data in JSON's types."""
+    """Tell in a schedule's events what has happened to it: `(type, data)` each, data in JSON's types.
+
+    The caller holds the schedule's row, by having changed or locked it: positions are counted on.
+    """
     if not events:
         return
     first = _NEXT_POSITION.row(connection, schedule_id=schedule_id)
@@ -333,11 +375,12 @@ def note_events(
         _TRIM_EVENTS.execute(connection, schedule_id=schedule_id, position=position + len(rows) - KEPT_EVENTS)
 
 
-def count_end(connection: Connection, schedule_id: str, status: RunStatus) -> None:
+def count_end(connection: Connection, schedule_id: str, run_id: str, status: RunStatus) -> None:
     """Count a run of the schedule that has ended, and have the next one looked at that waits for its turn."""
     _COUNT_END.execute(
         connection,
         schedule_id=schedule_id,
+        run_id=run_id,
         successful=int(status is RunStatus.COMPLETED),
         failed=int(status is RunStatus.FAILED),
     )

@@ -132,7 +132,10 @@ _partial("ix_runs_wake", "status", "wake_at", where="wake_at IS NOT NULL")
 _partial("ix_runs_lease", "lease_expires_at", where="lease_expires_at IS NOT NULL")
 _partial("ix_runs_owner", "owner", where="owner IS NOT NULL")
 _partial("ix_runs_parent", "parent_run_id", where="parent_run_id IS NOT NULL")
-_partial("ix_runs_schedule", "schedule_id", "created_at", where="schedule_id IS NOT NULL")
+# A schedule that fires each second has a million runs, of which one has not ended.
+_partial(
+    "ix_runs_schedule", "schedule_id", "created_at", where=f"schedule_id IS NOT NULL AND NOT {HAS_ENDED}"
+)
 _partial("ix_runs_root", "root_run_id", where="root_run_id <> run_id")
 _partial(
     "uq_runs_idempotency",
@@ -235,6 +238,7 @@ schedules = Table(
 )
 Index(
     "ix_schedules_look",
+    schedules.c.environment,
     schedules.c.look_at,
     sqlite_where=text("status = 'active'"),
     postgresql_where=text("status = 'active'"),

@@ -1,0 +1,145 @@
+"""What is due of schedules: which to look at, and which of their fires."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from itertools import islice
+
+import msgspec
+from sqlalchemy.engine import Connection
+
+from pyworkflow_ray.recurrences import ScheduleSpec
+from pyworkflow_ray.storage.dialects import Statement, decode_time
+from pyworkflow_ray.storage.schedules import ScheduleRecord
+
+MOST_DUE = 500
+"""Fires of one schedule that are decided in one transaction."""
+MOST_MISSED = 10_000
+"""Fires of one schedule that are worked out in one go: others fire in between."""
+
+_MICROSECOND = timedelta(microseconds=1)
+
+_DUE = Statement("""
+    SELECT schedule_id, look_at, <now> FROM schedules
+    WHERE status = 'active' AND environment = :environment AND look_at <= <now + :horizon>
+    ORDER BY look_at LIMIT :limit
+""")
+_DUE_AT = Statement("""
+    SELECT schedule_id, look_at, :now FROM schedules
+    WHERE status = 'active' AND environment = :environment AND look_at <= :until
+    ORDER BY look_at LIMIT :limit
+""")
+# Two ranges of the index, mostly empty: `<>` would pass by all schedules.
+_OTHERS = Statement("""
+    SELECT DISTINCT environment FROM schedules
+    WHERE status = 'active' AND environment < :environment AND look_at <= <now>
+    UNION
+    SELECT DISTINCT environment FROM schedules
+    WHERE status = 'active' AND environment > :environment AND look_at <= <now>
+""")
+
+
+class DueSchedule(msgspec.Struct, frozen=True):
+    """A schedule to look at in so many seconds (negative: since so many)."""
+
+    schedule_id: str
+    seconds_until: float
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """Which fires of a schedule are due, as its row of this version says.
+
+    Args:
+        due: Those that are to be decided, in order.
+        missed: How many are too late for that, from `missed_from` to `missed_until`.
+        next_fire_at: The first fire behind all of these; None if there is none any more.
+        look_at: When to look again.
+    """
+
+    schedule_id: str
+    version: int
+    due: list[datetime]
+    missed: int
+    missed_from: datetime | None
+    missed_until: datetime | None
+    next_fire_at: datetime | None
+    look_at: datetime | None
+
+    @property
+    def last(self) -> datetime | None:
+        """The last of these fires."""
+        return self.due[-1] if self.due else self.missed_until
+
+
+def due_schedules(
+    connection: Connection,
+    environment: str,
+    horizon_seconds: float = 0.0,
+    limit: int = 1000,
+    *,
+    now: datetime | None = None,
+) -> list[DueSchedule]:
+    """The schedules of an environment that are to be looked at within the horizon, earliest first."""
+    if now is None:
+        rows = _DUE.rows(connection, environment=environment, horizon=horizon_seconds, limit=limit)
+    else:
+        until = now + timedelta(seconds=horizon_seconds)
+        rows = _DUE_AT.rows(connection, environment=environment, now=now, until=until, limit=limit)
+    return [
+        DueSchedule(id_, (decode_time(look_at) - decode_time(at)).total_seconds())
+        for id_, look_at, at in rows
+    ]
+
+
+def other_environments(connection: Connection, environment: str) -> set[str]:
+    """The environments, apart from this one, whose schedules are to be looked at now."""
+    return {row[0] for row in _OTHERS.rows(connection, environment=environment)}
+
+
+def plan(record: ScheduleRecord, now: datetime) -> Plan:
+    """Which fires of the schedule are due. May take a third of a second: not for a transaction."""
+    spec, first = record.spec, _first_undecided(record)
+    due: list[datetime] = []
+    missed, missed_from, missed_until, last = 0, None, None, None
+    if first is not None:
+        horizon = now - timedelta(seconds=record.catchup_window)
+        missed = _surely_missed(spec, first, horizon)
+        if missed:
+            missed_from, missed_until = first, first + (missed - 1) * (spec.interval or timedelta())
+            last = missed_until
+        rest = first if last is None else last + _MICROSECOND
+        for fire in islice(spec.between(rest, now + _MICROSECOND, record.anchor_at), MOST_MISSED):
+            carried_out_at = spec.jittered(record.schedule_id, fire)
+            if carried_out_at > now or len(due) == MOST_DUE:
+                break
+            if carried_out_at < horizon and not due:  # they are carried out in order
+                missed, missed_from, missed_until = missed + 1, missed_from or fire, fire
+            else:
+                due.append(fire)
+            last = fire
+    following = first if last is None else spec.next_after(last, record.anchor_at)
+    look_at = None if following is None else spec.jittered(record.schedule_id, following)
+    return Plan(
+        record.schedule_id, record.version, due, missed, missed_from, missed_until, following, look_at
+    )
+
+
+def _first_undecided(record: ScheduleRecord) -> datetime | None:
+    """The next fire as the row has it, or as it is by now: its zone may have changed its rules."""
+    spec, stored = record.spec, record.next_fire_at
+    if stored is None or spec.next_after(stored - _MICROSECOND, record.anchor_at) == stored:
+        return stored
+    return spec.next_after(max(record.last_fire_at or record.updated_at, record.updated_at), record.anchor_at)
+
+
+def _surely_missed(spec: ScheduleSpec, first: datetime, horizon: datetime) -> int:
+    """How many fires from the first on lie, with any jitter, before the horizon; of an interval only.
+
+    A machine may have been away for a month, and there may be a fire each second.
+    """
+    if spec.interval is None:
+        return 0
+    count = (horizon - (spec.jitter or timedelta()) - first) // spec.interval
+    if spec.end_at is not None:
+        count = min(count, (spec.end_at - first) // spec.interval + 1)
+    return max(count, 0)
