@@ -42,7 +42,10 @@ def cancel(
     run_id = full_id(run)
     if wait and not is_hurried:
         raise typer.BadParameter("no Ray cluster runs here: the run cannot end now", param_hint="--wait")
-    is_asked = run_sync(client.cancel_workflow(run_id, reason, wait=wait, timeout=timeout))
+    try:
+        is_asked = run_sync(client.cancel_workflow(run_id, reason, wait=wait, timeout=timeout))
+    except TimeoutError:
+        raise TimeoutError(f"Run {run_id} is asked to cancel, and has not ended after {timeout} s.") from None
     ended = run_sync(client.get_workflow_run(run_id))
     if output.is_json:
         output.data({"run_id": run_id, "initiated": is_asked, "status": ended.status if ended else None})

@@ -22,8 +22,9 @@ COLUMNS = [
 def up(ctx: typer.Context) -> None:
     """Bring the engine's actors up in a Ray cluster, and keep them there."""
     output = begin(ctx)
-    run_sync(join(must_last=True))
-    actors = run_sync(bring_up())
+    with output.busy("joining Ray"):
+        run_sync(join(must_last=True))
+        actors = run_sync(bring_up())
     output.rows(actors, COLUMNS)
     url = session(runtime="ray").storage.url
     output.say(f"The engine runs in the namespace {get_config().namespace!r}, on {url}", "dim")
@@ -49,7 +50,8 @@ def _tell_down(output: Output) -> None:
 def doctor(ctx: typer.Context) -> None:
     """Check versions, Ray, the storage, the engine and its runs, and tell how to mend what is wrong."""
     output = begin(ctx)
-    checks = run_sync(doctors.examine())
+    with output.busy("looking"):
+        checks = run_sync(doctors.examine())
     doctors.print_checks(output, checks)
     if any(check.status == doctors.PROBLEM for check in checks):
         raise typer.Exit(1)

@@ -54,7 +54,9 @@ def list_(
 
 
 @app.command()
-def info(ctx: typer.Context, token: Annotated[str, typer.Argument(help="The hook's token.")]) -> None:
+def info(
+    ctx: typer.Context, token: Annotated[str, typer.Argument(metavar="TOKEN", help="The hook's token.")]
+) -> None:
     """Show a hook: its state, and what its payload must be."""
     output = begin_reading(ctx)
     hook = _found(token)
@@ -80,7 +82,8 @@ def info(ctx: typer.Context, token: Annotated[str, typer.Argument(help="The hook
 def resume(
     ctx: typer.Context,
     token: Annotated[
-        str | None, typer.Argument(help="The hook's token; chosen from a list without one.")
+        str | None,
+        typer.Argument(metavar="[TOKEN]", help="The hook's token; chosen from a list without one."),
     ] = None,
     payload: Annotated[
         str | None, typer.Option("--payload", "-p", metavar="JSON", help="What the run is to get.")

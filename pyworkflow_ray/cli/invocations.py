@@ -91,7 +91,7 @@ def begin_writing(ctx: typer.Context) -> tuple[Output, bool]:
         ConfigurationError: The cluster that was named is not there.
     """
     output = begin(ctx)
-    return output, is_local() or _has_joined(ctx)
+    return output, is_local() or _has_joined(ctx, output)
 
 
 def begin_driving(ctx: typer.Context, *, may_start: bool = False) -> tuple[Output, bool]:
@@ -124,9 +124,10 @@ def is_local() -> bool:
     return get_config().default_runtime == LOCAL
 
 
-def _has_joined(ctx: typer.Context) -> bool:
+def _has_joined(ctx: typer.Context, output: Output) -> bool:
     try:
-        run_sync(join())
+        with output.busy("joining Ray"):
+            run_sync(join())
     except ConfigurationError:
         if get_config().address or os.environ.get("RAY_ADDRESS"):
             raise

@@ -16,7 +16,9 @@ from pyworkflow_ray.storage.runs import get_run
 RunId = Annotated[
     str,
     typer.Argument(
-        help="A run's id, or as much of its beginning as tells it.", autocompletion=completions.runs
+        metavar="RUN",
+        help="A run's id, or as much of its beginning as tells it.",
+        autocompletion=completions.runs,
     ),
 ]
 

@@ -35,7 +35,9 @@ _ENDS = {
     RunStatus.INTERRUPTED: "was set aside",
 }
 
-Name = Annotated[str, typer.Argument(help="A workflow's name.", autocompletion=completions.workflows)]
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="A workflow's name.", autocompletion=completions.workflows)
+]
 
 
 @app.command("list")

@@ -216,6 +216,20 @@ def test_a_run_is_cancelled_with_a_reason_and_once(cli: Call, local: Path) -> No
     assert "nothing to cancel" in again.err
 
 
+def test_a_run_that_takes_its_time_to_end_is_told(
+    cli: Call, local: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = pr.start_sync(flows.cli_sleeps)
+
+    async def cancel(*args: object, **options: object) -> bool:
+        raise TimeoutError
+
+    monkeypatch.setattr("pyworkflow_ray.client.runs.cancel_workflow", cancel)
+    told = cli("runs", "cancel", run, "--wait", "--timeout", "5")
+    assert (told.code, told.out) == (1, "")
+    assert "has not ended after 5.0 s" in told.err
+
+
 def test_a_request_is_stored_where_no_cluster_runs(cli: Call, local: Path, no_cluster: None) -> None:
     run = pr.start_sync(flows.cli_sleeps)
     pr.configure(default_runtime="ray")
