@@ -293,8 +293,7 @@ async def update_schedule(
         overlap_policy: As of `create_schedule`.
         workflow: What it runs: its code is taken anew. Needed with `args` or `kwargs`, unless this process
             has imported the workflow.
-        args: The workflow's positional arguments, all of them.
-        kwargs: Its keyword arguments, all of them.
+        args, kwargs: The workflow's arguments, all of them; without both, they stay.
         catchup_window, note: As of `create_schedule.options`.
 
     Raises:
@@ -470,12 +469,11 @@ def _run_anew(
     args: Sequence[Any] | None,
     kwargs: Mapping[str, Any] | None,
 ) -> tuple[NewRun, Code]:
-    """What a schedule is to make its runs from; arguments that are not given stay."""
+    """What a schedule is to make its runs from; without arguments, they stay."""
     definition = as_workflow(record.workflow_name if workflow is None else workflow)
-    before = fires.run_of_text(record.run)
-    if args is None:
+    if args is None and kwargs is None:
+        before = fires.run_of_text(record.run)
         args = of.values.decode(before.input_args.encode())
-    if kwargs is None:
         kwargs = of.values.decode(before.input_kwargs.encode())
     return run_like(of, definition, *definition.check_arguments(tuple(args or ()), kwargs or {}))
 
