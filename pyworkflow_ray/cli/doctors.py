@@ -12,7 +12,8 @@ from operator import attrgetter
 from rich.text import Text
 
 from pyworkflow_ray import config
-from pyworkflow_ray.cli.outputs import PROGRAM, STYLES, Column, Format, Output, shown
+from pyworkflow_ray.cli.cells import STYLES, shown
+from pyworkflow_ray.cli.outputs import PROGRAM, Column, Format, Output
 from pyworkflow_ray.client.engines import EngineState, inspect_engine, join
 from pyworkflow_ray.exceptions import ConfigurationError, StorageError
 from pyworkflow_ray.statuses import RunStatus

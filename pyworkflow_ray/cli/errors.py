@@ -10,7 +10,8 @@ from contextlib import contextmanager
 import typer
 
 from pyworkflow_ray import exceptions
-from pyworkflow_ray.cli.outputs import PROGRAM, shown
+from pyworkflow_ray.cli.cells import shown
+from pyworkflow_ray.cli.outputs import PROGRAM
 
 VARIABLE = "PYWORKFLOW_DEBUG"
 

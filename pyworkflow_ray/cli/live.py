@@ -16,7 +16,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from pyworkflow_ray.cli.outputs import PROGRAM, STYLES, Output, error_text, shown
+from pyworkflow_ray.cli.cells import STYLES, error_text, shown
+from pyworkflow_ray.cli.outputs import PROGRAM, Output
 from pyworkflow_ray.cli.times import clock, relative, span
 from pyworkflow_ray.client.handles import wait_for_end
 from pyworkflow_ray.client.loops import run_sync

@@ -6,17 +6,18 @@ Standard output holds the answer alone; everything that is said about it goes to
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from enum import Enum, StrEnum
+from datetime import datetime
+from enum import StrEnum
 from typing import Any, TextIO
 
 from rich.console import Console
 from rich.text import Text
 
-from pyworkflow_ray.cli.times import exact, moment, relative, span
+from pyworkflow_ray.cli.cells import cell, plain_of, plain_text, shown
+from pyworkflow_ray.cli.times import exact
 
 PROGRAM = "pyworkflow-ray"
 
@@ -25,28 +26,6 @@ UNLIMITED = 100_000
 NARROWEST = 8
 """Characters that every column keeps."""
 _GAP = "  "
-
-STYLES = {
-    "completed": "green",
-    "failed": "red",
-    "running": "cyan",
-    "pending": "blue",
-    "suspended": "yellow",
-    "waiting": "yellow",
-    "retrying": "yellow",
-    "interrupted": "bold red",
-    "cancelled": "magenta",
-    "continued_as_new": "dim",
-    "received": "green",
-    "expired": "red",
-    "disposed": "dim",
-    "active": "green",
-    "paused": "yellow",
-    "ok": "green",
-    "warning": "yellow",
-    "problem": "bold red",
-}
-"""Colours of states."""
 
 
 class Format(StrEnum):
@@ -222,78 +201,6 @@ def fit(widths: Sequence[int], are_whole: Sequence[bool], room: int) -> list[int
         fitted[widest] -= 1
         excess -= 1
     return fitted
-
-
-def cell(value: Any, *, is_alone: bool = False) -> Text:
-    """A value for a person. One that is alone has room for lines and for times in full."""
-    match value:
-        case Text():
-            return value
-        case None:
-            return Text()
-        case datetime():
-            return Text(moment(value) if is_alone else relative(value))
-        case timedelta():
-            return Text(span(value))
-        case Enum():
-            return Text(str(value.value), style=STYLES.get(str(value.value), ""))
-        case str():
-            return Text(shown(value, lines=is_alone))
-        case _:
-            return Text(shown(json.dumps(plain_of(value), ensure_ascii=False)))
-
-
-def plain_text(value: Any) -> str:
-    """A value for a program that reads lines: one line, without tabs."""
-    match value:
-        case None:
-            return ""
-        case Text():
-            return shown(value.plain)
-        case datetime() | timedelta() | Enum():
-            return str(plain_of(value))
-        case str():
-            return shown(value)
-        case _:
-            return json.dumps(plain_of(value), ensure_ascii=False)
-
-
-def plain_of(value: Any) -> Any:
-    """A value as plain JSON: times in ISO form, durations in seconds, states by their values."""
-    match value:
-        case None | bool() | int() | float() | str():
-            return value
-        case datetime():
-            return value.isoformat()
-        case timedelta():
-            return value.total_seconds()
-        case Enum():
-            return value.value
-        case Mapping():
-            return {str(key): plain_of(item) for key, item in value.items()}
-        case list() | tuple() | set() | frozenset():
-            return [plain_of(item) for item in value]
-        case _:
-            names = getattr(value, "__dataclass_fields__", None) or getattr(value, "__struct_fields__", None)
-            if names is None:
-                return str(value)
-            return {name: plain_of(getattr(value, name)) for name in names}
-
-
-def error_text(error_type: str | None, error: str | None) -> str:
-    """An error in one text; its type without the module."""
-    kind = (error_type or "").rpartition(".")[2]
-    return f"{kind}: {error or ''}" if kind else error or ""
-
-
-def shown(text: str, *, lines: bool = False) -> str:
-    """A text of whatever origin, safe for a terminal: no control characters, and one line unless `lines`."""
-    kept = "\n" if lines else ""
-    return "".join(each if each.isprintable() or each in kept else _stand_in(each) for each in text)
-
-
-def _stand_in(character: str) -> str:
-    return " " if character in "\t\n\r\u2028\u2029\u00a0" else "\ufffd"
 
 
 def _fill(text: Text, width: int) -> Text:

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.prompt import Prompt
 from rich.text import Text
 
-from pyworkflow_ray.cli.outputs import Output, cell, shown
+from pyworkflow_ray.cli.cells import cell, shown
+from pyworkflow_ray.cli.outputs import Output
 from pyworkflow_ray.client.hooks import Hook
 
 Schema = Mapping[str, Any]

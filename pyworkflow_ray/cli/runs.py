@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from pyworkflow_ray.cli import changes, completions
+from pyworkflow_ray.cli.cells import shown
 from pyworkflow_ray.cli.invocations import begin_reading
-from pyworkflow_ray.cli.outputs import PROGRAM, Column, Format, Output, shown
+from pyworkflow_ray.cli.outputs import PROGRAM, Column, Format, Output
 from pyworkflow_ray.cli.run_ids import RunId, full_id
 from pyworkflow_ray.cli.stories import print_status
 from pyworkflow_ray.cli.times import exact, since

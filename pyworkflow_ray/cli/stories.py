@@ -7,8 +7,9 @@ from typing import Any
 
 from rich.text import Text
 
+from pyworkflow_ray.cli.cells import cell, error_text, shown
 from pyworkflow_ray.cli.live import COLLAPSE_FROM, answer_command, open_waits
-from pyworkflow_ray.cli.outputs import Column, Format, Output, cell, error_text, shown
+from pyworkflow_ray.cli.outputs import Column, Format, Output
 from pyworkflow_ray.cli.times import moment, span
 from pyworkflow_ray.client.outlines import Outline, StepOutline, Wait
 from pyworkflow_ray.client.records import Event, WorkflowRun

@@ -12,10 +12,11 @@ import typer
 from pyworkflow_ray import values
 from pyworkflow_ray.cli import completions
 from pyworkflow_ray.cli.arguments import arguments_of
+from pyworkflow_ray.cli.cells import error_text, shown
 from pyworkflow_ray.cli.errors import print_error
 from pyworkflow_ray.cli.invocations import begin, begin_driving, import_workflows, is_local
 from pyworkflow_ray.cli.live import watch
-from pyworkflow_ray.cli.outputs import PROGRAM, Column, Format, Output, error_text, shown
+from pyworkflow_ray.cli.outputs import PROGRAM, Column, Format, Output
 from pyworkflow_ray.client.loops import run_sync
 from pyworkflow_ray.client.records import WorkflowRun
 from pyworkflow_ray.client.runs import get_workflow_run

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from pyworkflow_ray.cli.outputs import Column, Format, Output, cell, fit, plain_of, shown
+from pyworkflow_ray.cli.cells import cell, plain_of, shown
+from pyworkflow_ray.cli.outputs import Column, Format, Output, fit
 from pyworkflow_ray.cli.times import clock, relative, span
 from pyworkflow_ray.statuses import RunStatus
 

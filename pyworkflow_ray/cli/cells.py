@@ -1,0 +1,107 @@
+"""Values as they are shown: to people in a cell, to programs as plain text or plain JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from enum import Enum
+from typing import Any
+
+from rich.text import Text
+
+from pyworkflow_ray.cli.times import moment, relative, span
+
+STYLES = {
+    "completed": "green",
+    "failed": "red",
+    "running": "cyan",
+    "pending": "blue",
+    "suspended": "yellow",
+    "waiting": "yellow",
+    "retrying": "yellow",
+    "interrupted": "bold red",
+    "cancelled": "magenta",
+    "continued_as_new": "dim",
+    "received": "green",
+    "expired": "red",
+    "disposed": "dim",
+    "active": "green",
+    "paused": "yellow",
+    "ok": "green",
+    "warning": "yellow",
+    "problem": "bold red",
+}
+"""Colours of states."""
+
+
+def cell(value: Any, *, is_alone: bool = False) -> Text:
+    """A value for a person. One that is alone has room for lines and for times in full."""
+    match value:
+        case Text():
+            return value
+        case None:
+            return Text()
+        case datetime():
+            return Text(moment(value) if is_alone else relative(value))
+        case timedelta():
+            return Text(span(value))
+        case Enum():
+            return Text(str(value.value), style=STYLES.get(str(value.value), ""))
+        case str():
+            return Text(shown(value, lines=is_alone))
+        case _:
+            return Text(shown(json.dumps(plain_of(value), ensure_ascii=False)))
+
+
+def plain_text(value: Any) -> str:
+    """A value for a program that reads lines: one line, without tabs."""
+    match value:
+        case None:
+            return ""
+        case Text():
+            return shown(value.plain)
+        case datetime() | timedelta() | Enum():
+            return str(plain_of(value))
+        case str():
+            return shown(value)
+        case _:
+            return json.dumps(plain_of(value), ensure_ascii=False)
+
+
+def plain_of(value: Any) -> Any:
+    """A value as plain JSON: times in ISO form, durations in seconds, states by their values."""
+    match value:
+        case None | bool() | int() | float() | str():
+            return value
+        case datetime():
+            return value.isoformat()
+        case timedelta():
+            return value.total_seconds()
+        case Enum():
+            return value.value
+        case Mapping():
+            return {str(key): plain_of(item) for key, item in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [plain_of(item) for item in value]
+        case _:
+            names = getattr(value, "__dataclass_fields__", None) or getattr(value, "__struct_fields__", None)
+            if names is None:
+                return str(value)
+            return {name: plain_of(getattr(value, name)) for name in names}
+
+
+def error_text(error_type: str | None, error: str | None) -> str:
+    """An error in one text; its type without the module."""
+    kind = (error_type or "").rpartition(".")[2]
+    return f"{kind}: {error or ''}" if kind else error or ""
+
+
+def shown(text: str, *, lines: bool = False) -> str:
+    """A text of whatever origin, safe for a terminal: no control characters, and one line unless `lines`."""
+    kept = "\n" if lines else ""
+    return "".join(each if each.isprintable() or each in kept else _stand_in(each) for each in text)
+
+
+def _stand_in(character: str) -> str:
+    return " " if character in "\t\n\r\u2028\u2029\u00a0" else "\ufffd"
