@@ -265,21 +265,6 @@ async def test_a_burst_of_signals_all_arrive() -> None:
     assert await asyncio.gather(*runs) == [sum(range(SIGNALS_OF_EACH))] * SIGNALLED_RUNS
 
 
-# These need an engine of their own.
-
-
-def test_a_hook_expires_though_nobody_is_there(engine: EngineUnderTest) -> None:
-    pr.configure(coordinator_ttl="1s")
-    answered = pr.start_sync(awaits_payload, "answered", "1h")
-    expiring = pr.start_sync(awaits_payload, "expiring", "4s")
-    eventually(lambda: engine.coordinators() == [])
-    pr.resume_hook_sync("answered", "in time")
-    assert answered.wait(timeout=60) == "in time"
-    assert expiring.wait(timeout=60) == "expired"
-    with pytest.raises(pr.HookExpiredError):
-        pr.resume_hook_sync("expiring", "too late")
-
-
 # --- the client in a step -------------------------------------------------------------------------
 
 
@@ -312,3 +297,18 @@ def test_what_a_step_asks_of_the_client_concerns_the_engine_that_runs_it(
     """Neither the namespace nor the storage is among the settings of a worker's process."""
     run = pr.start_sync(answered_in_steps)
     assert run.wait(timeout=60) == ["from on_created", "from a worker", "run 2"]
+
+
+# These need an engine of their own.
+
+
+def test_a_hook_expires_though_nobody_is_there(engine: EngineUnderTest) -> None:
+    pr.configure(coordinator_ttl="1s")
+    answered = pr.start_sync(awaits_payload, "answered", "1h")
+    expiring = pr.start_sync(awaits_payload, "expiring", "4s")
+    eventually(lambda: engine.coordinators() == [])
+    pr.resume_hook_sync("answered", "in time")
+    assert answered.wait(timeout=60) == "in time"
+    assert expiring.wait(timeout=60) == "expired"
+    with pytest.raises(pr.HookExpiredError):
+        pr.resume_hook_sync("expiring", "too late")
