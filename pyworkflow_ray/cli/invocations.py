@@ -10,6 +10,7 @@ from pathlib import Path
 
 import typer
 
+from pyworkflow_ray.actors.cluster import address_of_local_cluster, has_joined
 from pyworkflow_ray.cli.outputs import Format, Output
 from pyworkflow_ray.client.engines import join, store_only
 from pyworkflow_ray.client.loops import run_sync
@@ -46,7 +47,12 @@ class Invocation:
             ConfigurationError: A setting is not accepted.
         """
         given = {"storage": self.storage, "address": self.address, "namespace": self.namespace}
-        configure(**{name: value for name, value in given.items() if value is not None})
+        settings = configure(**{name: value for name, value in given.items() if value is not None})
+        named = settings.address or os.environ.get("RAY_ADDRESS") or address_of_local_cluster()
+        if settings.storage is None and named is None and not has_joined():
+            # A command may find a cluster that some process has for itself. What another project's engine
+            # keeps there is not what is meant here, where every command has to mean the same.
+            configure(storage=settings.storage_url)
 
 
 def invocation(ctx: typer.Context) -> Invocation:

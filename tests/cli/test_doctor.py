@@ -38,9 +38,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch, local: Path) -> Any:
     return see
 
 
-def checks(cli: Call) -> tuple[int, dict[str, tuple[str, str]]]:
+def checks(cli: Call, *options: str) -> tuple[int, dict[str, tuple[str, str]]]:
     """The exit code, and state and text of each check."""
-    told = cli("doctor", "--output", "json")
+    told = cli("doctor", "--output", "json", *options)
     return told.code, {
         each["name"]: (each["status"], f"{each['found']} {each['mend']}") for each in told.json
     }
@@ -91,7 +91,7 @@ def test_where_no_storage_is_named_it_is_the_engines(cli: Call, cluster: Any, lo
     pr.start_sync(flows.cli_counts, 3)
     cluster(TIMER, url=str(local / "cli.db"))
     pr.reset_config()
-    code, found = checks(cli)
+    code, found = checks(cli, "--address", "10.0.0.7:6379")
     assert code == 0
     assert "cli.db" in found["storage"][1]
 
