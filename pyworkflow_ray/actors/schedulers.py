@@ -15,6 +15,7 @@ from pyworkflow_ray.actors.mail import CANCEL_KEY, Mail
 from pyworkflow_ray.engine.events import CancellationRequested
 from pyworkflow_ray.exceptions import WorkflowError
 from pyworkflow_ray.storage.fires import Fired, fire, run_of_text
+from pyworkflow_ray.storage.inboxes import was_posted
 from pyworkflow_ray.storage.plans import DueSchedule, Plan, due_schedules, other_environments, plan
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.runs import latest_of_chain
@@ -118,5 +119,8 @@ def _readable(connection: Any, schedule_id: str) -> ScheduleRecord | None:
 
 def ask_to_cancel(connection: Any, run_id: str) -> None:
     """Have a run of a schedule make room for another one."""
-    request = CancellationRequested(reason="its schedule has fired again")
-    Mail(run_id, CANCEL_KEY, request).post(connection, latest_of_chain(connection, run_id))
+    latest = latest_of_chain(connection, run_id)
+    # To post again what its coordinator just reads would wait for its commit, with schedules in hand.
+    if not was_posted(connection, latest, CANCEL_KEY):
+        request = CancellationRequested(reason="its schedule has fired again")
+        Mail(run_id, CANCEL_KEY, request).post(connection, latest)

@@ -12,12 +12,14 @@ import msgspec
 import pytest
 from sqlalchemy.engine import Connection
 
+from pyworkflow_ray.actors.schedulers import ask_to_cancel
 from pyworkflow_ray.recurrences import ScheduleSpec
 from pyworkflow_ray.statuses import OverlapPolicy, RunStatus, ScheduleStatus
 from pyworkflow_ray.storage import schedules
 from pyworkflow_ray.storage.acceptances import accept
 from pyworkflow_ray.storage.fires import Fired, backfill, fire, trigger, unused_instant
 from pyworkflow_ray.storage.histories import append
+from pyworkflow_ray.storage.inboxes import unread
 from pyworkflow_ray.storage.plans import Plan, due_schedules, other_environments, plan
 from pyworkflow_ray.storage.runs import get_run, list_runs
 from pyworkflow_ray.storage.schedules import (
@@ -194,6 +196,27 @@ def test_who_holds_the_schedule_is_not_waited_for(postgresql_url: str) -> None:
         gate.set()
         held.result(30)
         assert minutes_of(write(timer, fire, planned, now=NOON + MINUTE)) == [1]
+
+
+def test_a_run_that_reads_its_request_to_cancel_is_not_waited_for(postgresql_url: str) -> None:
+    """1. A run is asked to cancel. 2. Its coordinator reads that. 3. It is asked again."""
+    with Storage(postgresql_url) as timer, Storage(postgresql_url) as other, ThreadPoolExecutor(1) as pool:
+        run = claimed(timer)
+        write(timer, ask_to_cancel, run.run_id)
+        (request,) = read(timer, unread, run.run_id)
+        entered, gate = Event(), Event()
+
+        def reads(connection: Connection) -> None:
+            append(connection, new_append(run, "cancellation.requested", read_inbox=[request.id]))
+            entered.set()
+            assert gate.wait(30)
+
+        held = pool.submit(write, other, reads)
+        assert entered.wait(30)
+        write(timer, ask_to_cancel, run.run_id)
+        gate.set()
+        held.result(30)
+        assert read(timer, unread, run.run_id) == []
 
 
 def test_a_schedule_that_changes_between_plan_and_fire_does_not_fire_as_planned(storage: Storage) -> None:
