@@ -39,7 +39,7 @@ from pyworkflow_ray.exceptions import ConfigurationError, StorageError
 from pyworkflow_ray.storage.blobs import load_blob
 from pyworkflow_ray.storage.codes import Code
 from pyworkflow_ray.storage.inboxes import runs_with_mail
-from pyworkflow_ray.storage.leases import claim, claim_placed, give_up, regain, renew_leases
+from pyworkflow_ray.storage.leases import claim, claim_placed, give_up, owner_of, regain, renew_leases
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.storages import Storage
 
@@ -68,6 +68,7 @@ class Coordinator:
         storage: Where to record; opened from `engine` by default.
         dispatcher: What runs steps; in this process by default.
         clock: The system's by default.
+        cluster: Tells coordinators of this name in other clusters apart.
     """
 
     def __init__(
@@ -78,10 +79,12 @@ class Coordinator:
         storage: Storage | None = None,
         dispatcher: Dispatcher | None = None,
         clock: Clock | None = None,
+        cluster: str = "",
     ) -> None:
         self.name = name
         self.engine = engine
-        self.owner = f"{name}:{secrets.token_hex(4)}"
+        self.cluster = cluster
+        self.owner = owner_of(name, cluster, secrets.token_hex(4))
         self.is_leaving = False
         self._storage = storage
         self._dispatcher = dispatcher
@@ -133,7 +136,7 @@ class Coordinator:
             is_here=self._drives.__contains__,
         )
         ttl = self.engine.lease_ttl.total_seconds()
-        runs = await storage.write(lambda connection: claim_placed(connection, self.name, self.owner, ttl))
+        runs = await storage.write(lambda c: claim_placed(c, self.name, self.owner, ttl, self.cluster))
         for run in runs:
             self._begin(run)
         self._background = [
@@ -281,7 +284,8 @@ class Coordinator:
         ttl = self.engine.lease_ttl.total_seconds()
 
         def write(connection: Any) -> list[RunRecord]:
-            claims = [claim(connection, r, self.owner, ttl, force_from=self.name) for r in run_ids]
+            mine = {"force_from": self.name, "cluster": self.cluster}
+            claims = [claim(connection, r, self.owner, ttl, **mine) for r in run_ids]
             return [run for run in claims if run is not None]
 
         return await self._storage.write(write) if run_ids else []

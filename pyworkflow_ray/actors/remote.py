@@ -35,7 +35,7 @@ class CoordinatorActor(Coordinator):
 
     def __init__(self, name: str, engine: Engine) -> None:
         follow(engine.logging)
-        super().__init__(name, engine)
+        super().__init__(name, engine, cluster=ray.get_runtime_context().gcs_address)
         # A run's way leads over four threads (Ray's, the loop's, an engine thread, the writer's), and each
         # hand-over may wait this long for the interpreter; the usual 5 ms is meant for threads that compute.
         sys.setswitchinterval(0.0001)

@@ -27,19 +27,24 @@ _TAKE = """
         status = 'running',
         updated_at = <now>
 """
-_MAY_TAKE = """
-    (lease_expires_at IS NULL OR lease_expires_at <= <now> OR owner = :owner OR coordinator = :force_from)
+# Two clusters on one database each have a coordinator of this name: one that lives in the other is nobody's
+# predecessor here. An owner that names no cluster may be one.
+_IS_FREE = "(lease_expires_at IS NULL OR lease_expires_at <= <now> OR owner = :owner)"
+_IS_PREDECESSORS = """
+    (coordinator = :force_from
+        AND (owner LIKE :force_from || '@' || :cluster || ':%' OR owner NOT LIKE '%@%'))
 """
 _CLAIM = Statement(f"""
     {_TAKE}
     WHERE run_id = :run_id
         AND NOT {HAS_ENDED}
-        AND {_MAY_TAKE}
+        AND ({_IS_FREE} OR {_IS_PREDECESSORS})
     RETURNING {COLUMNS}
 """)
 _CLAIM_PLACED = Statement(f"""
     {_TAKE}
     WHERE coordinator = :force_from AND {IS_LIVE} AND (start_at IS NULL OR start_at <= <now>)
+        AND ({_IS_FREE} OR {_IS_PREDECESSORS})
     RETURNING {COLUMNS}
 """)
 # Only what is named, and only at its epoch: a run that a process holds and does not drive (its client died
@@ -66,25 +71,40 @@ _RELEASE = Statement("""
 """)
 
 
+def owner_of(coordinator: str, cluster: str, incarnation: str) -> str:
+    """What a process is called that holds runs: its coordinator's name, its cluster, and its own part."""
+    return f"{coordinator}@{cluster}:{incarnation}" if cluster else f"{coordinator}:{incarnation}"
+
+
 def claim(
-    connection: Connection, run_id: str, owner: str, lease_ttl: float, *, force_from: str | None = None
+    connection: Connection,
+    run_id: str,
+    owner: str,
+    lease_ttl: float,
+    *,
+    force_from: str | None = None,
+    cluster: str = "",
 ) -> RunRecord | None:
     """The run, held by `owner` from now on at a new epoch, or None when it may not be had.
 
     A run may be had when nobody holds it, when its lease has run out, when `owner` holds it already, or
     when it is placed with the coordinator `force_from`: a new incarnation of that name takes at once what
-    its predecessor held. A run that has ended, or does not exist, is never had.
+    its predecessor held in the same `cluster`. A run that has ended, or does not exist, is never had.
 
     The record is the row after the claim; its `previous_owner` tells of an interruption. Run again after
     a lost COMMIT, it gives the same at a higher epoch.
     """
-    row = _CLAIM.row(connection, run_id=run_id, owner=owner, ttl=lease_ttl, force_from=force_from)
+    row = _CLAIM.row(
+        connection, run_id=run_id, owner=owner, ttl=lease_ttl, force_from=force_from, cluster=cluster
+    )
     return None if row is None else run_record(row)
 
 
-def claim_placed(connection: Connection, coordinator: str, owner: str, lease_ttl: float) -> list[RunRecord]:
+def claim_placed(
+    connection: Connection, coordinator: str, owner: str, lease_ttl: float, cluster: str = ""
+) -> list[RunRecord]:
     """All live runs placed with this coordinator, oldest first, claimed as with `force_from`."""
-    rows = _CLAIM_PLACED.rows(connection, owner=owner, ttl=lease_ttl, force_from=coordinator)
+    rows = _CLAIM_PLACED.rows(connection, owner=owner, ttl=lease_ttl, force_from=coordinator, cluster=cluster)
     return sorted(map(run_record, rows), key=lambda run: (run.created_at, run.run_id))
 
 

@@ -11,7 +11,15 @@ import pytest
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage import leases
 from pyworkflow_ray.storage.histories import FencedError, append
-from pyworkflow_ray.storage.leases import claim, claim_placed, give_up, regain, release, renew_leases
+from pyworkflow_ray.storage.leases import (
+    claim,
+    claim_placed,
+    give_up,
+    owner_of,
+    regain,
+    release,
+    renew_leases,
+)
 from pyworkflow_ray.storage.placements import Placement, locate, place
 from pyworkflow_ray.storage.runs import get_run
 from pyworkflow_ray.storage.storages import Storage
@@ -286,3 +294,22 @@ def test_locating_places_what_nobody_holds_and_names_the_holder_of_the_rest(stor
         assert located == {"held": "coordinator-7", "asleep": "coordinator-0"}
 
     assert read(storage, get_run, "held") == before
+
+
+@pytest.mark.parametrize("claim_all", [False, True])
+def test_a_name_is_followed_within_its_cluster_alone(storage: Storage, claim_all: bool) -> None:
+    """Two clusters on one database each have a coordinator-0."""
+    accepted(storage, coordinator="coordinator-0")
+    first = owner_of("coordinator-0", "10.0.0.1:6379", "1")
+    assert write(storage, claim, "run_1", first, 60.0, force_from="coordinator-0") is not None
+
+    def take(cluster: str) -> list[str]:
+        owner = owner_of("coordinator-0", cluster, "2")
+        if claim_all:
+            found = write(storage, claim_placed, "coordinator-0", owner, 60.0, cluster)
+        else:
+            found = [write(storage, claim, "run_1", owner, 60.0, force_from="coordinator-0", cluster=cluster)]
+        return [run.owner for run in found if run is not None]
+
+    assert take("10.0.0.2:6379") == []
+    assert take("10.0.0.1:6379") == [owner_of("coordinator-0", "10.0.0.1:6379", "2")]
