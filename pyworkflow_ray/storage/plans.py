@@ -98,11 +98,13 @@ def other_environments(connection: Connection, environment: str) -> set[str]:
 
 def plan(record: ScheduleRecord, now: datetime) -> Plan:
     """Which fires of the schedule are due. May take a third of a second: not for a transaction."""
-    spec, first = record.spec, _first_undecided(record)
+    spec, stored, first = record.spec, record.next_fire_at, _first_undecided(record)
     due: list[datetime] = []
     missed, missed_from, missed_until, last = 0, None, None, None
     if first is not None:
         horizon = now - timedelta(seconds=record.catchup_window)
+        if stored is not None and first < stored:
+            horizon -= stored - first  # who was told of a later time is not late
         missed = _surely_missed(spec, first, horizon)
         if missed:
             missed_from, missed_until = first, first + (missed - 1) * (spec.interval or timedelta())

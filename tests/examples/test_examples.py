@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -210,6 +211,20 @@ def test_monitor_loop(run: Run) -> None:
         ("5", "18", "continued_as_new"),
         ("9", "8", "completed"),
     ]
+
+
+def test_scheduled_report(run: Run) -> None:
+    output = run("scheduled_report")
+    fires = re.findall(
+        r"^  for (\S+)  completed  pears and plums: 15 orders until (\S+)$", output, re.MULTILINE
+    )
+    assert len(fires) >= 4
+    first, second, third = (datetime.fromisoformat(at) for at, _ in fires[:3])
+    assert third - second == second - first == timedelta(seconds=1)
+    assert all(f"T{told}" in at for at, told in fires)
+    assert re.search(r"^by hand: pears and plums: 15 orders", output, re.MULTILINE)
+    events = re.findall(r"^  \d\d:\d\d:\d\d  schedule\.(\w+)", output, re.MULTILINE)
+    assert (events[0], events[-1]) == ("created", "deleted")
 
 
 def test_cancel_with_cleanup(run: Run) -> None:
