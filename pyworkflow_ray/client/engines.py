@@ -92,7 +92,15 @@ async def join(*, may_start: bool = False, must_last: bool = False) -> bool:
                 "`ray start --head`, or name one by --address or RAY_ADDRESS."
             )
         address = None if must_last else "auto"  # any that runs here, one of another process's own as well
-    await asyncio.to_thread(connect, address, settings.namespace)
+    try:
+        await asyncio.to_thread(connect, address, settings.namespace)
+    except ConfigurationError:
+        if address != "auto":
+            raise
+        raise ConfigurationError(
+            "This needs a Ray cluster, and none runs on this machine. Start one with `ray start --head`, or "
+            "name one by --address or RAY_ADDRESS."
+        ) from None
     return _is_own()
 
 
