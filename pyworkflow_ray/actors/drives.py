@@ -462,8 +462,6 @@ class Drive:
         """Do what the committed commands ask."""
         execution = self._running()
         self._hand_over(activation)
-        if self.run.schedule_id is not None and self._end is not None and self._end.is_final:
-            self._host.on_due(self._host.clock.now())  # another fire of the schedule may have waited for this
         for event in activation.events:
             if isinstance(event, StepRetrying) and event.step_id in execution.steps:
                 self._attempts.retry_at(event.step_id, event.retry_at)
@@ -483,6 +481,8 @@ class Drive:
         for run_id in dict.fromkeys(activation.told):
             self._host.deliver(run_id)
         self._refuse_hooks(activation.conflicts)
+        if self.run.schedule_id is not None and self._end is not None and self._end.is_final:
+            self._host.on_due(self._host.clock.now())  # another fire of the schedule may have waited for this
 
     # --- waiting ----------------------------------------------------------------------------------
 

@@ -695,6 +695,23 @@ async def test_calls_at_one_instant_are_told_apart() -> None:
         assert await statistics() == (2 + 2 + 4 + 1, 9, 0, 0)
 
 
+@pr.workflow(recover_on_worker_loss=False)
+async def sched_not_again() -> None:
+    await pr.hook("approval")
+
+
+async def test_a_run_that_ends_without_its_code_lets_the_next_one_begin() -> None:
+    """Its coordinator is lost, and it may not be recovered: it fails where it is found."""
+    async with WorkflowEnvironment(start_time=datetime(2020, 1, 1, tzinfo=UTC)) as environment:
+        await made(sched_not_again, overlap_policy="buffer_all")
+        await environment.advance("2h")
+        assert (await now_of()).buffered_count == 1
+        await environment.crash()
+        await environment.settle()
+        assert (await now_of()).buffered_count == 0
+        assert await statistics() == (2, 0, 1, 0)
+
+
 @pytest.mark.parametrize("year", [2020, 2060])
 async def test_statistics_are_true_by_any_clock(year: int) -> None:
     async with WorkflowEnvironment(start_time=datetime(year, 1, 1, tzinfo=UTC)) as environment:
