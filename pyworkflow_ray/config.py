@@ -29,6 +29,7 @@ from pyworkflow_ray.sinks import LogSettings, level_number, log_settings
 YAML_NAME = "pyworkflow.config.yaml"
 DEFAULT_STORAGE = ".pyworkflow/pyworkflow.db"
 _PREFIX = "PYWORKFLOW_"
+_OFTEN_MEANT = ("storage", "default_runtime", "default_retries", "default_durable", "namespace", "address")
 _OTHER_VARIABLES = ("discover", "debug")
 
 
@@ -156,8 +157,8 @@ def url_of(storage: Any) -> str:
             return storage.secret_url
         case _:
             raise ConfigurationError(
-                f"storage is {storage!r}: give a database URL, a file path, 'memory', a mapping with `type`, "
-                "or what get_storage() gives."
+                f"storage is a {type(storage).__name__}: give a database URL, a file path, 'memory', a "
+                "mapping with `type`, or what get_storage() gives."
             )
 
 
@@ -189,9 +190,9 @@ def _at_home(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(storage, Mapping):
         with contextlib.suppress(ValueError):  # the model says what is wrong with it
             storage = storage_url(storage)
-    if not isinstance(storage, str) or storage == "memory" or "://" in storage:
+    if not isinstance(storage, str) or is_in_memory(storage) or "://" in storage:
         return values if storage is None else {**values, "storage": storage}
-    return {**values, "storage": str(folder / storage)}
+    return {**values, "storage": str(folder / Path(storage).expanduser())}
 
 
 def read_file(file: Path) -> dict[str, Any]:
@@ -205,18 +206,33 @@ def read_file(file: Path) -> dict[str, Any]:
         values = _toml_table(text) if file.suffix == ".toml" else yaml.safe_load(text) or {}
     except OSError as error:
         raise ConfigurationError(f"Cannot read {file}: {error.strerror}.") from error
+    except yaml.MarkedYAMLError as error:
+        # Not its whole text, which quotes the line: a password may be in there. For the same reason no cause.
+        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
+        raise ConfigurationError(f"{file} is broken{line}: {error.problem}.") from None
     except (yaml.YAMLError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{file} is broken: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigurationError(
-            f"{file} must hold settings as `name: value`, not a {type(values).__name__}."
-        )
-    recovery = values.pop("recovery", None) or {}
+    values = _named(values, str(file))
+    recovery = _named(values.pop("recovery", None) or {}, f"`recovery` in {file}")
     return {**values, **{f"default_{name}": value for name, value in recovery.items()}}
+
+
+def _named(values: Any, what: str) -> dict[str, Any]:
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise ConfigurationError(f"{what} must hold settings as `name: value`, and names are texts.")
+    return dict(values)
 
 
 def _toml_table(text: str) -> Any:
     return tomllib.loads(text).get("tool", {}).get("pyworkflow", {})
+
+
+_STORAGE_KEYS = {
+    "memory": set[str](),
+    "file": {"base_path"},
+    "sqlite": {"db_path", "base_path"},
+    "postgres": {"dsn", "host", "port", "user", "password", "database"},
+}
 
 
 def storage_url(mapping: Mapping[str, Any]) -> str:
@@ -226,6 +242,11 @@ def storage_url(mapping: Mapping[str, Any]) -> str:
         ValueError: The type is unknown, or a key is missing.
     """
     kind = mapping.get("type")
+    known = _STORAGE_KEYS.get("postgres" if kind == "postgresql" else str(kind), set(mapping))
+    for name in set(mapping) - known - {"type"}:
+        alike = difflib.get_close_matches(str(name), known, n=1)
+        hint = f"did you mean {alike[0]!r}?" if alike else f"it has {', '.join(sorted(known)) or 'none'}"
+        raise ValueError(f"storage type {kind!r} has no key {name!r}: {hint}")
     match kind:
         case "memory":
             return "memory"
@@ -275,7 +296,8 @@ def configure_from_yaml(path: str | os.PathLike[str]) -> Settings:
     Raises:
         ConfigurationError: The file is not there or not readable, or holds what is not accepted.
     """
-    return configure(**read_file(Path(path)))
+    file = Path(path).absolute()
+    return configure(**_at_home(read_file(file), file.parent))
 
 
 def get_config() -> Settings:
@@ -314,7 +336,8 @@ def _refuse_misspelt_variables() -> None:
         name = variable.removeprefix(_PREFIX).lower()
         if not variable.startswith(_PREFIX) or name in Settings.model_fields or name in _OTHER_VARIABLES:
             continue
-        if difflib.get_close_matches(name, Settings.model_fields, n=1, cutoff=0.8):
+        is_near = difflib.get_close_matches(name, Settings.model_fields, n=1, cutoff=0.8)
+        if is_near or any(name in each.split("_", 1) or name.startswith(f"{each}_") for each in _OFTEN_MEANT):
             raise ConfigurationError(f"Environment variable {variable}: {_unknown(name)}")
 
 

@@ -215,7 +215,8 @@ def _on_lasting_thread(call: Callable[[], Any]) -> None:
             called.set_result(call())
         except BaseException as error:
             called.set_exception(error)
-        threading.Event().wait()
+        else:
+            threading.Event().wait()
 
     threading.Thread(target=run, name="pyworkflow-ray", daemon=True).start()
     called.result()

@@ -159,7 +159,7 @@ class Coordinator:
                 continue
             with contextlib.suppress(Exception):  # the writer reports and retries; the next turn is soon
                 held = [(drive.run_id, drive.run.epoch) for drive in self.drives]
-                await self._storage.write(partial(renew_leases, held=held, lease_ttl=ttl))
+                await self._storage.write(partial(renew_leases, held=held, lease_ttl=ttl, owner=self.owner))
                 # Whoever posted to a run here may have died before he told: few are in the inbox at any time.
                 for run_id in await asyncio.to_thread(self._storage.read, runs_with_mail):
                     if run_id in self._drives:

@@ -51,7 +51,7 @@ def cell(value: Any, *, is_alone: bool = False) -> Text:
         case str():
             return Text(shown(value, lines=is_alone))
         case _:
-            return Text(shown(json.dumps(plain_of(value), ensure_ascii=False)))
+            return Text(json_text(value))
 
 
 def plain_text(value: Any) -> str:
@@ -66,7 +66,13 @@ def plain_text(value: Any) -> str:
         case str():
             return shown(value)
         case _:
-            return json.dumps(plain_of(value), ensure_ascii=False)
+            return json_text(value)
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """A value as JSON that is safe for a terminal: what is not printable is escaped."""
+    text = json.dumps(plain_of(value), ensure_ascii=False, indent=indent)
+    return "".join(each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text)
 
 
 def plain_of(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Awaitable
@@ -118,7 +119,7 @@ def _tell_of_leaving(output: Output, run_id: str, *, is_own: bool) -> None:
 
 def answer_command(token: str | None) -> str:
     """What to type to answer a hook."""
-    return f"{PROGRAM} hooks resume {token}"
+    return f"{PROGRAM} hooks resume {shlex.quote(token or 'TOKEN')}"
 
 
 class Lines(Progress):
@@ -127,7 +128,7 @@ class Lines(Progress):
     def line(self, event: Event) -> str | None:
         line = super().line(event)
         if event.type == "hook.created":
-            return f"{line}: {answer_command(event.data['token'])}"
+            return shown(f"{line}: {answer_command(event.data['token'])}")
         return None if line is None else shown(line)
 
 

@@ -5,7 +5,6 @@ Standard output holds the answer alone; everything that is said about it goes to
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.text import Text
 
-from pyworkflow_ray.cli.cells import cell, plain_of, plain_text, shown
+from pyworkflow_ray.cli.cells import cell, json_text, plain_text, shown
 from pyworkflow_ray.cli.times import exact
 
 PROGRAM = "pyworkflow-ray"
@@ -93,12 +92,12 @@ class Output:
 
     def data(self, data: Any) -> None:
         """Print data as JSON, whatever the format."""
-        self.out.file.write(json.dumps(plain_of(data), ensure_ascii=False, indent=2) + "\n")
+        self.out.file.write(json_text(data, indent=2) + "\n")
         self.out.file.flush()
 
     def line(self, data: Any) -> None:
         """Print data as one line of JSON: one of many that come bit by bit."""
-        self.out.file.write(json.dumps(plain_of(data), ensure_ascii=False) + "\n")
+        self.out.file.write(json_text(data) + "\n")
         self.out.file.flush()
 
     def text(self, text: str | Text) -> None:

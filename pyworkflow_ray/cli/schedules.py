@@ -16,6 +16,7 @@ from pyworkflow_ray.cli.invocations import (
     begin_writing,
     import_workflows,
     invocation,
+    is_local,
 )
 from pyworkflow_ray.cli.outputs import PROGRAM, Column, Output
 from pyworkflow_ray.cli.questions import confirm, read_value
@@ -277,10 +278,10 @@ def activate(ctx: typer.Context) -> None:
         return
     for schedule_id in ids:
         output.text(schedule_id)
-    if not ids:
+    if ids:
+        _tell_who_fires(output, is_hurried)
+    else:
         output.say("The modules declare no schedule. Name those that do with --module.")
-    elif not is_hurried:
-        output.say(STORED)
 
 
 # --- forms ----------------------------------------------------------------------------------------
@@ -383,7 +384,13 @@ def _print(output: Output, schedule: Schedule) -> None:
 def _tell(output: Output, schedule: Schedule, is_hurried: bool) -> None:
     """Print what a schedule is after a change."""
     _print(output, schedule)
-    if not is_hurried:
+    _tell_who_fires(output, is_hurried)
+
+
+def _tell_who_fires(output: Output, is_hurried: bool) -> None:
+    if is_local():
+        output.say("Nothing fires while default_runtime is local: an engine on Ray has to be up for that.")
+    elif not is_hurried:
         output.say(STORED)
 
 

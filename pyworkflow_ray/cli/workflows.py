@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +11,7 @@ import typer
 from pyworkflow_ray import values
 from pyworkflow_ray.cli import completions
 from pyworkflow_ray.cli.arguments import arguments_of
-from pyworkflow_ray.cli.cells import error_text, shown
+from pyworkflow_ray.cli.cells import error_text, json_text, shown
 from pyworkflow_ray.cli.errors import print_error
 from pyworkflow_ray.cli.invocations import begin, begin_driving, import_workflows, is_local
 from pyworkflow_ray.cli.live import watch
@@ -165,7 +164,7 @@ def _print_result(output: Output, result: Any) -> None:
     if isinstance(result, str) and output.format is Format.TABLE:
         output.text(shown(result, lines=True) if output.out.is_terminal else result)
     elif result is not None or output.format is Format.PLAIN:
-        output.text(json.dumps(result, ensure_ascii=False))
+        output.text(json_text(result))
 
 
 def _described(definition: WorkflowFunction[Any, Any]) -> dict[str, Any]:

@@ -36,7 +36,9 @@ async def send(
         if record is None:
             raise WorkflowNotFoundError(run_id)
         if record.status.is_terminal:
-            return accepted[0] if accepted else None  # its commit went through, and its answer was lost
+            # Perhaps this went through before, and only the answer to its COMMIT was lost.
+            was_done = accepted and was_posted(connection, accepted[0].run_id, dedup_key)
+            return accepted[0] if was_done else None
         if not (once_in_chain and was_posted(connection, record.run_id, dedup_key, over_chain=True)):
             mail = Mail(record.run_id, dedup_key, event)
             if not mail.post(connection) and not was_posted(connection, record.run_id, dedup_key):

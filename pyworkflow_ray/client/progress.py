@@ -66,7 +66,10 @@ class Progress:
         """Take note of an event, which is the next of its run."""
         line = self.line(event)
         if line:
-            print(f"{event.timestamp.astimezone():%H:%M:%S}  {line}", file=self._stream, flush=True)
+            safe = "".join(
+                each if each.isprintable() else " " for each in line
+            )  # an error's text may be anything
+            print(f"{event.timestamp.astimezone():%H:%M:%S}  {safe}", file=self._stream, flush=True)
 
     def line(self, event: Event) -> str | None:
         """What is printed of an event; None for those that are not worth a line."""

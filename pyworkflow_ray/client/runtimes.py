@@ -168,11 +168,23 @@ class RayRuntime:
         if run.run_id in waking:
             waking[run.run_id] = True
             return
+        waking[run.run_id] = False
+        # A task of its own: it goes on for the others should this caller be cancelled.
+        task = asyncio.get_running_loop().create_task(self._wake_for_all(run, waking))
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.shield(task)
+
+    async def _wake_for_all(self, run: RunRecord, waking: dict[str, bool]) -> None:
         try:
-            waking[run.run_id] = True
-            while waking[run.run_id]:
+            while True:
+                try:
+                    await self._wake(run)
+                except Exception:
+                    if not waking[run.run_id]:
+                        raise
+                if not waking[run.run_id]:
+                    return
                 waking[run.run_id] = False
-                await self._wake(run)
         finally:
             del waking[run.run_id]
 
@@ -246,8 +258,10 @@ class LocalRuntime:
         """Nobody fires schedules in process; see `WorkflowEnvironment` for a test's."""
 
     async def wake_all(self, runs: Sequence[RunRecord]) -> None:
-        """Have runs go on that were accepted and placed nowhere."""
+        """Drive runs that were accepted and placed nowhere, until they end or are suspended."""
         await self.coordinator().wake([run.run_id for run in runs])
+        for run in runs:
+            await self._rest_of(run.run_id)
 
     @property
     def engine(self) -> Engine:
@@ -262,7 +276,10 @@ class LocalRuntime:
         await self.coordinator().accept_runs([run])
         if run.start_at is not None and run.start_at > self.now():
             return
-        end = await self.coordinator().end_of(run.run_id)
+        await self._rest_of(run.run_id)
+
+    async def _rest_of(self, run_id: str) -> None:
+        end = await self.coordinator().end_of(run_id)
         while end is not None and end.continued_to:
             end = await self.coordinator().end_of(end.continued_to)
 

@@ -154,7 +154,7 @@ def _url(storage: Any) -> str:
     try:
         return url_of(storage)
     except ValueError as error:
-        raise ConfigurationError(f"storage is {storage!r}: {error}.") from None
+        raise ConfigurationError(f"storage cannot be understood: {error}.") from None
 
 
 def enter(of: Session) -> Token[Session | None]:

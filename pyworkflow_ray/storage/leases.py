@@ -50,7 +50,9 @@ _CLAIM_PLACED = Statement(f"""
 # Only what is named, and only at its epoch: a run that a process holds and does not drive (its client died
 # before it told, say) must lose its lease, or nobody would ever come for it.
 _RENEW = Statement("""
-    UPDATE runs SET lease_expires_at = <now + :ttl>
+    UPDATE runs SET
+        lease_expires_at = <now + :ttl>,
+        owner = CASE WHEN owner = coordinator THEN COALESCE(CAST(:owner AS TEXT), owner) ELSE owner END
     WHERE run_id = :run_id AND epoch = :epoch AND lease_expires_at IS NOT NULL
 """)
 # A sweep took the run from us while our lease had lapsed, and placed it with us again: nobody else has
@@ -108,13 +110,19 @@ def claim_placed(
     return sorted(map(run_record, rows), key=lambda run: (run.created_at, run.run_id))
 
 
-def renew_leases(connection: Connection, held: Iterable[tuple[str, int]], lease_ttl: float) -> None:
+def renew_leases(
+    connection: Connection, held: Iterable[tuple[str, int]], lease_ttl: float, owner: str | None = None
+) -> None:
     """Hold these runs, each at its epoch, for another `lease_ttl` seconds.
 
     A lease that has run out is renewed too, as long as nobody else has taken the run.
+
+    Args:
+        owner: Whose they are; runs that were born held by their coordinator's name get this one.
     """
     _RENEW.execute_many(
-        connection, [{"run_id": run_id, "epoch": epoch, "ttl": lease_ttl} for run_id, epoch in held]
+        connection,
+        [{"run_id": run_id, "epoch": epoch, "ttl": lease_ttl, "owner": owner} for run_id, epoch in held],
     )
 
 

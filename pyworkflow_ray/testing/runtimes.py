@@ -104,6 +104,7 @@ class MortalRuntime(LocalRuntime):
         # Whether a run with a later start is due is told by the database's clock there, and not by ours.
         later = await asyncio.to_thread(self._storage_of_test.read, _START_LATER.rows)
         await successor.wake([run_id for (run_id,) in later])
+        self._scheduler.look_again()
 
     @property
     def is_recovering(self) -> bool:
@@ -167,7 +168,8 @@ class MortalRuntime(LocalRuntime):
         await self.tell(run)
 
     async def wake_all(self, runs: Sequence[RunRecord]) -> None:
-        await self._ask(partial(super().wake_all, runs))
+        run_ids = [run.run_id for run in runs]
+        await self._ask(lambda: self.coordinator().wake(run_ids))
 
     async def look_at_schedules(self) -> None:
         self._scheduler.look()

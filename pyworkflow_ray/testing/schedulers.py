@@ -47,6 +47,11 @@ class Scheduler:
         if self._firing is None:
             self._firing = asyncio.get_running_loop().create_task(self._run())
 
+    def look_again(self) -> None:
+        """As `look`, where there was a schedule before."""
+        if self._firing is not None:
+            self._event.set()
+
     async def close(self) -> None:
         """Fire no more."""
         if self._firing is not None:
@@ -60,8 +65,7 @@ class Scheduler:
             self._event.clear()
             looked = await fire_due(self._storage, "", HORIZON, self._clock.now)
             await self._wake(looked)
-            until = None
-            if looked.seconds_until is not None:
-                until = self._clock.now() + timedelta(seconds=looked.seconds_until)
+            ahead = HORIZON if looked.seconds_until is None else looked.seconds_until
+            until = self._clock.now() + timedelta(seconds=ahead)
             self._is_looking = False
             await self._clock.wait(self._event, until)

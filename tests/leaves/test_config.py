@@ -127,3 +127,44 @@ def test_the_storages_password_is_never_shown() -> None:
 )
 def test_a_storage_may_be_said_as_a_mapping(mapping: dict[str, str], url: str) -> None:
     assert pr.configure(storage=mapping).storage_url == url
+
+
+def test_a_broken_file_does_not_show_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "pyworkflow.config.yaml").write_text('storage: "postgresql://u:hunter2@h/db\n')
+    with pytest.raises(pr.ConfigurationError, match=r"config\.yaml is broken, line \d") as caught:
+        pr.get_config()
+    assert "hunter2" not in str(caught.value)
+    (tmp_path / "pyworkflow.config.yaml").unlink()
+    with pytest.raises(pr.ConfigurationError, match="postgress") as caught:
+        pr.configure(storage={"type": "postgress", "password": "hunter2"})
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["recovery: true\n", "1: 2\n", "- a\n"])
+def test_a_file_of_another_form_is_an_error_that_says_so(tmp_path: Path, text: str) -> None:
+    (tmp_path / "pyworkflow.config.yaml").write_text(text)
+    with pytest.raises(pr.ConfigurationError, match="name: value"):
+        pr.get_config()
+
+
+def test_a_key_that_a_storage_does_not_have_suggests_the_nearest() -> None:
+    with pytest.raises(pr.ConfigurationError, match="did you mean 'password'"):
+        pr.configure(storage={"type": "postgres", "pasword": "x"})
+
+
+def test_a_named_file_means_paths_as_one_that_is_found_does(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "settings.yaml").write_text("storage: data/x.db\n")
+    assert pr.configure_from_yaml("sub/settings.yaml").storage_url == str(tmp_path / "sub" / "data" / "x.db")
+
+
+def test_a_database_in_memory_is_one_in_a_file_of_settings_too(tmp_path: Path) -> None:
+    (tmp_path / "pyworkflow.config.yaml").write_text('storage: ":memory:"\n')
+    assert (pr.get_config().storage_url, pr.get_config().default_runtime) == (":memory:", "local")
+
+
+@pytest.mark.parametrize("name", ["STORAGE_URL", "RUNTIME", "RETRIES"])
+def test_a_variable_that_is_often_meant_is_not_ignored(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"PYWORKFLOW_{name}", "1")
+    with pytest.raises(pr.ConfigurationError, match=f"PYWORKFLOW_{name}"):
+        pr.get_config()

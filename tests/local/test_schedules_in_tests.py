@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pyworkflow_ray as pr
 from pyworkflow_ray.testing import WorkflowEnvironment
@@ -56,3 +57,31 @@ async def test_a_schedule_survives_the_coordinator_of_its_runs() -> None:
         schedule = await pr.get_schedule("daily")
         assert schedule is not None
         assert (schedule.total_runs, schedule.successful_runs) == (3, 2)
+
+
+async def test_a_fire_years_ahead_comes() -> None:
+    async with WorkflowEnvironment(start_time=datetime(2025, 1, 1, tzinfo=UTC)) as environment:
+        await pr.create_schedule(tells_its_time, pr.ScheduleSpec(cron="0 0 29 2 *"), schedule_id="leap")
+        await environment.advance("1200d")
+        schedule = await pr.get_schedule("leap")
+        assert schedule is not None
+        assert schedule.total_runs == 1
+
+
+async def test_what_waits_for_its_turn_outlives_a_crash_at_the_end_of_the_run_before() -> None:
+    start = datetime(2020, 1, 1, tzinfo=UTC)
+    async with WorkflowEnvironment(start_time=start) as environment:
+        often = pr.ScheduleSpec(interval="40m")
+        await pr.create_schedule(takes_an_hour, often, schedule_id="often", overlap_policy="buffer_one")
+        environment.crash_at("after_commit", event="workflow.completed")
+        await environment.advance("1h 45m")
+        runs, _ = await pr.list_runs(workflow="takes_an_hour")
+        assert sorted(run.status.value for run in runs) == ["completed", "running"]
+
+
+async def test_in_process_a_run_that_is_triggered_is_driven_to_its_end(tmp_path: Path) -> None:
+    pr.configure(default_runtime="local", storage=tmp_path / "trigger.db")
+    await pr.create_schedule(tells_its_time, pr.ScheduleSpec(interval="1d"), schedule_id="daily")
+    run = await pr.trigger_schedule("daily")
+    assert run is not None
+    assert await run.status() is pr.RunStatus.COMPLETED

@@ -313,3 +313,13 @@ def test_a_name_is_followed_within_its_cluster_alone(storage: Storage, claim_all
 
     assert take("10.0.0.2:6379") == []
     assert take("10.0.0.1:6379") == [owner_of("coordinator-0", "10.0.0.1:6379", "2")]
+
+
+def test_a_run_that_was_born_held_is_its_drivers_once_it_was_renewed(storage: Storage) -> None:
+    run = accepted(storage, coordinator="coordinator-0", owner_lease=60)
+    owner = owner_of("coordinator-0", "10.0.0.1:6379", "1")
+    write(storage, renew_leases, [(run.run_id, run.epoch)], 60.0, owner)
+    renewed = read(storage, get_run, run.run_id)
+    assert renewed is not None
+    assert (renewed.owner, renewed.epoch) == (owner, 1)
+    assert write(storage, claim_placed, "coordinator-0", "other", 60.0, "10.0.0.2:6379") == []
