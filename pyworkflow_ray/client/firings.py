@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from datetime import UTC, datetime
 from typing import Any
 
@@ -39,10 +40,10 @@ async def trigger_schedule(
     refuse_in_workflow("trigger_schedule")
     policy = policy_of(overlap_policy)
     of = await opened()
-    _, at = await _asked(of, schedule_id)
+    call = _new_call()
 
     def write(connection: Any) -> fires.Fired | None:
-        fired = fires.trigger(connection, schedule_id, at, policy)
+        fired = fires.trigger(connection, schedule_id, policy, call, now=own_now(of))
         for run_id in [] if fired is None else fired.cancelled:
             ask_to_cancel(connection, run_id)
         return fired
@@ -70,43 +71,49 @@ async def backfill_schedule(schedule_id: str, start_time: datetime, end_time: da
     refuse_in_workflow("backfill_schedule")
     start, end = _instant(start_time), _instant(end_time)
     of = await opened()
-    record, asked_at = await _asked(of, schedule_id)
-    if not start < end <= max(asked_at, of.runtime.now()):
+    record, now = await _there(of, schedule_id)
+    if not start < end <= max(now, of.runtime.now()):
         raise ConfigurationError(
             f"A backfill goes from one past time to a later one, not from {start} to {end}."
         )
     due = await asyncio.to_thread(_fires_between, record, start, end)
     span = {"start": start.isoformat(), "end": end.isoformat()}
-    await _note(of, schedule_id, asked_at, "schedule.backfill_started", span)
+    call = _new_call()
+    await _note(of, schedule_id, "schedule.backfill_started", span, call)
     made: list[str] = []
     for first in range(0, len(due), _BATCH):
         some = due[first : first + _BATCH]
-        fired = await of.storage.write(lambda c, some=some: fires.backfill(c, schedule_id, some, asked_at))  # type: ignore[misc]
+        fired = await of.storage.write(
+            lambda c, some=some: fires.backfill(c, schedule_id, some, call, now=own_now(of))  # type: ignore[misc]
+        )
         if fired is None:
             raise ScheduleNotFoundError(schedule_id)
         made += [run.run_id for run in fired.runs]
         await of.runtime.wake_all(fired.runs)
     done = span | {"started": len(made), "skipped": len(due) - len(made)}
-    await _note(of, schedule_id, asked_at, "schedule.backfill_completed", done)
+    await _note(of, schedule_id, "schedule.backfill_completed", done, call)
     return made
 
 
-async def _asked(of: Session, schedule_id: str) -> tuple[ScheduleRecord, datetime]:
-    """The schedule, and an instant by which what is asked of it now is told from all else, also if the write
-    is run again: by the database's clock, as all that schedules do."""
+def _new_call() -> str:
+    """A name for one call, by which its traces are known when a write is run again."""
+    return secrets.token_hex(8)
+
+
+async def _there(of: Session, schedule_id: str) -> tuple[ScheduleRecord, datetime]:
+    """The schedule, and the time by the clock that it goes by."""
 
     def read(connection: Any) -> tuple[ScheduleRecord, datetime]:
         record = schedules.get_schedule(connection, schedule_id)
         if record is None or record.status is ScheduleStatus.DELETED:
             raise ScheduleNotFoundError(schedule_id)
-        now = _instant(own_now(of) or schedules.database_now(connection))
-        return record, fires.unused_instant(connection, record, now)
+        return record, own_now(of) or schedules.database_now(connection)
 
     return await asyncio.to_thread(of.storage.read, read)
 
 
-async def _note(of: Session, schedule_id: str, at: datetime, type_: str, data: dict[str, Any]) -> None:
-    await of.storage.write(lambda c: schedules.note_once(c, schedule_id, at, type_, data))
+async def _note(of: Session, schedule_id: str, type_: str, data: dict[str, Any], call: str) -> None:
+    await of.storage.write(lambda c: schedules.note_once(c, schedule_id, type_, data, call, now=own_now(of)))
 
 
 def _fires_between(record: ScheduleRecord, start: datetime, end: datetime) -> list[datetime]:

@@ -331,7 +331,7 @@ async def pause_schedule(schedule_id: str, note: str | None = None) -> Schedule:
     """Have a schedule fire no more until it is resumed; what waits for its turn waits on. Its runs go on.
 
     Args:
-        note: Shown with the schedule from now on.
+        note: Shown with the schedule from now on; without one, what it has stays.
 
     Raises:
         ScheduleNotFoundError: There is no such schedule.
@@ -344,7 +344,7 @@ async def resume_schedule(schedule_id: str, note: str | None = None) -> Schedule
     """Have a paused schedule fire again, from now on: what it would have fired in between is not made up.
 
     Args:
-        note: Shown with the schedule from now on.
+        note: Shown with the schedule from now on; without one, what it has stays.
 
     Raises:
         ScheduleNotFoundError: There is no such schedule.
@@ -357,7 +357,10 @@ async def _set_status(schedule_id: str, status: ScheduleStatus, type_: str, note
     of = await opened()
 
     def change(record: ScheduleRecord) -> ScheduleRecord | None:
-        return None if record.status is status else msgspec.structs.replace(record, status=status, note=note)
+        if record.status is status:
+            return None
+        kept = record.note if note is None else note
+        return msgspec.structs.replace(record, status=status, note=kept)
 
     record = await _change(of, schedule_id, type_, change)
     await of.runtime.look_at_schedules()

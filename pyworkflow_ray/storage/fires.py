@@ -8,6 +8,10 @@ who look at the same time one fires.
 
 A fire that a backfill has made is past when its turn comes: it is neither started, put off nor skipped. What
 is put off has no run yet.
+
+What is asked for by hand has no row version to go by. It is decided with the schedule's row locked, and each
+of its events carries the `call`, a random name of who asks: so it is known when the transaction is run again
+after its COMMIT, whose answer was lost. An instant does not tell two who ask at once from each other.
 """
 
 from __future__ import annotations
@@ -23,15 +27,16 @@ from sqlalchemy.engine import Connection
 from pyworkflow_ray.overlaps import Decision, decide
 from pyworkflow_ray.statuses import OverlapPolicy
 from pyworkflow_ray.storage.acceptances import NewRun, accept
-from pyworkflow_ray.storage.dialects import Statement
+from pyworkflow_ray.storage.dialects import Statement, decode_time
 from pyworkflow_ray.storage.plans import Plan
 from pyworkflow_ray.storage.records import RunRecord
-from pyworkflow_ray.storage.runs import get_run, get_runs
+from pyworkflow_ray.storage.runs import get_runs
 from pyworkflow_ray.storage.schedules import (
     COLUMNS,
     ScheduleRecord,
     database_now,
-    events_at,
+    events_of,
+    has_event_at,
     locked_schedule,
     note_events,
     running_runs,
@@ -56,6 +61,11 @@ _NOTE_FIRES = Statement("""
     WHERE schedule_id = :schedule_id
 """)
 _HAS_RUN = Statement("SELECT 1 FROM runs WHERE run_id = :run_id")
+# By the index of keys: a schedule has more runs than lie between two fires.
+_RUNS_BETWEEN = Statement("""
+    SELECT scheduled_at FROM runs
+    WHERE idempotency_key >= :first_key AND idempotency_key <= :last_key AND schedule_id = :schedule_id
+""")
 _run_decoder = msgspec.json.Decoder(NewRun)
 
 
@@ -92,35 +102,31 @@ def fire(connection: Connection, planned: Plan, *, now: datetime | None = None) 
     return _carry_out(connection, record, decision, running, now or database_now(connection), planned=planned)
 
 
-def unused_instant(connection: Connection, record: ScheduleRecord, at: datetime) -> datetime:
-    """The first instant from `at` on that tells what is done by hand from all else of the schedule."""
-    while (
-        record.spec.next_after(at - _MICROSECOND, record.anchor_at) == at
-        or at in record.buffered
-        or _has_run(connection, record, at)
-        or events_at(connection, record.schedule_id, at)
-    ):
-        at += _MICROSECOND
-    return at
-
-
 def trigger(
-    connection: Connection, schedule_id: str, fire_at: datetime, policy: OverlapPolicy
+    connection: Connection,
+    schedule_id: str,
+    policy: OverlapPolicy,
+    call: str,
+    *,
+    now: datetime | None = None,
 ) -> Fired | None:
     """Fire once, apart from the grid, paused or not; None when there is no such schedule.
 
+    The run sees as its scheduled time the first instant from now on at which the schedule has nothing else.
+
     Args:
-        fire_at: An `unused_instant`: what tells this fire from others, also when this is run again, and what
-            the run sees as its scheduled time.
         policy: Instead of the schedule's own. What was put off before stays so, unless this fire takes its
             place.
+        call: Who asks: what this call has done already is not done again.
+        now: Instead of the database's clock.
     """
     record = locked_schedule(connection, schedule_id)
     if record is None:
         return None
-    earlier = get_run(connection, run_id_of(schedule_id, fire_at))
-    if earlier is not None or fire_at in record.buffered or _was_skipped(connection, record, fire_at):
-        return Fired([] if earlier is None else [earlier], [])  # this was done, and only the answer lost
+    if earlier := events_of(connection, schedule_id, call):
+        runs = get_runs(connection, _runs_told(earlier))
+        return Fired(list(runs.values()), [])
+    fire_at = _unused_instant(connection, record, now or database_now(connection))
     running = running_runs(connection, schedule_id)
     if policy in (OverlapPolicy.ALLOW_ALL, OverlapPolicy.CANCEL_OTHER):
         waiting = [] if policy is OverlapPolicy.ALLOW_ALL else record.buffered
@@ -131,28 +137,34 @@ def trigger(
     if policy is OverlapPolicy.ALLOW_ALL:
         decision.buffered = record.buffered
     record = msgspec.structs.replace(record, overlap_policy=policy)
-    return _carry_out(connection, record, decision, running, fire_at)
+    return _carry_out(connection, record, decision, running, fire_at, call=call)
 
 
 def backfill(
-    connection: Connection, schedule_id: str, fires: Sequence[datetime], asked_at: datetime
+    connection: Connection,
+    schedule_id: str,
+    fires: Sequence[datetime],
+    call: str,
+    *,
+    now: datetime | None = None,
 ) -> Fired | None:
     """Make the runs of past fires that have none; None when there is no such schedule.
 
     Args:
-        asked_at: An `unused_instant`: by it the runs of an earlier try, whose answer was lost, are known.
+        call: Who asks: the runs that this call has made already count as made by it.
+        now: Instead of the database's clock.
     """
     record = locked_schedule(connection, schedule_id)
     if record is None:
         return None
-    there = get_runs(connection, [run_id_of(schedule_id, at) for at in fires])
-    if earlier := [run for run in there.values() if run.created_at == asked_at]:
-        return Fired(earlier, [], skipped=len(fires) - len(earlier))
-    missing = [at for at in fires if run_id_of(schedule_id, at) not in there]
+    ids = {run_id_of(schedule_id, at): at for at in fires}
+    there = get_runs(connection, ids)
+    earlier = _runs_told(events_of(connection, schedule_id, call))
+    missing = [at for run_id, at in ids.items() if run_id not in there and run_id not in earlier]
+    asked_at = now or database_now(connection)
     runs = _accepted(connection, record, missing, asked_at)
-    note_events(
-        connection, schedule_id, asked_at, [("schedule.triggered", _told(run, "backfill")) for run in runs]
-    )
+    events = [("schedule.triggered", _told(run, "backfill") | {"call": call}) for run in runs]
+    note_events(connection, schedule_id, asked_at, events)
     made = set(missing)
     _NOTE_FIRES.execute(
         connection,
@@ -164,7 +176,32 @@ def backfill(
         last_run_at=None,
         last_run_id=None,
     )
+    runs = [run for run_id, run in there.items() if run_id in earlier] + runs
     return Fired(runs, [], skipped=len(fires) - len(runs))
+
+
+def _unused_instant(connection: Connection, record: ScheduleRecord, at: datetime) -> datetime:
+    """The first instant from `at` on that tells what is done by hand from all else of the schedule, whose
+    row is locked."""
+    while (
+        _is_fire(record, at)
+        or at in record.buffered
+        or _has_run(connection, record, at)
+        or has_event_at(connection, record.schedule_id, at)
+    ):
+        at += _MICROSECOND
+    return at
+
+
+def _is_fire(record: ScheduleRecord, at: datetime) -> bool:
+    """Whether the schedule fires at this instant by itself."""
+    return record.spec.next_after(at - _MICROSECOND, record.anchor_at) == at
+
+
+def _runs_told(events: Sequence[tuple[str, dict[str, Any]]]) -> set[str]:
+    """The runs that these events tell of."""
+    told = [data.get("run_id") for type_, data in events if type_ == "schedule.triggered"]
+    return {run_id for run_id in told if run_id is not None}
 
 
 def _carry_out(
@@ -175,19 +212,25 @@ def _carry_out(
     at: datetime,
     *,
     planned: Plan | None = None,
+    call: str | None = None,
 ) -> Fired:
-    """Write what was decided: of a plan, or of a fire by hand."""
+    """Write what was decided: of a plan, or of a fire by hand at this instant, which a call has asked for."""
     runs = _accepted(connection, record, decision.starts, at)
-    missed = 0 if planned is None else planned.missed
+    missed = 0 if planned is None else _missed(connection, record, planned)
     reason = "triggered" if planned is None else "due"
     events = [("schedule.triggered", _told(run, reason)) for run in runs]
+    if planned is None and at in decision.buffered:
+        waits = {"run_id": None, "scheduled_at": at.isoformat(), "reason": reason}
+        events.append(("schedule.triggered", waits))
     if planned is not None and missed:
-        events.append(("schedule.skipped", _missed(planned)))
+        events.append(("schedule.skipped", _told_missed(planned, missed)))
     why = _why_skipped(record.overlap_policy, [*running, *(run.run_id for run in runs)])
     events += [
         ("schedule.skipped", {"reason": why, "scheduled_at": skipped.isoformat()})
         for skipped in decision.skipped
     ]
+    if call is not None:
+        events = [(type_, data | {"call": call}) for type_, data in events]
     note_events(connection, record.schedule_id, at, events)
     _NOTE_FIRES.execute(
         connection,
@@ -206,18 +249,36 @@ def _carry_out(
 def _accepted(
     connection: Connection, record: ScheduleRecord, fires: Sequence[datetime], at: datetime
 ) -> list[RunRecord]:
-    """The runs of fires that have none, which are there from now on."""
+    """The runs of fires that have none, which are there from now on; none of a fire whose run has gone while
+    the one in which it continued, and which holds its key, has not."""
     like = run_of_text(record.run)
     news = [msgspec.structs.replace(_run_of(record, like, fire_at), created_at=at) for fire_at in fires]
-    return [accept(connection, new).run for new in news]
+    runs = [accept(connection, new).run for new in news]
+    return [run for run, new in zip(runs, news, strict=True) if run.run_id == new.run_id]
 
 
-def _missed(planned: Plan) -> dict[str, Any]:
+def _missed(connection: Connection, record: ScheduleRecord, planned: Plan) -> int:
+    """How many of the fires that are too late have no run: a backfill may have been here."""
+    if not planned.missed:
+        return 0
+    assert planned.missed_from is not None
+    assert planned.missed_until is not None
+    rows = _RUNS_BETWEEN.rows(
+        connection,
+        schedule_id=record.schedule_id,
+        first_key=fire_key(record.schedule_id, planned.missed_from),
+        last_key=fire_key(record.schedule_id, planned.missed_until),
+    )
+    made = sum(_is_fire(record, decode_time(row[0])) for row in rows)  # and not one that was fired by hand
+    return max(planned.missed - made, 0)
+
+
+def _told_missed(planned: Plan, count: int) -> dict[str, Any]:
     assert planned.missed_from is not None
     assert planned.missed_until is not None
     return {
         "reason": "missed: the catch-up window had passed",
-        "count": planned.missed,
+        "count": count,
         "scheduled_at": planned.missed_from.isoformat(),
         "until": planned.missed_until.isoformat(),
     }
@@ -270,11 +331,6 @@ def _run_of(record: ScheduleRecord, like: NewRun, fire_at: datetime) -> NewRun:
         scheduled_at=fire_at,
         metadata=msgspec.json.encode(about).decode(),
     )
-
-
-def _was_skipped(connection: Connection, record: ScheduleRecord, fire_at: datetime) -> bool:
-    told = [data for _, data in events_at(connection, record.schedule_id, fire_at)]
-    return any(data.get("scheduled_at") == fire_at.isoformat() for data in told)
 
 
 def _buffered_text(buffered: Sequence[datetime]) -> str:

@@ -92,12 +92,14 @@ _NOW = Statement("SELECT <now>")
 _LOCKED = Statement(f"""
     SELECT {COLUMNS} FROM schedules WHERE schedule_id = :schedule_id AND status <> 'deleted' <for update>
 """)
+# By `buffered` as it is now: a fire by hand that is put off changes no version.
 _UPDATE = Statement(f"""
     UPDATE schedules SET
         workflow_name = :workflow_name, environment = :environment,
         spec = :spec, overlap_policy = :overlap_policy, catchup_window = :catchup_window, run = :run,
         declared = :declared, note = :note, status = :status, anchor_at = :anchor_at,
-        next_fire_at = :next_fire_at, look_at = :look_at, updated_at = :now, version = version + 1
+        next_fire_at = :next_fire_at, updated_at = :now, version = version + 1,
+        look_at = CASE WHEN buffered <> '[]' THEN :now ELSE :look_at END
     WHERE schedule_id = :schedule_id AND version = :version
     RETURNING {COLUMNS}
 """)
@@ -137,8 +139,12 @@ _EVENTS = Statement(
     "SELECT schedule_id, position, timestamp, type, data FROM schedule_events "
     "WHERE schedule_id = :schedule_id ORDER BY position DESC LIMIT :limit"
 )
-_EVENTS_AT = Statement(
-    "SELECT type, data FROM schedule_events WHERE schedule_id = :schedule_id AND timestamp = :at"
+_HAS_EVENT_AT = Statement(
+    "SELECT 1 FROM schedule_events WHERE schedule_id = :schedule_id AND timestamp = :at LIMIT 1"
+)
+_EVENTS_OF = Statement(
+    "SELECT type, data FROM schedule_events WHERE schedule_id = :schedule_id AND data LIKE :said "
+    "ORDER BY position"
 )
 _run_encoder = msgspec.json.Encoder()
 
@@ -300,7 +306,7 @@ def change_schedule(
         status=record.status.value,
         anchor_at=record.anchor_at,
         next_fire_at=following,
-        look_at=at if record.buffered else look_at,
+        look_at=look_at,
         now=at,
     )
     if row is None:
@@ -332,20 +338,32 @@ def schedule_events(
     ]
 
 
-def events_at(connection: Connection, schedule_id: str, at: datetime) -> list[tuple[str, dict[str, Any]]]:
-    """Type and data of what happened to a schedule at this very instant."""
-    rows = _EVENTS_AT.rows(connection, schedule_id=schedule_id, at=at)
+def has_event_at(connection: Connection, schedule_id: str, at: datetime) -> bool:
+    """Whether something has happened to a schedule at this very instant."""
+    return _HAS_EVENT_AT.row(connection, schedule_id=schedule_id, at=at) is not None
+
+
+def events_of(connection: Connection, schedule_id: str, call: str) -> list[tuple[str, dict[str, Any]]]:
+    """Type and data of what a call has done to a schedule, by the `call` in the data (a hexadecimal name)."""
+    rows = _EVENTS_OF.rows(connection, schedule_id=schedule_id, said=f'%"call":"{call}"%')
     return [(type_, msgspec.json.decode(data)) for type_, data in rows]
 
 
 def note_once(
-    connection: Connection, schedule_id: str, at: datetime, type_: str, data: dict[str, Any]
+    connection: Connection,
+    schedule_id: str,
+    type_: str,
+    data: dict[str, Any],
+    call: str,
+    *,
+    now: datetime | None = None,
 ) -> bool:
-    """Tell of something in a schedule's events, once; False when there is no such schedule."""
+    """Tell of something in a schedule's events, once for a call; False when there is no such schedule."""
     if locked_schedule(connection, schedule_id) is None:
         return False
-    if type_ not in [type_ for type_, _ in events_at(connection, schedule_id, at)]:
-        note_events(connection, schedule_id, at, [(type_, data)])
+    if type_ not in [type_ for type_, _ in events_of(connection, schedule_id, call)]:
+        at = now or database_now(connection)
+        note_events(connection, schedule_id, at, [(type_, data | {"call": call})])
     return True
 
 

@@ -145,8 +145,11 @@ async def test_schedules_without_an_id_get_one_each() -> None:
 async def test_a_fire_runs_the_workflow_with_the_schedules_arguments() -> None:
     schedule = await made(sched_report, "some")
     assert await fired(schedule.created_at + 59 * MINUTE) == []
-    (run,) = await fired(schedule.created_at + HOUR)
+    of = session()
+    looked = await fire_due(of.storage, "", 3600, now=lambda: schedule.created_at + HOUR)
+    run = pr.RunHandle[str](looked.runs[0].run_id)
     assert (await now_of()).running_run_ids == [run]
+    await of.runtime.wake_all(looked.runs)
     assert await run == "1 of some"
     assert await statistics() == (1, 1, 0, 0)
     after = await now_of()
@@ -372,7 +375,7 @@ async def test_a_paused_schedule_makes_up_nothing_when_it_is_resumed() -> None:
     assert await fired(schedule.created_at + 3 * HOUR) == []
     assert await pr.pause_schedule("hourly") == paused, "paused already: nothing to do"
     resumed = await pr.resume_schedule("hourly")
-    assert resumed.status is pr.ScheduleStatus.ACTIVE
+    assert (resumed.status, resumed.note) == (pr.ScheduleStatus.ACTIVE, "holidays")
     assert resumed.next_run_time == schedule.created_at + HOUR
     assert await told() == ["created", "paused", "resumed"]
 
@@ -407,6 +410,13 @@ async def test_a_trigger_makes_a_run_now_and_moves_no_fire() -> None:
     await pr.pause_schedule("hourly")
     assert await pr.trigger_schedule("hourly") is not None, "also while it is paused"
     assert (await statistics())[0] == 2
+
+
+async def test_triggers_at_once_make_a_run_each() -> None:
+    await made(sched_report)
+    runs = [await asyncio.gather(*(pr.trigger_schedule("hourly") for _ in range(4))) for _ in range(5)]
+    assert len({run for some in runs for run in some}) == 20
+    assert (await statistics())[0] == 20
 
 
 async def test_a_trigger_goes_by_the_policy_that_it_is_given() -> None:
@@ -688,11 +698,24 @@ async def test_calls_at_one_instant_are_told_apart() -> None:
         await environment.advance("2h")
         runs = [await pr.trigger_schedule("hourly") for _ in range(2)]
         assert len(set(runs)) == 2
+        runs += await asyncio.gather(*(pr.trigger_schedule("hourly") for _ in range(3)))
+        assert len(set(runs)) == 5
         now = environment.now()
         assert len(await pr.backfill_schedule("hourly", now - 5 * HOUR, now)) == 4
         assert await pr.backfill_schedule("hourly", now - 5 * HOUR, now) == []
         await environment.advance("1h")
-        assert await statistics() == (2 + 2 + 4 + 1, 9, 0, 0)
+        assert await statistics() == (2 + 5 + 4 + 1, 12, 0, 0)
+
+
+async def test_backfills_at_one_time_make_all_runs_between_them() -> None:
+    async with WorkflowEnvironment(start_time=datetime(2020, 1, 1, tzinfo=UTC)) as environment:
+        await made(sched_context)
+        now = environment.now()
+        spans = [(now - 6 * HOUR, now - 3 * HOUR), (now - 4 * HOUR, now)]
+        filled = await asyncio.gather(*(pr.backfill_schedule("hourly", *span) for span in spans))
+        assert len({run_id for each in filled for run_id in each}) == sum(map(len, filled)) == 6
+        types = [type_ for type_ in await told() if "backfill" in type_]
+        assert sorted(types) == ["backfill_completed"] * 2 + ["backfill_started"] * 2
 
 
 @pr.workflow(recover_on_worker_loss=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
+from secrets import token_hex
 from threading import Barrier, Event
 from typing import Any
 
@@ -17,11 +18,11 @@ from pyworkflow_ray.recurrences import ScheduleSpec
 from pyworkflow_ray.statuses import OverlapPolicy, RunStatus, ScheduleStatus
 from pyworkflow_ray.storage import schedules
 from pyworkflow_ray.storage.acceptances import accept
-from pyworkflow_ray.storage.fires import Fired, backfill, fire, trigger, unused_instant
+from pyworkflow_ray.storage.fires import Fired, backfill, fire, trigger
 from pyworkflow_ray.storage.histories import append
 from pyworkflow_ray.storage.inboxes import unread
 from pyworkflow_ray.storage.plans import Plan, due_schedules, other_environments, plan
-from pyworkflow_ray.storage.runs import get_run, list_runs
+from pyworkflow_ray.storage.runs import delete_run, get_run, list_runs
 from pyworkflow_ray.storage.schedules import (
     KEPT_EVENTS,
     ScheduleRecord,
@@ -514,8 +515,8 @@ def test_a_deleted_schedule_fires_no_more(storage: Storage) -> None:
     ended(storage, run.run_id)
     assert not is_due(storage, 60)
     for refused in (
-        write(storage, trigger, "nightly", NOON, ALLOW),
-        write(storage, backfill, "nightly", [NOON], NOON),
+        write(storage, trigger, "nightly", ALLOW, "c"),
+        write(storage, backfill, "nightly", [NOON], "c"),
     ):
         assert refused is None
     assert read(storage, list_schedules) == []
@@ -547,10 +548,10 @@ def test_an_id_in_use_makes_no_second_schedule(storage: Storage) -> None:
 
 
 def triggered(storage: Storage, minutes: float, policy: OverlapPolicy = ALLOW) -> Fired:
-    at = read(storage, unused_instant, now_of(storage), NOON + minutes * MINUTE)
-    fired = write(storage, trigger, "nightly", at, policy)
+    at, call = NOON + minutes * MINUTE, token_hex(8)
+    fired = write(storage, trigger, "nightly", policy, call, now=at)
     before = state(storage)
-    again = write(storage, trigger, "nightly", at, policy)
+    again = write(storage, trigger, "nightly", policy, call, now=at)
     assert again is not None
     assert fired is not None
     assert [run.run_id for run in again.runs] == [run.run_id for run in fired.runs]
@@ -617,12 +618,52 @@ def test_two_triggers_at_one_instant_make_two_runs_and_never_that_of_a_fire(stor
     assert counts(storage)[0] == 3
 
 
+def test_triggers_at_one_instant_from_many_places_make_a_run_each(shared_url: str) -> None:
+    with Storage(shared_url) as first, Storage(shared_url) as second, ThreadPoolExecutor(8) as pool:
+        made(first, ALLOW)
+
+        def ask(number: int) -> Fired | None:
+            storage = first if number % 2 else second
+            return write(storage, trigger, "nightly", ALLOW, token_hex(8), now=NOON + 0.5 * MINUTE)
+
+        fired = list(pool.map(ask, range(16)))
+        assert len({run.run_id for each in fired if each is not None for run in each.runs}) == 16
+        assert counts(first) == (16, 0, 0, 0)
+
+
+def test_a_trigger_that_has_to_wait_is_told_of(storage: Storage) -> None:
+    made(storage)
+    triggered(storage, 0.5)
+    triggered(storage, 0.7, ALL)
+    type_, data = told(storage)[-1]
+    at = (NOON + 0.7 * MINUTE).isoformat()
+    assert (type_, data["run_id"], data["scheduled_at"], data["reason"]) == (
+        "triggered",
+        None,
+        at,
+        "triggered",
+    )
+
+
+def test_a_schedule_that_is_resumed_looks_at_what_was_put_off_just_before(storage: Storage) -> None:
+    """1. A paused schedule is read. 2. A trigger is put off. 3. It is resumed as it was read."""
+    made(storage)
+    (run,) = triggered(storage, 0.5).runs
+    paused = changed(storage, 0.6, "schedule.paused", status=ScheduleStatus.PAUSED)
+    assert triggered(storage, 0.7, ALL).runs == []
+    ended(storage, run.run_id)
+    resumed = msgspec.structs.replace(paused, status=ScheduleStatus.ACTIVE)
+    assert write(storage, change_schedule, resumed, "schedule.resumed", now=NOON + 0.8 * MINUTE)
+    assert is_due(storage, 0.8)
+    assert minutes_of(looked(storage, 0.8)) == [0.7]
+
+
 def backfilled(storage: Storage, minutes: list[float], asked: float) -> Fired:
-    at = read(storage, unused_instant, now_of(storage), NOON + asked * MINUTE)
+    at, call = NOON + asked * MINUTE, token_hex(8)
     fires = [NOON + minute * MINUTE for minute in minutes]
-    fired = write(storage, backfill, "nightly", fires, at)
+    fired = write(storage, backfill, "nightly", fires, call, now=at)
     before = state(storage)
-    again = write(storage, backfill, "nightly", fires, at)
+    again = write(storage, backfill, "nightly", fires, call, now=at)
     assert fired is not None
     assert again is not None
     assert {run.run_id for run in again.runs} == {run.run_id for run in fired.runs}
@@ -639,6 +680,54 @@ def test_a_backfill_makes_the_runs_that_are_missing(storage: Storage) -> None:
     assert (again.runs, again.skipped) == ([], 4)
     record = now_of(storage)
     assert (record.total_runs, record.skipped_runs, record.last_fire_at) == (4, 0, NOON + 2 * MINUTE)
+
+
+def test_backfills_at_one_instant_leave_no_fire_out(storage: Storage) -> None:
+    made(storage)
+    assert minutes_of(backfilled(storage, [-6, -5, -4], asked=0)) == [-6, -5, -4]
+    fired = backfilled(storage, [-5, -4, -3, -2], asked=0)
+    assert (minutes_of(fired), fired.skipped) == ([-3, -2], 2)
+
+
+def test_a_backfill_that_is_run_again_makes_what_is_missing_still(storage: Storage) -> None:
+    made(storage)
+    fires = [NOON - minute * MINUTE for minute in (3, 2, 1)]
+    first = write(storage, backfill, "nightly", fires[:2], "call")
+    again = write(storage, backfill, "nightly", fires, "call")
+    assert first is not None
+    assert again is not None
+    assert (minutes_of(first), sorted(minutes_of(again)), again.skipped) == ([-3, -2], [-3, -2, -1], 0)
+    assert counts(storage)[0] == 3
+
+
+def test_a_run_that_holds_the_key_of_a_run_that_has_gone_is_not_made_by_a_backfill(storage: Storage) -> None:
+    """1. A run continues as new, and hands on its key. 2. It is deleted. 3. Its fire is filled."""
+    made(storage)
+    (first,) = looked(storage, 1).runs
+    write(storage, delete_run, first.run_id)
+    kept = {"schedule_id": "nightly", "scheduled_at": first.scheduled_at}
+    write(storage, accept, new_run("run_next", idempotency_key=first.idempotency_key, **kept))
+    fired = backfilled(storage, [0, 1], asked=2)
+    assert (minutes_of(fired), fired.skipped) == ([0], 1)
+    assert counts(storage)[0] == 2
+
+
+def test_a_missed_fire_that_a_backfill_has_made_is_not_skipped(storage: Storage) -> None:
+    made(storage, ALL, window=2 * MINUTE)
+    triggered(storage, 2.5)
+    backfilled(storage, [0, 2, 3], asked=6.5)
+    looked(storage, 7)
+    assert counts(storage) == (4, 0, 0, 2)
+    (missed,) = [data for type_, data in told(storage) if type_ == "skipped"]
+    assert missed["count"] == 2
+
+
+def test_missed_fires_that_a_backfill_has_made_all_are_not_told_of(storage: Storage) -> None:
+    made(storage, ALL, window=2 * MINUTE)
+    backfilled(storage, [1, 2, 3, 4], asked=6.5)
+    looked(storage, 7)
+    assert counts(storage)[3] == 0
+    assert "skipped" not in [type_ for type_, _ in told(storage)]
 
 
 @ALL_POLICIES
@@ -668,10 +757,11 @@ def test_a_backfill_takes_what_waits_for_its_turn(storage: Storage) -> None:
 
 def test_what_a_backfill_does_is_told_once_however_often_it_is_run(storage: Storage) -> None:
     made(storage)
-    for _ in range(2):
-        assert write(storage, note_once, "nightly", NOON, "schedule.backfill_started", {"start": "…"})
-    assert [type_ for type_, _ in told(storage)] == ["created", "backfill_started"]
-    assert not write(storage, note_once, "unknown", NOON, "schedule.backfill_started", {})
+    for call in ("a", "a", "b", "b"):
+        note = ("schedule.backfill_started", {"start": "…"}, call)
+        assert write(storage, note_once, "nightly", *note, now=NOON)
+    assert told(storage)[1:] == [("backfill_started", {"start": "…", "call": call}) for call in "ab"]
+    assert not write(storage, note_once, "unknown", "schedule.backfill_started", {}, "a")
 
 
 # --- events and lists -----------------------------------------------------------------------------
