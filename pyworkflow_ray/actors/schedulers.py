@@ -77,21 +77,32 @@ async def _fire(
     storage: Storage, due: Sequence[DueSchedule], at: datetime | None, looked: Looked, later: list[float]
 ) -> None:
     plans, instant = await asyncio.to_thread(_plan_all, storage, due, at)
-
-    def write(connection: Any) -> list[Fired]:
-        done = [fire(connection, each, now=at) for each in plans]
-        for fired in done:
-            for run_id in fired.cancelled:
-                ask_to_cancel(connection, run_id)
-        return done
-
-    for planned, fired in zip(plans, await storage.write(write), strict=True):
+    for planned, fired in await _written(storage, plans, at):
         looked.runs += fired.runs
         looked.cancelled += fired.cancelled
         if fired.is_stale:
             later.append(STALE_PAUSE)
         elif planned.look_at is not None:
             later.append(max((planned.look_at - instant).total_seconds(), 0.0))
+
+
+async def _written(storage: Storage, plans: Sequence[Plan], at: datetime | None) -> list[tuple[Plan, Fired]]:
+    """What has become of these plans: in one transaction; if that fails, in one each, without the guilty."""
+
+    def write(connection: Any) -> list[tuple[Plan, Fired]]:
+        done = [(each, fire(connection, each, now=at)) for each in plans]
+        for _, fired in done:
+            for run_id in fired.cancelled:
+                ask_to_cancel(connection, run_id)
+        return done
+
+    try:
+        return await storage.write(write)
+    except Exception as error:
+        if len(plans) == 1:
+            logger.error("Schedule {} could not be fired; it stays due: {}", plans[0].schedule_id, error)
+            return []
+    return [done for each in plans for done in await _written(storage, [each], at)]
 
 
 def _plan_all(
@@ -102,7 +113,17 @@ def _plan_all(
         return [record for record in records if record is not None], at or database_now(connection)
 
     records, instant = storage.read(read)
-    return [plan(record, instant) for record in records], instant
+    plans = (_planned(record, instant) for record in records)
+    return [planned for planned in plans if planned is not None], instant
+
+
+def _planned(record: ScheduleRecord, at: datetime) -> Plan | None:
+    """What is due of the schedule, if that can be worked out."""
+    try:
+        return plan(record, at)
+    except Exception as error:
+        logger.error("Schedule {} cannot be worked out, and does not fire: {}", record.schedule_id, error)
+        return None
 
 
 def _readable(connection: Any, schedule_id: str) -> ScheduleRecord | None:

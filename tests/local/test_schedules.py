@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loguru import logger
 
 import pyworkflow_ray as pr
 from pyworkflow_ray.actors.schedulers import Looked, fire_due
 from pyworkflow_ray.client.sessions import session
 from pyworkflow_ray.schedules import declarations
+from pyworkflow_ray.storage import schedules
 from pyworkflow_ray.storage.dialects import Statement
 from pyworkflow_ray.storage.storages import Storage
 from pyworkflow_ray.testing import WorkflowEnvironment
@@ -676,6 +678,26 @@ async def test_a_schedule_that_cannot_be_read_does_not_keep_others_from_firing()
         await session().storage.write(lambda c, b=broken, v=value, n=name: b.execute(c, value=v, name=n))  # type: ignore[misc]
     looked = await look(schedule.created_at + HOUR + MINUTE)
     assert [run.schedule_id for run in looked.runs] == ["hourly"]
+
+
+async def test_a_schedule_that_cannot_be_fired_does_not_keep_others_from_firing() -> None:
+    for name in ("first", "guilty", "last"):
+        schedule = await made(schedule_id=name)
+    too_deep = Statement("UPDATE schedules SET run = :run WHERE schedule_id = 'guilty'")
+    record = await session().storage.write(lambda c: schedules.get_schedule(c, "guilty"))
+    assert record is not None
+    run = record.run.replace('"nesting_depth":0', f'"nesting_depth":{2**63}')
+    await session().storage.write(lambda c: too_deep.execute(c, run=run))
+    messages: list[str] = []
+    sink = logger.add(lambda message: messages.append(str(message)), level="ERROR")
+    try:
+        looked = await look(schedule.created_at + HOUR + MINUTE)
+    finally:
+        logger.remove(sink)
+    assert {run.schedule_id for run in looked.runs} == {"first", "last"}
+    assert len(messages) == 1
+    assert "Schedule guilty could not be fired" in messages[0]
+    assert (await statistics("guilty"))[0] == 0
 
 
 async def test_a_look_says_when_to_look_again() -> None:
