@@ -27,16 +27,19 @@ from sqlalchemy.engine import Connection
 from pyworkflow_ray.overlaps import Decision, decide
 from pyworkflow_ray.statuses import OverlapPolicy
 from pyworkflow_ray.storage.acceptances import NewRun, accept
-from pyworkflow_ray.storage.dialects import Statement, decode_time
+from pyworkflow_ray.storage.dialects import Statement
 from pyworkflow_ray.storage.plans import Plan
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.runs import get_runs
 from pyworkflow_ray.storage.schedules import (
     COLUMNS,
     ScheduleRecord,
+    count_made,
     database_now,
     events_of,
+    fire_key,
     has_event_at,
+    is_fire,
     locked_schedule,
     note_events,
     running_runs,
@@ -61,11 +64,6 @@ _NOTE_FIRES = Statement("""
     WHERE schedule_id = :schedule_id
 """)
 _HAS_RUN = Statement("SELECT 1 FROM runs WHERE run_id = :run_id")
-# By the index of keys: a schedule has more runs than lie between two fires.
-_RUNS_BETWEEN = Statement("""
-    SELECT scheduled_at FROM runs
-    WHERE idempotency_key >= :first_key AND idempotency_key <= :last_key AND schedule_id = :schedule_id
-""")
 _run_decoder = msgspec.json.Decoder(NewRun)
 
 
@@ -184,18 +182,13 @@ def _unused_instant(connection: Connection, record: ScheduleRecord, at: datetime
     """The first instant from `at` on that tells what is done by hand from all else of the schedule, whose
     row is locked."""
     while (
-        _is_fire(record, at)
+        is_fire(record, at)
         or at in record.buffered
         or _has_run(connection, record, at)
         or has_event_at(connection, record.schedule_id, at)
     ):
         at += _MICROSECOND
     return at
-
-
-def _is_fire(record: ScheduleRecord, at: datetime) -> bool:
-    """Whether the schedule fires at this instant by itself."""
-    return record.spec.next_after(at - _MICROSECOND, record.anchor_at) == at
 
 
 def _runs_told(events: Sequence[tuple[str, dict[str, Any]]]) -> set[str]:
@@ -263,13 +256,7 @@ def _missed(connection: Connection, record: ScheduleRecord, planned: Plan) -> in
         return 0
     assert planned.missed_from is not None
     assert planned.missed_until is not None
-    rows = _RUNS_BETWEEN.rows(
-        connection,
-        schedule_id=record.schedule_id,
-        first_key=fire_key(record.schedule_id, planned.missed_from),
-        last_key=fire_key(record.schedule_id, planned.missed_until),
-    )
-    made = sum(_is_fire(record, decode_time(row[0])) for row in rows)  # and not one that was fired by hand
+    made = count_made(connection, record, planned.missed_from, planned.missed_until)
     return max(planned.missed - made, 0)
 
 
@@ -303,11 +290,6 @@ def _told(run: RunRecord, reason: str) -> dict[str, Any]:
 def run_of_text(text: str) -> NewRun:
     """What a schedule's row keeps of the run that it makes others from."""
     return _run_decoder.decode(text)
-
-
-def fire_key(schedule_id: str, fire_at: datetime) -> str:
-    """The idempotency key of the run of a fire."""
-    return f"schedule:{schedule_id}:{fire_at.isoformat()}"
 
 
 def run_id_of(schedule_id: str, fire_at: datetime) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -18,6 +19,10 @@ from pyworkflow_ray.storage.schema import HAS_ENDED
 
 KEPT_EVENTS = 1000
 """Events kept of one schedule; older ones go, since a schedule has no end."""
+MOST_OVERTAKEN = 1000
+"""Fires that are counted, at most, when a change overtakes them: others wait for its transaction."""
+
+_MICROSECOND = timedelta(microseconds=1)
 
 
 class ScheduleRecord(msgspec.Struct, frozen=True):
@@ -99,6 +104,7 @@ _UPDATE = Statement(f"""
         spec = :spec, overlap_policy = :overlap_policy, catchup_window = :catchup_window, run = :run,
         declared = :declared, note = :note, status = :status, anchor_at = :anchor_at,
         next_fire_at = :next_fire_at, updated_at = :now, version = version + 1,
+        skipped_runs = skipped_runs + :overtaken,
         look_at = CASE WHEN buffered <> '[]' THEN :now ELSE :look_at END
     WHERE schedule_id = :schedule_id AND version = :version
     RETURNING {COLUMNS}
@@ -146,6 +152,11 @@ _EVENTS_OF = Statement(
     "SELECT type, data FROM schedule_events WHERE schedule_id = :schedule_id AND data LIKE :said "
     "ORDER BY position"
 )
+# By the index of keys: a schedule has more runs than lie between two of its fires.
+_RUNS_BETWEEN = Statement("""
+    SELECT scheduled_at FROM runs
+    WHERE idempotency_key >= :first_key AND idempotency_key <= :last_key AND schedule_id = :schedule_id
+""")
 _run_encoder = msgspec.json.Encoder()
 
 
@@ -176,6 +187,27 @@ def database_now(connection: Connection) -> datetime:
     row = _NOW.row(connection)
     assert row is not None
     return decode_time(row[0])
+
+
+def fire_key(schedule_id: str, fire_at: datetime) -> str:
+    """The idempotency key of the run of a fire."""
+    return f"schedule:{schedule_id}:{fire_at.isoformat()}"
+
+
+def is_fire(record: ScheduleRecord, at: datetime) -> bool:
+    """Whether the schedule fires at this instant by itself."""
+    return record.spec.next_after(at - _MICROSECOND, record.anchor_at) == at
+
+
+def count_made(connection: Connection, record: ScheduleRecord, first: datetime, last: datetime) -> int:
+    """How many of the schedule's fires, from the first to the last, have a run; none by hand is counted."""
+    rows = _RUNS_BETWEEN.rows(
+        connection,
+        schedule_id=record.schedule_id,
+        first_key=fire_key(record.schedule_id, first),
+        last_key=fire_key(record.schedule_id, last),
+    )
+    return sum(is_fire(record, decode_time(row[0])) for row in rows)
 
 
 # --- keeping schedules ----------------------------------------------------------------------------
@@ -282,13 +314,19 @@ def change_schedule(
         record: As it is to be, with the version that was read.
         type_: The event that tells of it.
         counts_anew: Whether the next fire is the first from now on: what was missed until now, in a pause
-            say, is not made up then.
+            say, is not made up then. A fire that was due before, and still waited for its jitter or for
+            somebody to look, is counted as skipped.
     """
     if code is not None:
         save_code(connection, code)
     at = now or database_now(connection)
     following, look_at = record.next_fire_at, record.look_at
+    overtaken, events = 0, list[tuple[str, dict[str, Any]]]()
     if counts_anew:
+        before = locked_schedule(connection, record.schedule_id)
+        if before is None or before.version != record.version:
+            return None
+        overtaken, events = _overtaken(connection, before, at)
         following = record.spec.next_after(at, record.anchor_at)
         look_at = None if following is None else record.spec.jittered(record.schedule_id, following)
     row = _UPDATE.row(
@@ -307,6 +345,7 @@ def change_schedule(
         anchor_at=record.anchor_at,
         next_fire_at=following,
         look_at=look_at,
+        overtaken=overtaken,
         now=at,
     )
     if row is None:
@@ -314,8 +353,29 @@ def change_schedule(
     said: dict[str, Any] = {} if record.note is None else {"note": record.note}
     if type_ == "schedule.updated":
         said |= {"spec": record.spec.to_dict(), "overlap_policy": record.overlap_policy.value}
-    note_events(connection, record.schedule_id, at, [(type_, said)])
+    note_events(connection, record.schedule_id, at, [*events, (type_, said)])
     return schedule_record(row)
+
+
+def _overtaken(
+    connection: Connection, record: ScheduleRecord, at: datetime
+) -> tuple[int, list[tuple[str, dict[str, Any]]]]:
+    """How many fires of the schedule, as it was, have come and are not decided; and the event of that."""
+    first = record.next_fire_at
+    if record.status is not ScheduleStatus.ACTIVE or first is None or first > at:
+        return 0, []
+    fires = record.spec.between(first, at + _MICROSECOND, record.anchor_at)
+    found = list(islice(fires, MOST_OVERTAKEN))
+    count = len(found) - (count_made(connection, record, found[0], found[-1]) if found else 0)
+    if count <= 0:
+        return 0, []
+    told = {
+        "reason": "the schedule was changed before it was carried out",
+        "count": count,
+        "scheduled_at": found[0].isoformat(),
+        "until": found[-1].isoformat(),
+    }
+    return count, [("schedule.skipped", told)]
 
 
 def delete_schedule(connection: Connection, schedule_id: str, *, now: datetime | None = None) -> bool:

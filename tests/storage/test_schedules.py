@@ -453,6 +453,40 @@ def test_what_a_pause_has_missed_is_not_made_up(storage: Storage) -> None:
     assert counts(storage) == (3, 0, 0, 0)
 
 
+@pytest.mark.parametrize("type_", ["schedule.paused", "schedule.updated"])
+def test_a_fire_that_waits_for_its_jitter_is_skipped_by_a_change_and_told_of(
+    storage: Storage, type_: str
+) -> None:
+    spec = ScheduleSpec(interval="1m", jitter="50s")
+    made(storage, ALLOW, spec)
+    at = spec.jittered("nightly", NOON + MINUTE)
+    assert at > NOON + MINUTE
+    is_pause = type_ == "schedule.paused"
+    change = {"status": ScheduleStatus.PAUSED} if is_pause else {"spec": ScheduleSpec(interval="1d")}
+    changed(storage, 1, type_, **change)
+    assert counts(storage) == (0, 0, 0, 1)
+    assert told(storage)[1] == (
+        "skipped",
+        {
+            "reason": "the schedule was changed before it was carried out",
+            "count": 1,
+            "scheduled_at": (NOON + MINUTE).isoformat(),
+            "until": (NOON + MINUTE).isoformat(),
+        },
+    )
+    assert told(storage)[2][0] == type_.removeprefix("schedule.")
+
+
+def test_a_change_skips_no_fire_that_has_a_run_and_none_of_a_pause(storage: Storage) -> None:
+    made(storage, ALLOW)
+    backfilled(storage, [1, 2], asked=2.5)
+    changed(storage, 2.5, "schedule.paused", status=ScheduleStatus.PAUSED)
+    changed(storage, 9.5, spec=ScheduleSpec(interval="2m"))
+    changed(storage, 10.5, "schedule.resumed", status=ScheduleStatus.ACTIVE)
+    assert counts(storage) == (2, 0, 0, 0)
+    assert "skipped" not in [type_ for type_, _ in told(storage)]
+
+
 def test_what_waits_for_its_turn_waits_through_a_pause(storage: Storage) -> None:
     made(storage, ALL)
     (run,) = looked(storage, 1).runs
@@ -485,7 +519,7 @@ def test_another_spec_counts_from_now_on_and_keeps_its_grid_and_statistics(stora
     assert record.buffered == [NOON + 2 * MINUTE], "what was put off keeps its turn"
     ended(storage, run.run_id)
     assert minutes_of(looked(storage, 4)) == [2]
-    assert counts(storage) == (2, 1, 0, 0)
+    assert counts(storage) == (2, 1, 0, 1), "the fire of minute 3 was overtaken"
 
 
 def test_a_schedule_may_change_its_workflow_and_its_environment(storage: Storage) -> None:
