@@ -157,7 +157,7 @@ def url_of(storage: Any) -> str:
             return storage.secret_url
         case _:
             raise ConfigurationError(
-                f"storage is a {type(storage).__name__}: give a database URL, a file path, 'memory', a "
+                f"storage is of type {type(storage).__name__}: give a database URL, a file path, 'memory', a "
                 "mapping with `type`, or what get_storage() gives."
             )
 

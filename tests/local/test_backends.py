@@ -174,7 +174,7 @@ async def test_the_storage_of_the_settings_can_be_read(tmp_path: Path) -> None:
 
 
 async def test_what_names_no_database_is_refused() -> None:
-    with pytest.raises(pr.ConfigurationError, match=r"storage is 7: give"):
+    with pytest.raises(pr.ConfigurationError, match=r"storage is of type int: give"):
         await pr.start(read_child, "x", storage=7)
     with pytest.raises(pr.ConfigurationError, match="'mongo' is unknown"):
         await pr.start(read_child, "x", storage={"type": "mongo"})
