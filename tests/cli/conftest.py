@@ -59,6 +59,7 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     for name in list(os.environ):
         if name.startswith("PYWORKFLOW_") or name in ("RAY_ADDRESS", "FORCE_COLOR", "COLUMNS"):
             monkeypatch.delenv(name)
+    close_sessions()  # one that another test left open would be on a database in that one's folder
     yield
     close_sessions()
 
