@@ -277,7 +277,7 @@ GOLDEN: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("value", "text"), GOLDEN, ids=[repr(value) for value, _ in GOLDEN])
+@pytest.mark.parametrize(("value", "text"), GOLDEN, ids=[text for _, text in GOLDEN])
 def test_the_text_of_a_value_stays_what_it_is(value: Any, text: str) -> None:
     assert encode(value).decode() == text
     assert same(decode(text), value)
