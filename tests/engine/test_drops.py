@@ -33,6 +33,7 @@ def _silence() -> Iterator[None]:
     """No clean-up runs, and neither Python nor asyncio says a word."""
     ran.clear()
     noise: list[str] = []
+    gc.collect()  # what other tests have left behind
     sink = logger.add(noise.append, level="DEBUG")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
