@@ -70,13 +70,18 @@ def _scaled(unit: timedelta, factor: float, said: object) -> timedelta:
         raise ValueError(f"The duration {said!r} is too long: {timedelta.max.days} days at most.") from None
 
 
+def in_utc(instant: datetime) -> datetime:
+    """The instant in UTC; a naive one is taken as UTC."""
+    return instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC)
+
+
 def resolve_when(value: When, now: datetime) -> datetime:
     """The instant that `value` names, seen from `now`: an instant itself, or a duration from now.
 
     A naive `datetime` is taken as UTC. The past is allowed; whoever waits for it returns at once.
     """
     if isinstance(value, datetime):
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+        return in_utc(value)
     duration = parse_duration(value)
     try:
         return now + duration

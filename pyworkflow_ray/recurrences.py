@@ -17,7 +17,7 @@ from typing import Any
 
 from pyworkflow_ray.calendars import CalendarSpec
 from pyworkflow_ray.crons import read_cron
-from pyworkflow_ray.durations import Duration, format_duration, parse_duration
+from pyworkflow_ray.durations import Duration, format_duration, in_utc, parse_duration
 from pyworkflow_ray.exceptions import ConfigurationError
 from pyworkflow_ray.zones import in_real_time, once_each, zone_of
 
@@ -108,7 +108,7 @@ class ScheduleSpec:
             anchor: Where an interval's grid stands when the spec has no `start_at`: when the schedule was
                 made. The grid goes on before it too. Not used by cron and calendar.
         """
-        return next(self._fires(_in_utc(after), _in_utc(anchor)), None)
+        return next(self._fires(in_utc(after), in_utc(anchor)), None)
 
     def between(self, start: datetime, end: datetime, anchor: datetime) -> Iterator[datetime]:
         """The fires from `start`, included, to `end`, excluded, in order and worked out one by one.
@@ -118,8 +118,8 @@ class ScheduleSpec:
             end: The first instant that is not given.
             anchor: As for `next_after`.
         """
-        limit = _in_utc(end)
-        for fire in self._fires(max(_in_utc(start), _EARLIEST) - _MICROSECOND, _in_utc(anchor)):
+        limit = in_utc(end)
+        for fire in self._fires(max(in_utc(start), _EARLIEST) - _MICROSECOND, in_utc(anchor)):
             if fire >= limit:
                 return
             yield fire
@@ -131,7 +131,7 @@ class ScheduleSpec:
             key: What tells schedules with the same fires apart, such as a schedule's id.
             fire: A fire as the spec gives it; the next one is to be asked for from here, not from the result.
         """
-        fire = _in_utc(fire)
+        fire = in_utc(fire)
         if self.jitter is None:
             return fire
         digest = blake2b(f"{fire.isoformat()} {key}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
@@ -287,12 +287,8 @@ def _read_calendar(value: Any) -> tuple[CalendarSpec, ...]:
 
 def _read_instant(name: str, value: Any) -> datetime | None:
     if value is None or isinstance(value, datetime):
-        return None if value is None else _in_utc(value)
+        return None if value is None else in_utc(value)
     raise ConfigurationError(f"{name} of a schedule is {value!r}: give a datetime (a naive one is UTC).")
-
-
-def _in_utc(instant: datetime) -> datetime:
-    return instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC)
 
 
 def _short(instant: datetime) -> str:

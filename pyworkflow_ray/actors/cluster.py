@@ -161,6 +161,11 @@ def joined_job() -> str | None:
     return str(ray.get_runtime_context().get_job_id())
 
 
+def named_address(address: str | None) -> str | None:
+    """The address of the cluster to join, as the setting or else Ray's own variable names it."""
+    return address or os.environ.get("RAY_ADDRESS") or None
+
+
 def address_of_local_cluster() -> str | None:
     """The address of the cluster that `ray start` has left running on this machine, as Ray notes it."""
     with contextlib.suppress(OSError):
@@ -189,7 +194,7 @@ def connect(address: str | None, namespace: str) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not os.environ.get("RAY_ADDRESS", "x"):
         del os.environ["RAY_ADDRESS"]  # Ray takes an empty one for an address that is broken
-    address = address or os.environ.get("RAY_ADDRESS")
+    address = named_address(address)
     _require_listener(address)
     # A cluster of this process's own ends with it: its dashboard would start longer than it is looked at.
     dashboard: dict[str, Any] = {"include_dashboard": False} if address in (None, "local") else {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import platform
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -12,6 +11,7 @@ from operator import attrgetter
 from rich.text import Text
 
 from pyworkflow_ray import config
+from pyworkflow_ray.actors.cluster import named_address
 from pyworkflow_ray.cli.cells import STYLES, shown
 from pyworkflow_ray.cli.outputs import PROGRAM, Column, Format, Output
 from pyworkflow_ray.client.engines import EngineState, inspect_engine, join
@@ -79,7 +79,7 @@ def _version(package: str) -> str:
 
 
 async def _ray() -> tuple[EngineState | None, list[Check]]:
-    named = config.get_config().address or os.environ.get("RAY_ADDRESS")
+    named = named_address(config.get_config().address)
     try:
         await join()
     except ConfigurationError as error:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import typer
 
-from pyworkflow_ray.actors.cluster import address_of_local_cluster, has_joined
+from pyworkflow_ray.actors.cluster import address_of_local_cluster, has_joined, named_address
 from pyworkflow_ray.cli.outputs import Format, Output
 from pyworkflow_ray.client.engines import join, store_only
 from pyworkflow_ray.client.loops import run_sync
@@ -48,7 +47,7 @@ class Invocation:
         """
         given = {"storage": self.storage, "address": self.address, "namespace": self.namespace}
         settings = configure(**{name: value for name, value in given.items() if value is not None})
-        named = settings.address or os.environ.get("RAY_ADDRESS") or address_of_local_cluster()
+        named = named_address(settings.address) or address_of_local_cluster()
         if settings.storage is None and named is None and not has_joined():
             # A command may find a cluster that some process has for itself. What another project's engine
             # keeps there is not what is meant here, where every command has to mean the same.
@@ -135,7 +134,7 @@ def _has_joined(ctx: typer.Context, output: Output) -> bool:
         with output.busy("joining Ray"):
             run_sync(join())
     except ConfigurationError:
-        if get_config().address or os.environ.get("RAY_ADDRESS"):
+        if named_address(get_config().address):
             raise
         ctx.with_resource(store_only())
         return False

@@ -34,6 +34,7 @@ app = typer.Typer(no_args_is_help=True, help="Schedules: workflows that run at c
 
 STORED = f"No Ray cluster runs here: it is stored, and counts once an engine is up ({PROGRAM} up)."
 SHOWN_EVENTS = 10
+_KINDS = ("cron", "interval", "calendar")
 
 Id = Annotated[
     str, typer.Argument(metavar="ID", help="The schedule's id.", autocompletion=completions.schedules)
@@ -144,7 +145,10 @@ def create(
     args_json: ArgsJson = None,
 ) -> None:
     """Have a workflow run by a schedule."""
-    spec = _spec(cron, interval, calendar, timezone, start_at, end_at, jitter)
+    if [cron, interval, calendar].count(None) != 2:
+        raise typer.BadParameter("give one of them", param_hint="--cron, --interval, --calendar")
+    times = _given_times(cron, interval, calendar, timezone or None, start_at, end_at, jitter)
+    spec = ScheduleSpec.from_dict(times)
     output, is_hurried = begin_writing(ctx)
     import_workflows(ctx)
     definition = get_workflow(workflow)
@@ -181,8 +185,8 @@ def update(
     if found is None:
         raise ScheduleNotFoundError(schedule)
     given: dict[str, Any] = {}
-    if any(each is not None for each in (cron, interval, calendar, timezone, start_at, end_at, jitter)):
-        given["spec"] = _changed(found.spec, cron, interval, calendar, timezone, start_at, end_at, jitter)
+    if times := _given_times(cron, interval, calendar, timezone, start_at, end_at, jitter):
+        given["spec"] = _changed(found.spec, times)
     if arg or args_json is not None or invocation(ctx).modules:
         import_workflows(ctx)
         definition = get_workflow(found.workflow_name)
@@ -287,7 +291,7 @@ def activate(ctx: typer.Context) -> None:
 # --- forms ----------------------------------------------------------------------------------------
 
 
-def _spec(
+def _given_times(
     cron: str | None,
     interval: str | None,
     calendar: str | None,
@@ -295,48 +299,26 @@ def _spec(
     start_at: str | None,
     end_at: str | None,
     jitter: str | None,
-) -> ScheduleSpec:
-    if [cron, interval, calendar].count(None) != 2:
-        raise typer.BadParameter("give one of them", param_hint="--cron, --interval, --calendar")
-    said = {
+) -> dict[str, Any]:
+    """What is given of a spec, by the names of its parts."""
+    parts = {
         "cron": cron,
         "interval": interval,
         "calendar": None if calendar is None else read_value(calendar, "--calendar"),
-        "timezone": timezone or "UTC",
-        "start_at": None if start_at is None else _instant(start_at, "--start-at"),
-        "end_at": None if end_at is None else _instant(end_at, "--end-at"),
-        "jitter": jitter,
-    }
-    return ScheduleSpec.from_dict(said)
-
-
-def _changed(
-    spec: ScheduleSpec,
-    cron: str | None,
-    interval: str | None,
-    calendar: str | None,
-    timezone: str | None,
-    start_at: str | None,
-    end_at: str | None,
-    jitter: str | None,
-) -> ScheduleSpec:
-    """The spec with what is given in place of what it says; another kind of times replaces the kind."""
-    said = spec.to_dict()
-    kinds = {
-        "cron": cron,
-        "interval": interval,
-        "calendar": None if calendar is None else read_value(calendar, "--calendar"),
-    }
-    if any(value is not None for value in kinds.values()):
-        said = {name: value for name, value in said.items() if name not in kinds}
-    others = {
         "timezone": timezone,
         "start_at": None if start_at is None else _instant(start_at, "--start-at"),
         "end_at": None if end_at is None else _instant(end_at, "--end-at"),
         "jitter": jitter,
     }
-    said |= {name: value for name, value in (kinds | others).items() if value is not None}
-    return ScheduleSpec.from_dict(said)
+    return {name: value for name, value in parts.items() if value is not None}
+
+
+def _changed(spec: ScheduleSpec, times: dict[str, Any]) -> ScheduleSpec:
+    """The spec with what is given in place of what it says; another kind of times replaces the kind."""
+    said = spec.to_dict()
+    if not times.keys().isdisjoint(_KINDS):
+        said = {name: value for name, value in said.items() if name not in _KINDS}
+    return ScheduleSpec.from_dict(said | times)
 
 
 def _instant(text: str, option: str) -> datetime:

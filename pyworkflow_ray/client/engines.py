@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from pyworkflow_ray.actors.cluster import (
     Cluster,
     address_of_local_cluster,
     connect,
+    named_address,
     running_engine,
 )
 from pyworkflow_ray.client.lines import call_actor
@@ -84,7 +84,7 @@ async def join(*, may_start: bool = False, must_last: bool = False) -> bool:
         ConfigurationError: The cluster is not there.
     """
     settings = get_config()
-    address = settings.address or os.environ.get("RAY_ADDRESS") or None
+    address = named_address(settings.address)
     if address is None and not may_start:
         if must_last and address_of_local_cluster() is None:
             raise ConfigurationError(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from pyworkflow_ray.actors.schedulers import ask_to_cancel
 from pyworkflow_ray.client.handles import RunHandle, read_record, refuse_in_workflow
 from pyworkflow_ray.client.schedules import opened, own_now
 from pyworkflow_ray.client.sessions import Session
+from pyworkflow_ray.durations import in_utc
 from pyworkflow_ray.exceptions import ConfigurationError, ScheduleNotFoundError
 from pyworkflow_ray.overlaps import policy_of
 from pyworkflow_ray.statuses import OverlapPolicy, ScheduleStatus
@@ -69,7 +70,7 @@ async def backfill_schedule(schedule_id: str, start_time: datetime, end_time: da
         ConfigurationError: The times are not in order, lie ahead, or hold more than 10,000 fires.
     """
     refuse_in_workflow("backfill_schedule")
-    start, end = _instant(start_time), _instant(end_time)
+    start, end = in_utc(start_time), in_utc(end_time)
     of = await opened()
     record, now = await _there(of, schedule_id)
     if not start < end <= max(now, of.runtime.now()):
@@ -126,7 +127,3 @@ def _fires_between(record: ScheduleRecord, start: datetime, end: datetime) -> li
                 "fires: fill a shorter time."
             )
     return found
-
-
-def _instant(instant: datetime) -> datetime:
-    return instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC)

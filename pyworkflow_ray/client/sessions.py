@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import os
 import threading
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from pyworkflow_ray.actors.cluster import (
     connect,
     has_joined,
     joined_job,
+    named_address,
     running_engine,
 )
 from pyworkflow_ray.actors.payloads import configured_values
@@ -121,7 +121,7 @@ def _key(name: str, url: str, settings: Settings) -> tuple[Any, ...]:
 def _running_storage(settings: Settings) -> str | None:
     """The storage of the engine that runs where this process would start runs; None without one."""
     if not has_joined():
-        address = settings.address or os.environ.get("RAY_ADDRESS") or address_of_local_cluster()
+        address = named_address(settings.address) or address_of_local_cluster()
         if address in (None, "local"):
             return None
         try:
