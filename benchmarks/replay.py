@@ -52,7 +52,7 @@ def _rate(setting: Setting, definition: Any, size: int) -> float:
     from pyworkflow_ray.engine.executions import Execution
     from pyworkflow_ray.storage.histories import read_events
     from pyworkflow_ray.storage.storages import Storage
-    from pyworkflow_ray.values import Values
+    from pyworkflow_ray.values.codec import Values
 
     payloads = Payloads(Values(), lambda digest: b"", 128 * 1024)
     path = setting.folder / f"{definition.name}_{size}.db"

@@ -1,6 +1,35 @@
 """Durable workflows in ordinary async Python, run by actors on Ray, remembered in SQL."""
 
-from pyworkflow_ray.children import ChildWorkflowHandle, start_child_workflow
+from pyworkflow_ray.authoring.children import ChildWorkflowHandle, start_child_workflow
+from pyworkflow_ray.authoring.context import (
+    compensations,
+    continue_as_new,
+    get_context,
+    has_context,
+    patched,
+    receive,
+    set_attributes,
+    set_query_handler,
+    shield,
+    side_effect,
+)
+from pyworkflow_ray.authoring.discovery import discover_workflows
+from pyworkflow_ray.authoring.hooks import TypedHook, define_hook, hook
+from pyworkflow_ray.authoring.logs import (
+    bind_step_context,
+    bind_workflow_context,
+    get_logger,
+)
+from pyworkflow_ray.authoring.schedules import scheduled_workflow
+from pyworkflow_ray.authoring.steps import Step, StepFunction, get_step, list_steps, run_step, step
+from pyworkflow_ray.authoring.timers import sleep
+from pyworkflow_ray.authoring.workflows import (
+    Workflow,
+    WorkflowFunction,
+    get_workflow,
+    list_workflows,
+    workflow,
+)
 from pyworkflow_ray.client.backends import (
     FileStorageBackend,
     InMemoryStorageBackend,
@@ -10,6 +39,7 @@ from pyworkflow_ray.client.backends import (
     get_storage,
 )
 from pyworkflow_ray.client.declarations import activate_scheduled_workflows
+from pyworkflow_ray.client.event_loops import run_sync
 from pyworkflow_ray.client.firings import backfill_schedule, trigger_schedule
 from pyworkflow_ray.client.forks import fork, rerun
 from pyworkflow_ray.client.handles import RunHandle
@@ -22,7 +52,7 @@ from pyworkflow_ray.client.hooks import (
     resume_hook,
     resume_hook_sync,
 )
-from pyworkflow_ray.client.loops import run_sync
+from pyworkflow_ray.client.logs import configure_logging
 from pyworkflow_ray.client.records import Event, WorkflowRun
 from pyworkflow_ray.client.runs import (
     cancel_workflow,
@@ -52,19 +82,6 @@ from pyworkflow_ray.client.schedules import (
 from pyworkflow_ray.client.starts import run_workflow, start, start_sync
 from pyworkflow_ray.client.steps import StepExecution
 from pyworkflow_ray.config import configure, configure_from_yaml, get_config, reset_config
-from pyworkflow_ray.context import (
-    compensations,
-    continue_as_new,
-    get_context,
-    has_context,
-    patched,
-    receive,
-    set_attributes,
-    set_query_handler,
-    shield,
-    side_effect,
-)
-from pyworkflow_ray.discovery import discover_workflows
 from pyworkflow_ray.engine.races import as_completed, gather, wait
 from pyworkflow_ray.engine.retries import RetryPolicy
 from pyworkflow_ray.event_types import EventType
@@ -100,14 +117,8 @@ from pyworkflow_ray.exceptions import (
     WorkflowNotFoundError,
     WorkflowTimeoutError,
 )
-from pyworkflow_ray.hooks import TypedHook, define_hook, hook
-from pyworkflow_ray.logs import bind_step_context, bind_workflow_context, configure_logging, get_logger
-from pyworkflow_ray.recurrences import CalendarSpec, ScheduleSpec
-from pyworkflow_ray.schedules import scheduled_workflow
+from pyworkflow_ray.recurrences.specs import CalendarSpec, ScheduleSpec
 from pyworkflow_ray.statuses import HookStatus, OverlapPolicy, RunStatus, ScheduleStatus, StepStatus
-from pyworkflow_ray.steps import Step, StepFunction, get_step, list_steps, run_step, step
-from pyworkflow_ray.timers import sleep
-from pyworkflow_ray.workflows import Workflow, WorkflowFunction, get_workflow, list_workflows, workflow
 
 __version__ = "0.1.0"
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 from urllib.parse import quote
 
+import msgspec
 import yaml
+from loguru import logger
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
@@ -24,13 +26,59 @@ from pydantic_settings import (
 
 from pyworkflow_ray.durations import parse_duration
 from pyworkflow_ray.exceptions import ConfigurationError
-from pyworkflow_ray.sinks import LogSettings, level_number, log_settings
 
 YAML_NAME = "pyworkflow.config.yaml"
 DEFAULT_STORAGE = ".pyworkflow/pyworkflow.db"
 _PREFIX = "PYWORKFLOW_"
 _OFTEN_MEANT = ("storage", "default_runtime", "default_retries", "default_durable", "namespace", "address")
 _OTHER_VARIABLES = ("discover", "debug")
+
+
+class LogSettings(msgspec.Struct, frozen=True):
+    """How log lines are written, as it travels to other processes.
+
+    Args:
+        level: The number of the lowest level that is written.
+        json: Whether a line is a JSON object.
+        context: Whether lines show the run and step that they belong to.
+        file: The absolute path of a file that they go to as well.
+    """
+
+    level: int
+    json: bool = False
+    context: bool = True
+    file: str | None = None
+
+
+def log_settings(
+    level: str | int, *, json: bool, context: bool, file: str | os.PathLike[str] | None
+) -> LogSettings:
+    """These settings, with what they mean here: the level's number, and where a relative path leads.
+
+    Raises:
+        ValueError: There is no such level.
+    """
+    path = None if file is None else str(Path(file).expanduser().absolute())
+    return LogSettings(level_number(level), json, context, path)
+
+
+def level_number(level: str | int) -> int:
+    """The number of a level, of which loguru knows the name.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if isinstance(level, str) and not level.isdigit():
+        try:
+            return int(logger.level(level.upper()).no)
+        except ValueError:
+            raise ValueError(
+                f"there is no level {level!r}; give TRACE, DEBUG, INFO, SUCCESS, WARNING, ERROR, CRITICAL "
+                "or a number"
+            ) from None
+    if isinstance(level, bool) or int(level) < 0:
+        raise ValueError(f"the level is {level!r}; give a name, or a number from 0")
+    return int(level)
 
 
 class Settings(BaseSettings):

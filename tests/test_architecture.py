@@ -10,43 +10,17 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "pyworkflow_ray"
 
-LEAVES = {
-    "exceptions",
-    "config",
-    "clock",
-    "ids",
-    "durations",
-    "event_types",
-    "statuses",
-    "overlaps",
-    "recurrences",
-    "calendars",
-    "crons",
-    "zones",
-    "failures",
-    "modules",
-    "schemas",
-    "sinks",
-    "values",
-    "value_tags",
-    "value_objects",
-    "value_views",
+LEAVES = {"exceptions", "statuses", "event_types", "config", "clock", "ids", "durations"}
+"""The modules at the package's root that import nothing of ours. Every other module has a folder."""
+FOLDERS = {
+    "values": "leaves",
+    "recurrences": "leaves",
+    "cli": "surfaces",
+    "web": "surfaces",
+    "testing": "testing",
 }
-AUTHORING = [
-    "schedules",
-    "arguments",
-    "definitions",
-    "workflows",
-    "steps",
-    "timers",
-    "context",
-    "hooks",
-    "children",
-    "discovery",
-    "logs",
-]
-SURFACES = {"cli", "__main__"}
-"""What people touch: the command line and the like."""
+"""Folders whose layer has another name than they."""
+ENTRY_POINTS = {"__main__": "surfaces"}
 
 LAYERS: dict[str, set[str]] = {
     "leaves": set(),
@@ -73,9 +47,9 @@ def layer_of(module: str) -> str:
         return "root"
     if first in LEAVES:
         return "leaves"
-    if first in SURFACES:
-        return "surfaces"
-    return "authoring" if first in AUTHORING else first
+    if (PACKAGE / first).is_dir():
+        return FOLDERS.get(first, first)
+    return ENTRY_POINTS.get(first, "root")  # a name that the package's `__init__` exports
 
 
 def sources() -> Iterator[tuple[str, Path]]:
@@ -108,6 +82,11 @@ def test_a_module_imports_only_from_the_layers_below(module: str, path: Path) ->
             assert below in allowed, f"{path}:{line}: {layer} must not import {imported} ({below})"
         elif library in FOREIGN:
             assert layer in FOREIGN[library], f"{path}:{line}: {library} must not appear in {layer}"
+
+
+def test_the_modules_at_the_root_are_leaves() -> None:
+    names = {path.stem for path in PACKAGE.glob("*.py")}
+    assert names == LEAVES | ENTRY_POINTS.keys() | {"__init__"}, "a module belongs into its layer's folder"
 
 
 def test_the_engine_reads_no_clock() -> None:

@@ -10,12 +10,11 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from pyworkflow_ray import values
 from pyworkflow_ray.actors.attempts import Arrived
-from pyworkflow_ray.actors.engines import Engine
-from pyworkflow_ray.actors.mail import CANCEL_KEY, Mail
+from pyworkflow_ray.actors.inboxes import CANCEL_KEY, InboxEntry
+from pyworkflow_ray.actors.new_runs import child_of, label, successor_of
 from pyworkflow_ray.actors.payloads import Payloads
-from pyworkflow_ray.actors.requests import child_of, label, successor_of
+from pyworkflow_ray.actors.settings import EngineSettings
 from pyworkflow_ray.engine.commands import CancelChild, Command, ContinueRun, CreateHook, StartChild
 from pyworkflow_ray.engine.events import (
     AttributesSet,
@@ -36,8 +35,6 @@ from pyworkflow_ray.engine.events import (
     failure_fields,
     type_of,
 )
-from pyworkflow_ray.failures import Failure
-from pyworkflow_ray.schemas import schema_text
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage.acceptances import NewRun, accept
 from pyworkflow_ray.storage.codes import Code, save_code
@@ -46,6 +43,9 @@ from pyworkflow_ray.storage.hooks import NewHook, create_hook, dispose_hooks
 from pyworkflow_ray.storage.inboxes import InboxRow, move_unread
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.runs import get_run, latest_of_chain, release_key
+from pyworkflow_ray.values import codec
+from pyworkflow_ray.values.failures import Failure
+from pyworkflow_ray.values.schemas import schema_text
 
 _FINAL = {status.value for status in RunStatus if status.is_terminal}
 
@@ -73,7 +73,7 @@ class Incoming:
     alone: list[Event]
     outcomes: list[Event]
     arrived: list[Arrived]
-    mail: list[InboxRow]
+    unread: list[InboxRow]
 
 
 @dataclass(slots=True)
@@ -90,9 +90,9 @@ class Activation:
     disposed: list[str] = field(default_factory=list)
     new_runs: list[NewRun] = field(default_factory=list)
     successor: NewRun | None = None
-    unread: list[Mail] = field(default_factory=list)
+    unread: list[InboxEntry] = field(default_factory=list)
     """For the successor: signals that were received and not read."""
-    mail: list[Mail] = field(default_factory=list)
+    outgoing: list[InboxEntry] = field(default_factory=list)
     appended: int = 0
     begun: list[RunRecord] = field(default_factory=list)
     """After the commit: the runs that it has made."""
@@ -129,7 +129,7 @@ class Activation:
     def _ended(self, status: RunStatus, at: datetime, **changes: Any) -> None:
         self.changes |= {"status": status, "completed_at": at, "wake_at": None, **changes}
 
-    def prepare(self, run: RunRecord, engine: Engine, pack: Callable[[Any, str], Code]) -> None:
+    def prepare(self, run: RunRecord, engine: EngineSettings, pack: Callable[[Any, str], Code]) -> None:
         """Make of the commands what the commit writes into other tables than the history."""
         for command in self.commands:
             match command:
@@ -143,20 +143,20 @@ class Activation:
                     )
                 case CancelChild(child_run_id=run_id, reason=reason):
                     request = CancellationRequested(reason=reason, requested_by=run.run_id)
-                    self.mail.append(Mail(run_id, CANCEL_KEY, request))
+                    self.outgoing.append(InboxEntry(run_id, CANCEL_KEY, request))
                 case ContinueRun(new_run_id=run_id):
                     args, kwargs = bytes(command.args), bytes(command.kwargs)
                     self.successor = successor_of(run, engine, run_id, args, kwargs)
                     for number, (name, payload) in enumerate(command.signals):
                         unread = SignalReceived(name=name, payload=payload)
-                        self.unread.append(Mail(run_id, f"unread:{number}", unread))
+                        self.unread.append(InboxEntry(run_id, f"unread:{number}", unread))
                 case _:
                     pass
         end = end_of(run.run_id, self.events)
         if end is not None and run.parent_run_id is not None and run.child_id is not None:
             outcome = _outcome_of(run, run.child_id, end)
             if outcome is not None:
-                self.mail.append(Mail(run.parent_run_id, f"child:{run.child_id}", outcome))
+                self.outgoing.append(InboxEntry(run.parent_run_id, f"child:{run.child_id}", outcome))
 
     def write(self, connection: Any, new: Append) -> bool:
         """Write all of it; the answer is `append`'s."""
@@ -168,11 +168,11 @@ class Activation:
         self.begun = [] if self.successor is None else [self._continue(connection, new, self.successor)]
         is_unread = append(connection, new)
         self.begun += [accept(connection, run).run for run in self.new_runs]
-        for mail in self.mail:
+        for entry in self.outgoing:
             # A child may have continued in another run since; what it tells its parent is for that one alone.
-            is_request = isinstance(mail.event, CancellationRequested)
-            to = latest_of_chain(connection, mail.run_id) if is_request else mail.run_id
-            mail.post(connection, to)
+            is_request = isinstance(entry.event, CancellationRequested)
+            to = latest_of_chain(connection, entry.run_id) if is_request else entry.run_id
+            entry.post(connection, to)
             self.told.append(to)
         return is_unread
 
@@ -182,8 +182,8 @@ class Activation:
         key = None if run is None else run.idempotency_key  # not what the row held when it was claimed
         release_key(connection, new.run_id)
         accepted = accept(connection, msgspec.structs.replace(successor, idempotency_key=key)).run
-        for mail in self.unread:
-            mail.post(connection)  # what was received and not read comes before what was not received
+        for entry in self.unread:
+            entry.post(connection)  # what was received and not read comes before what was not received
         move_unread(connection, new.run_id, accepted.run_id, but=new.read_inbox)
         self.told.append(accepted.run_id)
         return accepted
@@ -256,5 +256,5 @@ def blob_links(event: Event) -> list[tuple[str, None]]:
 
 def links_to(*texts: bytes) -> list[tuple[str, None]]:
     """The blobs that these encoded values refer to."""
-    digests = (values.blob_reference(text) for text in texts)
+    digests = (codec.blob_reference(text) for text in texts)
     return [(digest, None) for digest in digests if digest is not None]

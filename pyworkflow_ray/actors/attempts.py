@@ -8,15 +8,15 @@ from datetime import datetime
 
 from msgspec import Raw
 
-from pyworkflow_ray import values
 from pyworkflow_ray.actors.dispatchers import Ticket
-from pyworkflow_ray.actors.hosts import Host
 from pyworkflow_ray.actors.runner import KILL_GRACE, Attempt
+from pyworkflow_ray.actors.services import Services
 from pyworkflow_ray.engine.attempts import AttemptFailed, AttemptOutcome
-from pyworkflow_ray.engine.conclusions import PendingStep
+from pyworkflow_ray.engine.pending_steps import PendingStep
 from pyworkflow_ray.exceptions import WorkerDiedError
-from pyworkflow_ray.failures import capture
 from pyworkflow_ray.storage.records import RunRecord
+from pyworkflow_ray.values import codec
+from pyworkflow_ray.values.failures import capture
 
 Arrived = tuple[str, int, AttemptOutcome]
 """A step's id, an attempt's number, and what it came to."""
@@ -26,13 +26,13 @@ class Attempts:
     """One run's attempts.
 
     Args:
-        host: What the coordinator lends.
+        services: What the coordinator lends.
         run: The run's row.
         on_arrival: Called when one has ended.
     """
 
-    def __init__(self, host: Host, run: RunRecord, on_arrival: Callable[[], None]) -> None:
-        self._host, self._run, self._on_arrival = host, run, on_arrival
+    def __init__(self, services: Services, run: RunRecord, on_arrival: Callable[[], None]) -> None:
+        self._services, self._run, self._on_arrival = services, run, on_arrival
         self._tickets: dict[str, Ticket] = {}
         self._retries: dict[str, datetime] = {}
         self._arrived: list[Arrived] = []
@@ -85,7 +85,7 @@ class Attempts:
             )
             lost = AttemptFailed(failure=capture(error), cause="worker_died")
             self._arrive(step_id, pending.attempt, lost)
-        elif pending.retry_at is not None and pending.retry_at > self._host.clock.now():
+        elif pending.retry_at is not None and pending.retry_at > self._services.clock.now():
             self._retries[step_id] = pending.retry_at
         else:
             await self.dispatch(pending)
@@ -103,15 +103,15 @@ class Attempts:
             args=await self._resolve(command.args),
             kwargs=await self._resolve(command.kwargs),
             timeout=None if options.timeout is None else options.timeout.total_seconds(),
-            payload_limit=self._host.engine.payload_limit,
-            payload_codec=self._host.engine.payload_codec,
-            worker_ttl=self._host.engine.worker_ttl.total_seconds(),
-            namespace=self._host.engine.namespace,
+            payload_limit=self._services.engine.payload_limit,
+            payload_codec=self._services.engine.payload_codec,
+            worker_ttl=self._services.engine.worker_ttl.total_seconds(),
+            namespace=self._services.engine.namespace,
             coordinator=self._run.coordinator or "",
-            logging=self._host.engine.logging,
+            logging=self._services.engine.logging,
         )
         self._retries.pop(command.step_id, None)
-        self._tickets[command.step_id] = self._host.dispatcher.dispatch(
+        self._tickets[command.step_id] = self._services.dispatcher.dispatch(
             attempt,
             command.function,
             options,
@@ -120,9 +120,9 @@ class Attempts:
 
     async def _resolve(self, value: Raw) -> bytes:
         data = bytes(value)
-        if values.blob_reference(data) is None:
+        if codec.blob_reference(data) is None:
             return data
-        return await asyncio.to_thread(self._host.payloads.resolve, data)
+        return await asyncio.to_thread(self._services.payloads.resolve, data)
 
     def _arrive(self, step_id: str, attempt: int, outcome: AttemptOutcome) -> None:
         self._tickets.pop(step_id, None)

@@ -18,7 +18,7 @@ from typing import Any
 
 from loguru import logger
 
-from pyworkflow_ray.actors.engines import Engine
+from pyworkflow_ray.actors.settings import EngineSettings
 from pyworkflow_ray.exceptions import ConfigurationError
 from pyworkflow_ray.storage.environments import load_environment
 
@@ -33,7 +33,7 @@ _lock = threading.RLock()
 class Cluster:
     """Makes and finds the engine's actors. Every method may block: call it off the event loop."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: EngineSettings) -> None:
         self.engine = engine
         self._handles: dict[str, Any] = {}
 
@@ -125,7 +125,7 @@ class Cluster:
         return {} if data is None else {"runtime_env": json.loads(data)}
 
 
-def running_engine(namespace: str) -> Engine | None:
+def running_engine(namespace: str) -> EngineSettings | None:
     """The engine that runs in a namespace of the cluster which this process has joined; None without one.
 
     Any of its timers tells: one was made when the engine was first used, and goes with the cluster.
@@ -139,7 +139,7 @@ def running_engine(namespace: str) -> Engine | None:
     for name in sorted(timers):
         try:
             timer: Any = ray.get_actor(name, namespace=namespace)
-            engine: Engine = timer.running.remote().future().result(timeout=30)
+            engine: EngineSettings = timer.running.remote().future().result(timeout=30)
             return engine
         except Exception as error:  # it is going, or coming back
             logger.debug("Timer {} does not say what it serves: {}", name, type(error).__name__)
@@ -263,7 +263,7 @@ def job_environment() -> tuple[str, str]:
     return hashlib.sha256(data.encode()).hexdigest()[:8], data
 
 
-def placed_on(engine: Engine, is_file: bool, slots: int | str | None) -> Engine:
+def placed_on(engine: EngineSettings, is_file: bool, slots: int | str | None) -> EngineSettings:
     """The engine as it is on the cluster that this process has joined.
 
     Args:

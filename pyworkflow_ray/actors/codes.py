@@ -12,9 +12,9 @@ import inspect
 import sys
 from typing import Any
 
-from pyworkflow_ray import modules
 from pyworkflow_ray.exceptions import ConfigurationError, SerializationError, WorkflowError
 from pyworkflow_ray.storage.codes import Code
+from pyworkflow_ray.values import modules
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 

@@ -29,16 +29,16 @@ from pyworkflow_ray.actors.activations import RunEnd
 from pyworkflow_ray.actors.codes import CodeLoader, pack
 from pyworkflow_ray.actors.dispatchers import Dispatcher, LocalDispatcher
 from pyworkflow_ray.actors.drives import Drive
-from pyworkflow_ray.actors.engines import Engine
-from pyworkflow_ray.actors.hosts import Host
 from pyworkflow_ray.actors.payloads import Payloads, configured_values
 from pyworkflow_ray.actors.queries import answer_by_replay
+from pyworkflow_ray.actors.services import Services
+from pyworkflow_ray.actors.settings import EngineSettings
 from pyworkflow_ray.clock import Clock, SystemClock
 from pyworkflow_ray.engine.attempts import encode_outcome
 from pyworkflow_ray.exceptions import ConfigurationError, StorageError
 from pyworkflow_ray.storage.blobs import load_blob
 from pyworkflow_ray.storage.codes import Code
-from pyworkflow_ray.storage.inboxes import runs_with_mail
+from pyworkflow_ray.storage.inboxes import runs_with_unread
 from pyworkflow_ray.storage.leases import claim, claim_placed, give_up, owner_of, regain, renew_leases
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.storages import Storage
@@ -74,7 +74,7 @@ class Coordinator:
     def __init__(
         self,
         name: str,
-        engine: Engine,
+        engine: EngineSettings,
         *,
         storage: Storage | None = None,
         dispatcher: Dispatcher | None = None,
@@ -89,7 +89,7 @@ class Coordinator:
         self._storage = storage
         self._dispatcher = dispatcher
         self._clock = clock or SystemClock()
-        self._host: Host | None = None
+        self._services: Services | None = None
         self._drives: dict[str, Drive] = {}
         self._ends: dict[str, asyncio.Task[RunEnd]] = {}
         self._claiming: set[str] = set()
@@ -120,7 +120,7 @@ class Coordinator:
         self._storage = storage
         self._storage_id = (await asyncio.to_thread(storage.facts))["storage_id"]
         values = configured_values(self.engine.payload_codec, self.engine.payload_limit)
-        self._host = Host(
+        self._services = Services(
             engine=self.engine,
             owner=self.owner,
             storage=storage,
@@ -148,8 +148,8 @@ class Coordinator:
         for task in (*self._background, *self._ends.values()):
             task.cancel()
         await asyncio.gather(*self._background, *self._ends.values(), return_exceptions=True)
-        if self._host is not None:
-            self._host.threads.shutdown(wait=False, cancel_futures=True)
+        if self._services is not None:
+            self._services.threads.shutdown(wait=False, cancel_futures=True)
 
     async def _renew(self) -> None:
         ttl = self.engine.lease_ttl.total_seconds()
@@ -161,7 +161,7 @@ class Coordinator:
                 held = [(drive.run_id, drive.run.epoch) for drive in self.drives]
                 await self._storage.write(partial(renew_leases, held=held, lease_ttl=ttl, owner=self.owner))
                 # Whoever posted to a run here may have died before he told: few are in the inbox at any time.
-                for run_id in await asyncio.to_thread(self._storage.read, runs_with_mail):
+                for run_id in await asyncio.to_thread(self._storage.read, runs_with_unread):
                     if run_id in self._drives:
                         self._drives[run_id].notice()
 
@@ -324,7 +324,9 @@ class Coordinator:
                 if elsewhere:
                     await self.nudge(elsewhere)
             except Exception as error:  # the sweep finds what is in the inbox
-                logger.warning("Runs with mail could not be told: {}: {}", type(error).__name__, error)
+                logger.warning(
+                    "Runs with unread inboxes could not be nudged: {}: {}", type(error).__name__, error
+                )
 
     async def nudge(self, run_ids: Iterable[str]) -> None:
         """Tell whoever holds these runs that something has come for them."""
@@ -345,7 +347,7 @@ class Coordinator:
     async def query(self, run_id: str, name: str, args: bytes, kwargs: bytes) -> bytes:
         """What the run's query function returns or raises, as an outcome."""
         await self.open()
-        assert self._host is not None
+        assert self._services is not None
         drive = self._drives.get(run_id)
         if drive is not None:
             await drive.opened.wait()
@@ -353,15 +355,15 @@ class Coordinator:
             outcome = await drive.ask(name, args, kwargs)
         else:
             outcome = await asyncio.wrap_future(
-                self._host.threads.submit(answer_by_replay, self._host, run_id, name, args, kwargs)
+                self._services.threads.submit(answer_by_replay, self._services, run_id, name, args, kwargs)
             )
         return encode_outcome(outcome)
 
     def _begin(self, run: RunRecord) -> asyncio.Task[RunEnd]:
-        assert self._host is not None
+        assert self._services is not None
         self._idle_since = time.monotonic()
         self._recent.pop(run.run_id, None)
-        drive = Drive(self._host, run)
+        drive = Drive(self._services, run)
         self._drives[run.run_id] = drive
         task = asyncio.get_running_loop().create_task(self._contain(drive), name=run.run_id)
         self._ends[run.run_id] = task
@@ -386,7 +388,7 @@ class Coordinator:
                 parent = self._drives.get(drive.run.parent_run_id or "")
                 if parent is not None:
                     parent.notice()  # it may leave, now that its child has
-                if drive.is_suspended and drive.has_mail:
+                if drive.is_suspended and drive.has_unread:
                     self.deliver(drive.run_id)  # it came while the run was let go
 
     async def _give_up(self, drive: Drive) -> None:

@@ -17,7 +17,7 @@ from pyworkflow_ray.actors.runner import KILL_GRACE, Attempt, joined, remote_run
 from pyworkflow_ray.engine.attempts import AttemptFailed, AttemptOutcome, decode_outcome
 from pyworkflow_ray.engine.options import StepOptions
 from pyworkflow_ray.exceptions import StepTimeoutError, WorkerDiedError
-from pyworkflow_ray.failures import Failure, capture
+from pyworkflow_ray.values.failures import Failure, capture
 
 OnOutcome = Callable[[AttemptOutcome], None]
 INLINE_CODE = 64 * 1024

@@ -24,7 +24,6 @@ from typing import Any, TypeVar
 from loguru import logger
 from msgspec import Raw
 
-from pyworkflow_ray import values
 from pyworkflow_ray.actors.activations import (
     Activation,
     Incoming,
@@ -34,9 +33,9 @@ from pyworkflow_ray.actors.activations import (
 )
 from pyworkflow_ray.actors.attempts import Attempts
 from pyworkflow_ray.actors.hook_rows import expire_hooks, make_hooks, refusal
-from pyworkflow_ray.actors.hosts import Host, execution_of, load_definition
-from pyworkflow_ray.actors.mail import decoded_history, decoded_mail, requests_to_children
+from pyworkflow_ray.actors.inboxes import decoded_history, decoded_inbox, requests_to_children
 from pyworkflow_ray.actors.queries import answer
+from pyworkflow_ray.actors.services import Services, execution_of, load_definition
 from pyworkflow_ray.engine.attempts import AttemptOutcome
 from pyworkflow_ray.engine.commands import CancelStep, Command, ScheduleStep
 from pyworkflow_ray.engine.events import (
@@ -58,11 +57,12 @@ from pyworkflow_ray.exceptions import (
     WorkerDiedError,
     WorkflowError,
 )
-from pyworkflow_ray.failures import capture
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage.histories import Append, FencedError, read_events
 from pyworkflow_ray.storage.inboxes import InboxRow, unread
 from pyworkflow_ray.storage.records import RunRecord
+from pyworkflow_ray.values import codec
+from pyworkflow_ray.values.failures import capture
 
 _T = TypeVar("_T")
 
@@ -71,17 +71,17 @@ class Drive:
     """One run in a coordinator's memory, from claim to end, suspension or loss.
 
     Args:
-        host: What the coordinator lends.
+        services: What the coordinator lends.
         run: The run's row, as it was claimed.
     """
 
-    def __init__(self, host: Host, run: RunRecord) -> None:
+    def __init__(self, services: Services, run: RunRecord) -> None:
         self.run = run
         self.run_id = run.run_id
         self.began_at = time.monotonic()
         self.feeding: tuple[float, int] | None = None
         """Since when, and in which thread, the workflow's code is running; None while it waits."""
-        self._host = host
+        self._services = services
         self._position = run.position
         self._execution: Execution | None = None
         self._one_at_a_time = threading.Lock()
@@ -90,20 +90,20 @@ class Drive:
         self._expired: set[str] = set()
         self._warn_at = 0
         # A run that is still held as it was born was sent nothing yet, or whoever sent it something tells.
-        self._has_mail = run.epoch != 1 or run.owner != run.coordinator or run.position > 0
+        self._has_unread = run.epoch != 1 or run.owner != run.coordinator or run.position > 0
         self._is_open = False
         self.opened = asyncio.Event()
         """Set once the run can be asked, or will not be for a while."""
         self.is_cancelled = False
         """Whether the run was asked to cancel."""
-        self._attempts = Attempts(host, run, self._wake.set)
+        self._attempts = Attempts(services, run, self._wake.set)
         self._recovery_attempts = run.recovery_attempts
         self._end: RunEnd | None = None
 
     @property
     def in_flight(self) -> int:
         """How many step attempts are under way, or have ended and are not fed yet."""
-        return self._attempts.under_way + self._attempts.arrived + self._has_mail
+        return self._attempts.under_way + self._attempts.arrived + self._has_unread
 
     @property
     def is_suspended(self) -> bool:
@@ -111,9 +111,9 @@ class Drive:
         return self._end is not None and self._end.status == RunStatus.SUSPENDED.value
 
     @property
-    def has_mail(self) -> bool:
+    def has_unread(self) -> bool:
         """Whether something lies in the run's inbox, as far as this drive was told."""
-        return self._has_mail
+        return self._has_unread
 
     @property
     def execution(self) -> Execution | None:
@@ -122,7 +122,7 @@ class Drive:
 
     def notice(self) -> None:
         """Something lies in the run's inbox."""
-        self._has_mail = True
+        self._has_unread = True
         self._wake.set()
 
     async def drive(self) -> RunEnd:
@@ -151,16 +151,16 @@ class Drive:
 
     async def _open(self) -> None:
         """Load the code, replay the history, and go on from there."""
-        definition = await self._in_thread(lambda: load_definition(self._host, self.run))
-        execution = execution_of(self._host, self.run, definition)
+        definition = await self._in_thread(lambda: load_definition(self._services, self.run))
+        execution = execution_of(self._services, self.run, definition)
         if self.run.attributes is not None:
-            execution.attributes.update(values.decode(self.run.attributes))  # what it was started with
+            execution.attributes.update(codec.decode(self.run.attributes))  # what it was started with
         self._execution = execution
         if self._position == 0 and (self.run.durable or self.run.started_at is None):
             await self._start()
             return
         history = await asyncio.to_thread(
-            self._host.storage.read, lambda connection: read_events(connection, self.run_id)
+            self._services.storage.read, lambda connection: read_events(connection, self.run_id)
         )
         commands = await self._in_thread(lambda: execution.replay(decoded_history(self.run_id, history)))
         if commands:
@@ -195,33 +195,33 @@ class Drive:
                 return
         was_sent_more = False
         while True:
-            if self._has_mail:
+            if self._has_unread:
                 if await self._is_cancelled_at_once(self._started()):
                     return
                 was_sent_more = True
             if not self._is_early():
                 break
             self.opened.set()
-            await self._host.clock.wait(self._wake, self.run.start_at)
+            await self._services.clock.wait(self._wake, self.run.start_at)
             self._wake.clear()
-        self._has_mail = self._has_mail or was_sent_more
+        self._has_unread = self._has_unread or was_sent_more
         await self._turn([self._started()])
 
     def _is_early(self) -> bool:
         """Whether the run is to start later."""
-        return self.run.start_at is not None and self.run.start_at > self._host.clock.now()
+        return self.run.start_at is not None and self.run.start_at > self._services.clock.now()
 
     async def _is_cancelled_at_once(self, *started: WorkflowStarted) -> bool:
         """Whether a run that has run no code, or can run none, was asked to cancel; it ends here then."""
-        _, mail = decoded_mail(self.run_id, await self._read_mail())
-        request = next((event for event in mail if isinstance(event, CancellationRequested)), None)
+        _, unread = decoded_inbox(self.run_id, await self._read_inbox())
+        request = next((event for event in unread if isinstance(event, CancellationRequested)), None)
         if request is None:
             return False
         activation = Activation()
         if not started:
-            activation.mail = await requests_to_children(self._host, self.run_id)
+            activation.outgoing = await requests_to_children(self._services, self.run_id)
         for event in (*started, request, WorkflowCancelled(reason=request.reason)):
-            self._record_event(activation, event, self._host.clock.now())
+            self._record_event(activation, event, self._services.clock.now())
         await self._commit(activation)
         return True
 
@@ -236,7 +236,7 @@ class Drive:
         if self._recovery_attempts <= self._allowed_recoveries():
             interrupted = WorkflowInterrupted(
                 reason=f"its coordinator {run.previous_owner} went away",
-                worker_id=self._host.owner,
+                worker_id=self._services.owner,
                 recovery_attempt=self._recovery_attempts,
             )
             await self._turn([interrupted])
@@ -258,14 +258,14 @@ class Drive:
             self._execution.children.close()
             activation.commands = self._execution.take_commands()
         for event in (*events, WorkflowFailed(**failure_fields(capture(error)))):
-            self._record_event(activation, event, self._host.clock.now())
+            self._record_event(activation, event, self._services.clock.now())
         await self._commit(activation)
 
     async def _resume_hooks(self) -> None:
         """Make the rows of pending hooks that are not there: those of a fork are not."""
         commands = [pending.command for pending in self._running().hooks.pending.values()]
         if commands:
-            self._refuse_hooks(await make_hooks(self._host, self.run_id, commands))
+            self._refuse_hooks(await make_hooks(self._services, self.run_id, commands))
 
     def _refuse_hooks(self, conflicts: dict[str, str]) -> None:
         for hook_id, holder in conflicts.items():
@@ -281,13 +281,13 @@ class Drive:
             if await self._is_at_limit():
                 return
             await self._expire_hooks()
-        mail = await self._read_mail() if self._has_mail and not outcomes else []
+        unread = await self._read_inbox() if self._has_unread and not outcomes else []
         arrived = self._attempts.take_arrived()
         own, self._outcomes = ([], self._outcomes) if outcomes else (self._outcomes, [])
-        incoming = Incoming(outcomes, own, arrived, mail)
+        incoming = Incoming(outcomes, own, arrived, unread)
         loop = asyncio.get_running_loop()
         committed: asyncio.Future[Activation] = loop.create_future()
-        self._host.threads.submit(self._feed_and_post, incoming, committed, loop)
+        self._services.threads.submit(self._feed_and_post, incoming, committed, loop)
         activation = await committed
         self._position += activation.appended
         self._end = end_of(self.run_id, activation.events)
@@ -299,7 +299,7 @@ class Drive:
         """On an engine thread: feed, and hand the append straight to the writer, who answers the loop."""
         try:
             activation = self._noted(lambda: self._feed(incoming))
-            activation.prepare(self.run, self._host.engine, self._host.pack)
+            activation.prepare(self.run, self._services.engine, self._services.pack)
             new = self._append_of(activation, release=end_of(self.run_id, activation.events) is not None)
         except BaseException as error:
             loop.call_soon_threadsafe(_answer, committed, None, error)
@@ -314,14 +314,14 @@ class Drive:
             return activation
 
         try:
-            self._host.storage.writer.write_here(write, committed, loop)
+            self._services.storage.writer.write_here(write, committed, loop)
         except StorageError as error:  # it was closed
             loop.call_soon_threadsafe(_answer, committed, None, error)
 
     def _feed(self, incoming: Incoming) -> Activation:
         """Feed outcomes, one at a time; runs on an engine thread."""
         execution = self._running()
-        now = self._host.clock.now()
+        now = self._services.clock.now()
         activation = Activation()
         for outcome in incoming.alone:
             self._feed_one(activation, outcome, now)
@@ -335,8 +335,8 @@ class Drive:
             concluded = execution.conclude(step_id, attempt, attempt_outcome, now)
             if concluded is not None:
                 self._feed_one(activation, concluded, now)
-        read, mail = decoded_mail(self.run_id, incoming.mail)
-        for row, outcome in (*((None, each) for each in incoming.outcomes), *zip(read, mail, strict=True)):
+        read, unread = decoded_inbox(self.run_id, incoming.unread)
+        for row, outcome in (*((None, each) for each in incoming.outcomes), *zip(read, unread, strict=True)):
             if execution.is_finished:
                 break  # what it has not come to stays unread, for the run that continues this one
             activation.read_inbox.extend([] if row is None else [row])
@@ -358,11 +358,11 @@ class Drive:
 
     # --- the inbox --------------------------------------------------------------------------------
 
-    async def _read_mail(self) -> list[InboxRow]:
+    async def _read_inbox(self) -> list[InboxRow]:
         while True:
-            self._has_mail = False
+            self._has_unread = False
             try:
-                return await asyncio.to_thread(self._host.storage.read, lambda c: unread(c, self.run_id))
+                return await asyncio.to_thread(self._services.storage.read, lambda c: unread(c, self.run_id))
             except StorageError as error:
                 # As for a commit: what runs is not given up because the database is away.
                 logger.warning("The inbox of run {} cannot be read now: {}", self.run_id, error)
@@ -370,7 +370,7 @@ class Drive:
 
     async def _expire_hooks(self) -> None:
         """Ask the rows of hooks whose time is over: a payload that was accepted in time comes first."""
-        execution, now = self._running(), self._host.clock.now()
+        execution, now = self._running(), self._services.clock.now()
         due = [
             pending.command.hook_id
             for pending in execution.hooks.pending.values()
@@ -379,13 +379,13 @@ class Drive:
         if not due:
             return
 
-        if not await expire_hooks(self._host, self.run_id, due):
-            self._has_mail = True
+        if not await expire_hooks(self._services, self.run_id, due):
+            self._has_unread = True
         self._expired.update(due)
 
     async def _is_at_limit(self) -> bool:
         """Whether the history has become too long; the run ends here then."""
-        engine = self._host.engine
+        engine = self._services.engine
         if self._position < min(engine.event_soft_limit, engine.event_hard_limit):
             return False
         if self._warn_at <= self._position < engine.event_hard_limit:
@@ -416,11 +416,11 @@ class Drive:
 
     def _record_event(self, activation: Activation, event: Event, at: datetime) -> None:
         attributes = {} if self._execution is None else self._execution.attributes
-        activation.record(event, at, self._host.payloads, attributes)
+        activation.record(event, at, self._services.payloads, attributes)
 
     async def _commit(self, activation: Activation) -> None:
         end = end_of(self.run_id, activation.events)
-        activation.prepare(self.run, self._host.engine, self._host.pack)
+        activation.prepare(self.run, self._services.engine, self._services.pack)
         await self._append(activation, release=end is not None)
         self._end = end
         self._hand_over(activation)
@@ -428,7 +428,7 @@ class Drive:
     def _append_of(self, activation: Activation, *, release: bool) -> Append | None:
         """What the activation writes; None when that is nothing."""
         durable = self.run.durable
-        if not (activation.rows or activation.changes or activation.read_inbox or activation.mail):
+        if not (activation.rows or activation.changes or activation.read_inbox or activation.outgoing):
             return None
         if (
             not durable
@@ -454,7 +454,7 @@ class Drive:
         new = self._append_of(activation, release=release)
         if new is None:
             return False
-        is_unread = await self._host.storage.write(lambda connection: activation.write(connection, new))
+        is_unread = await self._services.storage.write(lambda connection: activation.write(connection, new))
         self._position += len(new.events)
         return is_unread
 
@@ -477,26 +477,28 @@ class Drive:
     def _hand_over(self, activation: Activation) -> None:
         """Have other runs go on that the commit has made, or written to."""
         for run in activation.begun:
-            self._host.begin(run)
+            self._services.begin(run)
         for run_id in dict.fromkeys(activation.told):
-            self._host.deliver(run_id)
+            self._services.deliver(run_id)
         self._refuse_hooks(activation.conflicts)
         if self.run.schedule_id is not None and self._end is not None and self._end.is_final:
-            self._host.on_due(self._host.clock.now())  # another fire of the schedule may have waited for this
+            self._services.on_due(
+                self._services.clock.now()
+            )  # another fire of the schedule may have waited for this
 
     # --- waiting ----------------------------------------------------------------------------------
 
     async def _rest(self) -> bool:
         """Wait until something has come or is due; False when the run was suspended instead."""
-        clock = self._host.clock
-        if self._attempts.arrived or self._outcomes or self._has_mail:
+        clock = self._services.clock
+        if self._attempts.arrived or self._outcomes or self._has_unread:
             return True
         due_at = self._due_at()
         now = clock.now()
         if due_at is not None and due_at <= now:
             await self._retry_due(now)
             return True
-        linger = self._host.engine.suspend_after
+        linger = self._services.engine.suspend_after
         may_leave = not self._attempts.under_way and self.run.durable and not self._has_child_here()
         if may_leave and linger is not None and (due_at is None or due_at - now > linger):
             if await clock.wait(self._wake, now + linger):
@@ -509,7 +511,7 @@ class Drive:
 
     def _has_child_here(self) -> bool:
         children = self._running().children.open.values()
-        return any(self._host.is_here(child.command.child_run_id) for child in children)
+        return any(self._services.is_here(child.command.child_run_id) for child in children)
 
     def _due_at(self) -> datetime | None:
         timer = self._running().next_timer()
@@ -529,9 +531,11 @@ class Drive:
         changes = {"status": RunStatus.SUSPENDED, "wake_at": due_at}
         is_unread = await self._append(Activation(changes=changes), release=True)
         self._end = RunEnd(self.run_id, RunStatus.SUSPENDED.value)
-        self._has_mail = self._has_mail or is_unread  # it came meanwhile: the coordinator wakes the run again
+        self._has_unread = (
+            self._has_unread or is_unread
+        )  # it came meanwhile: the coordinator wakes the run again
         if due_at is not None:
-            self._host.on_due(due_at)
+            self._services.on_due(due_at)
 
     async def _interrupt(self, error: WorkflowError) -> RunEnd:
         """Set the run aside: its code cannot go on over its history here. `resume` tries again.
@@ -566,13 +570,13 @@ class Drive:
         """What the run's query function returns or raises."""
         execution = self._running()
         outcome: AttemptOutcome = await self._in_thread(
-            lambda: answer(self._host, execution, name, args, kwargs)
+            lambda: answer(self._services, execution, name, args, kwargs)
         )
         return outcome
 
     async def _in_thread(self, work: Callable[[], Any]) -> Any:
         """Run workflow code on an engine thread."""
-        future: Future[Any] = self._host.threads.submit(self._noted, work)
+        future: Future[Any] = self._services.threads.submit(self._noted, work)
         return await asyncio.wrap_future(future)
 
     def _noted(self, work: Callable[[], _T]) -> _T:

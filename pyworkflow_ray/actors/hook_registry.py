@@ -13,13 +13,13 @@ from datetime import datetime
 from typing import Any
 
 from pyworkflow_ray.actors.codes import CodeLoader
-from pyworkflow_ray.actors.engines import Engine
 from pyworkflow_ray.actors.payloads import configured_values
+from pyworkflow_ray.actors.settings import EngineSettings
 from pyworkflow_ray.exceptions import HookNotFoundError
-from pyworkflow_ray.schemas import validated
 from pyworkflow_ray.storage.codes import load_code
 from pyworkflow_ray.storage.hooks import HookRecord, deliver, get_hook
 from pyworkflow_ray.storage.storages import Storage
+from pyworkflow_ray.values.schemas import validated
 
 
 class HookRegistry:
@@ -34,7 +34,7 @@ class HookRegistry:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: EngineSettings,
         wake: Callable[[str], None],
         storage: Storage | None = None,
         now: Callable[[], datetime] | None = None,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from loguru import logger
 
+from pyworkflow_ray.actors.sinks import use_sinks
+from pyworkflow_ray.config import LogSettings
 from pyworkflow_ray.engine.logs import admit
 from pyworkflow_ray.exceptions import ConfigurationError
-from pyworkflow_ray.sinks import LogSettings, use_sinks
 
 _followed: LogSettings | None = None
 

@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from pyworkflow_ray import modules, values
 from pyworkflow_ray.engine.events import Event
 from pyworkflow_ray.exceptions import ConfigurationError
-from pyworkflow_ray.values import Values
+from pyworkflow_ray.values import codec, modules
+from pyworkflow_ray.values.codec import Values
 
 _VALUE_FIELDS = ("args", "kwargs", "result", "value", "payload", "attributes")
 
@@ -59,7 +59,7 @@ class Payloads:
     def resolve(self, data: Raw | bytes) -> bytes:
         """The value's own text, fetched if the history only refers to it."""
         text = bytes(data)
-        reference = values.blob_reference(text)
+        reference = codec.blob_reference(text)
         return text if reference is None else self._fetch(reference)
 
     def split(self, event: Event) -> tuple[Event, list[tuple[str, bytes]]]:
@@ -78,7 +78,7 @@ class Payloads:
 
 def split_value(data: bytes, threshold: int) -> tuple[bytes, tuple[str, bytes] | None]:
     """The text to store for an encoded value, and its blob when it is large."""
-    if len(data) < threshold or values.blob_reference(data) is not None:
+    if len(data) < threshold or codec.blob_reference(data) is not None:
         return data, None
-    digest, reference = values.make_blob_reference(data)
+    digest, reference = codec.make_blob_reference(data)
     return reference, (digest, data)

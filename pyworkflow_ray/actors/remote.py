@@ -19,11 +19,11 @@ from pyworkflow_ray.actors.cluster import Cluster
 from pyworkflow_ray.actors.coordinator import Coordinator
 from pyworkflow_ray.actors.dispatchers import LocalDispatcher, RayDispatcher
 from pyworkflow_ray.actors.drives import Drive
-from pyworkflow_ray.actors.engines import Engine
 from pyworkflow_ray.actors.hook_registry import HookRegistry
 from pyworkflow_ray.actors.logs import follow
+from pyworkflow_ray.actors.nudges import Nudger
+from pyworkflow_ray.actors.settings import EngineSettings
 from pyworkflow_ray.actors.timer import Timer
-from pyworkflow_ray.actors.wakers import Waker
 from pyworkflow_ray.exceptions import StorageError
 
 MOST_SHOWN = 100
@@ -33,14 +33,14 @@ MOST_SHOWN = 100
 class CoordinatorActor(Coordinator):
     """A coordinator in a process of its own, which Ray restarts."""
 
-    def __init__(self, name: str, engine: Engine) -> None:
+    def __init__(self, name: str, engine: EngineSettings) -> None:
         follow(engine.logging)
         super().__init__(name, engine, cluster=ray.get_runtime_context().gcs_address)
         # A run's way leads over four threads (Ray's, the loop's, an engine thread, the writer's), and each
         # hand-over may wait this long for the interpreter; the usual 5 ms is meant for threads that compute.
         sys.setswitchinterval(0.0001)
         self._cluster = Cluster(engine)
-        self._waker = Waker(engine, Nudger(self._cluster))
+        self._nudger = Nudger(engine, ActorNudge(self._cluster))
         self._shown: set[str] = set()
         self._first_due_at: datetime | None = None
         self._arming: asyncio.Task[None] | None = None
@@ -89,7 +89,7 @@ class CoordinatorActor(Coordinator):
 
     async def nudge(self, run_ids: Iterable[str]) -> None:
         assert self._storage is not None
-        await self._waker.wake_ids(self._storage, run_ids)
+        await self._nudger.wake_ids(self._storage, run_ids)
 
     def _arm_timer(self, seconds: float) -> None:
         """Tell the timer; also the way to have it made again, should somebody have ended it."""
@@ -142,8 +142,8 @@ class CoordinatorActor(Coordinator):
         return os.getpid()
 
 
-class Nudger:
-    """Tells coordinators, on threads of its own, that runs of theirs are to go on."""
+class ActorNudge:
+    """Nudges coordinators, on threads of its own, that runs of theirs are to go on."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
@@ -166,10 +166,10 @@ class Nudger:
 class TimerActor(Timer):
     """The timer in a process of its own, which Ray restarts."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: EngineSettings) -> None:
         follow(engine.logging)
         self._cluster = Cluster(engine)
-        super().__init__(engine, Nudger(self._cluster), partial(_in_background, self._rouse_other))
+        super().__init__(engine, ActorNudge(self._cluster), partial(_in_background, self._rouse_other))
         self._running = asyncio.get_running_loop().create_task(self.run())  # see CoordinatorActor
 
     async def pid(self) -> int:
@@ -192,10 +192,10 @@ class TimerActor(Timer):
 class HookRegistryActor(HookRegistry):
     """The hook registry in a process of its own, which Ray restarts."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: EngineSettings) -> None:
         follow(engine.logging)
         super().__init__(engine, self._note)
-        self._waker = Waker(engine, Nudger(Cluster(engine)))
+        self._nudger = Nudger(engine, ActorNudge(Cluster(engine)))
         self._received: set[str] = set()
         self._waking: asyncio.Task[None] | None = None
 
@@ -208,7 +208,7 @@ class HookRegistryActor(HookRegistry):
         while self._received:  # what comes while some are told of goes together
             run_ids, self._received = self._received, set()
             try:
-                await self._waker.wake_ids(self._storage(), run_ids)
+                await self._nudger.wake_ids(self._storage(), run_ids)
             except Exception as error:
                 logger.warning("Runs whose hooks were answered could not be told: {}", type(error).__name__)
 

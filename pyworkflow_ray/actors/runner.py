@@ -25,14 +25,14 @@ import msgspec
 from pyworkflow_ray.actors.codes import CodeLoader
 from pyworkflow_ray.actors.logs import follow
 from pyworkflow_ray.actors.payloads import configured_values
+from pyworkflow_ray.config import LogSettings
 from pyworkflow_ray.durations import format_duration
 from pyworkflow_ray.engine.attempts import AttemptCompleted, AttemptFailed, AttemptOutcome, encode_outcome
 from pyworkflow_ray.engine.step_contexts import StepContext, attempting
 from pyworkflow_ray.exceptions import StepTimeoutError
-from pyworkflow_ray.failures import capture
-from pyworkflow_ray.sinks import LogSettings
 from pyworkflow_ray.storage.codes import Code
-from pyworkflow_ray.values import Values
+from pyworkflow_ray.values.codec import Values
+from pyworkflow_ray.values.failures import capture
 
 LOCAL_THREADS = 64
 """Local `def` steps that run at once in one process."""

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from loguru import logger
 
-from pyworkflow_ray.actors.mail import CANCEL_KEY, Mail
+from pyworkflow_ray.actors.inboxes import CANCEL_KEY, InboxEntry
 from pyworkflow_ray.engine.events import CancellationRequested
 from pyworkflow_ray.exceptions import WorkflowError
 from pyworkflow_ray.storage.fires import Fired, fire, run_of_text
@@ -144,4 +144,4 @@ def ask_to_cancel(connection: Any, run_id: str) -> None:
     # To post again what its coordinator just reads would wait for its commit, with schedules in hand.
     if not was_posted(connection, latest, CANCEL_KEY):
         request = CancellationRequested(reason="its schedule has fired again")
-        Mail(run_id, CANCEL_KEY, request).post(connection, latest)
+        InboxEntry(run_id, CANCEL_KEY, request).post(connection, latest)

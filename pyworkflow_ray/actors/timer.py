@@ -13,9 +13,9 @@ from typing import Any
 
 from loguru import logger
 
-from pyworkflow_ray.actors.engines import Engine
+from pyworkflow_ray.actors.nudges import Nudge, Nudger, Placed
 from pyworkflow_ray.actors.schedulers import fire_due
-from pyworkflow_ray.actors.wakers import Nudge, Placed, Waker
+from pyworkflow_ray.actors.settings import EngineSettings
 from pyworkflow_ray.storage.storages import Storage
 from pyworkflow_ray.storage.sweeps import due, orphans
 
@@ -32,10 +32,10 @@ class Timer:
         rouse: How the timer of another environment is told that there is something for it.
     """
 
-    def __init__(self, engine: Engine, nudge: Nudge, rouse: Callable[[str], None]) -> None:
+    def __init__(self, engine: EngineSettings, nudge: Nudge, rouse: Callable[[str], None]) -> None:
         self.engine = engine
         self._rouse = rouse
-        self._waker = Waker(engine, nudge)
+        self._nudger = Nudger(engine, nudge)
         self._storage: Storage | None = None
         self._hurry = asyncio.Event()
         self._next_at = 0.0
@@ -89,7 +89,7 @@ class Timer:
         mine = self.engine.environment
         for environment in {run.environment for run in ready} - {mine}:
             self._rouse(environment)  # it is at its work, or has gone with its cluster
-        self.wakes += await self._waker.wake(storage, [run for run in ready if run.environment == mine])
+        self.wakes += await self._nudger.wake(storage, [run for run in ready if run.environment == mine])
         await self._fire(storage, interval)
 
     async def _fire(self, storage: Storage, horizon: float) -> None:
@@ -99,16 +99,16 @@ class Timer:
             self._next_at = min(self._next_at, now + fired.seconds_until)
         for environment in fired.others:
             self._rouse(environment)
-        self.wakes += await self._waker.wake(storage, fired.runs)
+        self.wakes += await self._nudger.wake(storage, fired.runs)
         if fired.cancelled:
-            await self._waker.wake_ids(storage, fired.cancelled)
+            await self._nudger.wake_ids(storage, fired.cancelled)
 
     def _open(self) -> Storage:
         if self._storage is None:
             self._storage = self.engine.open_storage()
         return self._storage
 
-    async def running(self) -> Engine:
+    async def running(self) -> EngineSettings:
         """What this engine runs on, for a process that joins it."""
         return self.engine
 

@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 import pyworkflow_ray
 from pyworkflow_ray.cli import (
     databases,
-    engines,
+    engine_actors,
     hooks,
     invocations,
     quickstarts,
@@ -75,7 +75,7 @@ app = typer.Typer(
         f"options may stand anywhere. To begin: {PROGRAM} quickstart"
     ),
 )
-for each in (engines, quickstarts, replays):
+for each in (engine_actors, quickstarts, replays):
     each.add_commands(app)
 app.add_typer(workflows.app, name="workflows")
 app.add_typer(runs.app, name="runs")

@@ -11,8 +11,8 @@ from typing import Any
 import typer
 from pydantic import TypeAdapter
 
+from pyworkflow_ray.authoring.workflows import WorkflowFunction
 from pyworkflow_ray.cli.questions import read_value
-from pyworkflow_ray.workflows import WorkflowFunction
 
 
 def arguments_of(

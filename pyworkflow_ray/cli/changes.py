@@ -24,7 +24,7 @@ from pyworkflow_ray.cli.times import since
 from pyworkflow_ray.cli.workflows import finish, tell_start
 from pyworkflow_ray.client import forks
 from pyworkflow_ray.client import runs as client
-from pyworkflow_ray.client.loops import run_sync
+from pyworkflow_ray.client.event_loops import run_sync
 from pyworkflow_ray.statuses import RunStatus
 
 Wait = Annotated[bool, typer.Option("--wait", help="Show the run until it ends.")]

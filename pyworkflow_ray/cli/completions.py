@@ -9,9 +9,9 @@ from typing import TypeVar
 
 import typer
 
+from pyworkflow_ray.authoring.discovery import discover_workflows
 from pyworkflow_ray.cli.invocations import Invocation
 from pyworkflow_ray.config import get_config
-from pyworkflow_ray.discovery import discover_workflows
 from pyworkflow_ray.statuses import HookStatus, RunStatus
 from pyworkflow_ray.storage.inspections import workflow_names
 from pyworkflow_ray.storage.runs import list_runs

@@ -14,7 +14,7 @@ from pyworkflow_ray import config
 from pyworkflow_ray.actors.cluster import named_address
 from pyworkflow_ray.cli.cells import STYLES, shown
 from pyworkflow_ray.cli.outputs import PROGRAM, Column, Format, Output
-from pyworkflow_ray.client.engines import EngineState, inspect_engine, join
+from pyworkflow_ray.client.engine_actors import EngineState, inspect_engine, join
 from pyworkflow_ray.exceptions import ConfigurationError, StorageError
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage.inspections import Inspection, inspect_database

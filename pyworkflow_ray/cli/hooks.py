@@ -14,8 +14,8 @@ from pyworkflow_ray.cli.invocations import STORED, begin_reading, begin_writing
 from pyworkflow_ray.cli.outputs import Column, Output
 from pyworkflow_ray.cli.questions import is_interactive, read_value
 from pyworkflow_ray.cli.run_ids import full_id
+from pyworkflow_ray.client.event_loops import run_sync
 from pyworkflow_ray.client.hooks import Hook, get_hook, list_hooks, reject_hook, resume_hook
-from pyworkflow_ray.client.loops import run_sync
 from pyworkflow_ray.exceptions import HookNotFoundError, HookValidationError
 from pyworkflow_ray.statuses import HookStatus
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import typer
 
 from pyworkflow_ray.actors.cluster import address_of_local_cluster, has_joined, named_address
+from pyworkflow_ray.authoring.discovery import discover_workflows
 from pyworkflow_ray.cli.outputs import Format, Output
-from pyworkflow_ray.client.engines import join, store_only
-from pyworkflow_ray.client.loops import run_sync
+from pyworkflow_ray.client.engine_actors import join, store_only
+from pyworkflow_ray.client.event_loops import run_sync
 from pyworkflow_ray.client.runtimes import LOCAL
 from pyworkflow_ray.client.sessions import session
 from pyworkflow_ray.config import configure, get_config
-from pyworkflow_ray.discovery import discover_workflows
 from pyworkflow_ray.exceptions import ConfigurationError
 
 STORED = (

@@ -20,14 +20,14 @@ from rich.text import Text
 from pyworkflow_ray.cli.cells import STYLES, error_text, shown
 from pyworkflow_ray.cli.outputs import PROGRAM, Output
 from pyworkflow_ray.cli.times import clock, relative, span
+from pyworkflow_ray.client.event_loops import run_sync
 from pyworkflow_ray.client.handles import wait_for_end
-from pyworkflow_ray.client.loops import run_sync
-from pyworkflow_ray.client.mail import latest_of_chain
-from pyworkflow_ray.client.outlines import ChildOutline, Outline, StepOutline, Wait
+from pyworkflow_ray.client.inboxes import latest_of_chain
 from pyworkflow_ray.client.progress import Progress
 from pyworkflow_ray.client.records import Event, WorkflowRun
 from pyworkflow_ray.client.runtimes import LOCAL
 from pyworkflow_ray.client.sessions import Session, session
+from pyworkflow_ray.client.summaries import ChildSummary, RunSummary, StepSummary, Wait
 from pyworkflow_ray.statuses import RunStatus, StepStatus
 from pyworkflow_ray.storage.runs import get_run
 
@@ -137,62 +137,62 @@ class Screen(Progress):
 
     def __init__(self, of: Session, console: Console) -> None:
         super().__init__(of, "", always=True)
-        self.outline: Outline | None = None
+        self.summary: RunSummary | None = None
         self.chain = 0
         self._spinner = Spinner("dots", style="cyan")
         self._console = console
         self.live = Live(get_renderable=self.picture, console=console, refresh_per_second=8)
 
     def take(self, event: Event) -> None:
-        if self.outline is None or self.outline.run_id != event.run_id:
-            self.outline = Outline(event.run_id)
+        if self.summary is None or self.summary.run_id != event.run_id:
+            self.summary = RunSummary(event.run_id)
             self.chain += 1
-        self.outline.add(event)
+        self.summary.add(event)
 
     def picture(self) -> RenderableType:
         """The run as it is now."""
-        outline = self.outline
-        if outline is None:
+        summary = self.summary
+        if summary is None:
             text = f" waiting for {self.run_id} to begin" if self.run_id else " starting"
             return _side_by_side(self._spinner, Text(text))
         now = datetime.now(UTC)
         entries = [
-            *step_lines(outline, now),
-            *child_lines(outline),
-            *(wait_line(wait, now) for wait in open_waits(outline, now)),
+            *step_lines(summary, now),
+            *child_lines(summary),
+            *(wait_line(wait, now) for wait in open_waits(summary, now)),
         ]
         room = max(self._console.height - _FRAME, 5)
         if len(entries) > room:
             hidden = len(entries) - room + 1
             entries = [Text(f"  … {hidden} lines above", style="dim"), *entries[hidden:]]
-        return Group(self._heading(outline, now), *entries)
+        return Group(self._heading(summary, now), *entries)
 
-    def _heading(self, outline: Outline, now: datetime) -> RenderableType:
-        state = "waiting" if is_waiting(outline) else outline.status.value
-        line = Text.assemble((shown(outline.workflow_name), "bold"), "  ", outline.run_id, "  ")
+    def _heading(self, summary: RunSummary, now: datetime) -> RenderableType:
+        state = "waiting" if is_waiting(summary) else summary.status.value
+        line = Text.assemble((shown(summary.workflow_name), "bold"), "  ", summary.run_id, "  ")
         line.append(state, style=STYLES.get(state, ""))
-        if outline.started_at is not None:
-            line.append(f"  {span((outline.ended_at or now) - outline.started_at)}", style="dim")
+        if summary.started_at is not None:
+            line.append(f"  {span((summary.ended_at or now) - summary.started_at)}", style="dim")
         if self.chain > 1:
             line.append(f"  run {self.chain} of its chain", style="dim")
-        if outline.interruptions:
-            line.append(f"  recovered {outline.interruptions}×", style="yellow")
-        if outline.cancel_reason is not None and outline.ended_at is None:
+        if summary.interruptions:
+            line.append(f"  recovered {summary.interruptions}×", style="yellow")
+        if summary.cancel_reason is not None and summary.ended_at is None:
             line.append("  asked to cancel", style="magenta")
-        return line if outline.ended_at is not None else _side_by_side(self._spinner, Text(" "), line)
+        return line if summary.ended_at is not None else _side_by_side(self._spinner, Text(" "), line)
 
 
-def is_waiting(outline: Outline) -> bool:
+def is_waiting(summary: RunSummary) -> bool:
     """Whether a run that goes on has nothing under way."""
-    if outline.ended_at is not None or not (outline.waits or outline.children):
+    if summary.ended_at is not None or not (summary.waits or summary.children):
         return False
-    return all(step.ended_at is not None for step in list(outline.steps.values()))
+    return all(step.ended_at is not None for step in list(summary.steps.values()))
 
 
-def step_lines(outline: Outline, now: datetime) -> list[RenderableType]:
+def step_lines(summary: RunSummary, now: datetime) -> list[RenderableType]:
     """A line for each step, and one for all steps of a name where there are many."""
-    by_name: dict[str, list[StepOutline]] = {}
-    for step in list(outline.steps.values()):
+    by_name: dict[str, list[StepSummary]] = {}
+    for step in list(summary.steps.values()):
         by_name.setdefault(step.step_name, []).append(step)
     lines: list[RenderableType] = []
     for name, steps in by_name.items():
@@ -203,7 +203,7 @@ def step_lines(outline: Outline, now: datetime) -> list[RenderableType]:
     return lines
 
 
-def _step_line(step: StepOutline, now: datetime) -> Text:
+def _step_line(step: StepSummary, now: datetime) -> Text:
     state = step.status.value
     line = Text.assemble("  ", (MARKS[step.status], STYLES.get(state, "")), f" {shown(step.step_id):<24} ")
     line.append(f"{state:<9}", style=STYLES.get(state, ""))
@@ -218,7 +218,7 @@ def _step_line(step: StepOutline, now: datetime) -> Text:
     return _cut(line)
 
 
-def _bar(name: str, steps: list[StepOutline]) -> RenderableType:
+def _bar(name: str, steps: list[StepSummary]) -> RenderableType:
     counts = {status: sum(step.status is status for step in steps) for status in StepStatus}
     done = counts[StepStatus.COMPLETED]
     ended = done + counts[StepStatus.FAILED] + counts[StepStatus.CANCELLED]
@@ -238,9 +238,9 @@ def _bar(name: str, steps: list[StepOutline]) -> RenderableType:
     )
 
 
-def child_lines(outline: Outline) -> list[RenderableType]:
+def child_lines(summary: RunSummary) -> list[RenderableType]:
     """A line for each child run, and one for all of many."""
-    children = list(outline.children.values())
+    children = list(summary.children.values())
     if len(children) < COLLAPSE_FROM:
         return [_child_line(child) for child in children]
     counts = Counter(child.status for child in children)
@@ -253,7 +253,7 @@ def child_lines(outline: Outline) -> list[RenderableType]:
     return [line]
 
 
-def _child_line(child: ChildOutline) -> Text:
+def _child_line(child: ChildSummary) -> Text:
     state = child.status.value
     line = Text.assemble(
         "  ", ("▷", STYLES[state]), f" {shown(child.child_id):<24} ", (f"{state:<9}", STYLES[state])
@@ -264,11 +264,11 @@ def _child_line(child: ChildOutline) -> Text:
     return _cut(line)
 
 
-def open_waits(outline: Outline, now: datetime) -> list[Wait]:
+def open_waits(summary: RunSummary, now: datetime) -> list[Wait]:
     """What the run waits for besides its steps, without timers whose time is over; only the first few."""
     waits = [
         wait
-        for wait in outline.waits
+        for wait in summary.waits
         if wait.kind != "sleep" or wait.until is None or (now - wait.until).total_seconds() < _STALE
     ]
     return waits[:_MOST_WAITS]

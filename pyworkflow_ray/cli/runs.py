@@ -13,10 +13,10 @@ from pyworkflow_ray.cli.cells import shown
 from pyworkflow_ray.cli.invocations import begin_reading
 from pyworkflow_ray.cli.outputs import PROGRAM, Column, Format, Output
 from pyworkflow_ray.cli.run_ids import RunId, full_id
-from pyworkflow_ray.cli.stories import print_status
+from pyworkflow_ray.cli.run_reports import print_status
 from pyworkflow_ray.cli.times import exact, since
+from pyworkflow_ray.client.event_loops import run_sync
 from pyworkflow_ray.client.handles import read_record
-from pyworkflow_ray.client.loops import run_sync
 from pyworkflow_ray.client.progress import INTERVAL, read_new_events
 from pyworkflow_ray.client.records import Event, WorkflowRun
 from pyworkflow_ray.client.runs import get_children, get_workflow_chain, list_runs

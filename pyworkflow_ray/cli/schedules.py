@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pyworkflow_ray.authoring.workflows import get_workflow
 from pyworkflow_ray.cli import completions
 from pyworkflow_ray.cli.arguments import arguments_of
 from pyworkflow_ray.cli.invocations import (
@@ -23,12 +24,11 @@ from pyworkflow_ray.cli.questions import confirm, read_value
 from pyworkflow_ray.cli.times import exact
 from pyworkflow_ray.client import declarations, firings
 from pyworkflow_ray.client import schedules as client
-from pyworkflow_ray.client.loops import run_sync
+from pyworkflow_ray.client.event_loops import run_sync
 from pyworkflow_ray.client.schedules import Schedule
 from pyworkflow_ray.exceptions import ScheduleNotFoundError
-from pyworkflow_ray.recurrences import ScheduleSpec
+from pyworkflow_ray.recurrences.specs import ScheduleSpec
 from pyworkflow_ray.statuses import OverlapPolicy, ScheduleStatus
-from pyworkflow_ray.workflows import get_workflow
 
 app = typer.Typer(no_args_is_help=True, help="Schedules: workflows that run at certain times.")
 

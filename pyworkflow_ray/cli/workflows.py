@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pyworkflow_ray import values
+from pyworkflow_ray.authoring.workflows import WorkflowFunction, get_workflow, list_workflows
 from pyworkflow_ray.cli import completions
 from pyworkflow_ray.cli.arguments import arguments_of
 from pyworkflow_ray.cli.cells import error_text, json_text, shown
@@ -16,7 +16,7 @@ from pyworkflow_ray.cli.errors import print_error
 from pyworkflow_ray.cli.invocations import begin, begin_driving, import_workflows, is_local
 from pyworkflow_ray.cli.live import watch
 from pyworkflow_ray.cli.outputs import PROGRAM, Column, Format, Output
-from pyworkflow_ray.client.loops import run_sync
+from pyworkflow_ray.client.event_loops import run_sync
 from pyworkflow_ray.client.records import WorkflowRun
 from pyworkflow_ray.client.runs import get_workflow_run
 from pyworkflow_ray.client.sessions import session
@@ -25,7 +25,7 @@ from pyworkflow_ray.ids import new_run_id
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage.blobs import load_blob
 from pyworkflow_ray.storage.runs import get_run
-from pyworkflow_ray.workflows import WorkflowFunction, get_workflow, list_workflows
+from pyworkflow_ray.values import codec
 
 app = typer.Typer(no_args_is_help=True, help="Workflows that modules define, and new runs of them.")
 
@@ -154,10 +154,10 @@ def result_of(run_id: str) -> Any:
     record = storage.read(lambda connection: get_run(connection, run_id))
     if record is None or record.result is None:
         return None
-    digest = values.blob_reference(record.result.encode())
+    digest = codec.blob_reference(record.result.encode())
     if digest is None:
-        return values.describe(record.result)
-    return values.describe(storage.read(lambda connection: load_blob(connection, digest)).decode())
+        return codec.describe(record.result)
+    return codec.describe(storage.read(lambda connection: load_blob(connection, digest)).decode())
 
 
 def _print_result(output: Output, result: Any) -> None:

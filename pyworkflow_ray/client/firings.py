@@ -13,7 +13,7 @@ from pyworkflow_ray.client.schedules import opened, own_now
 from pyworkflow_ray.client.sessions import Session
 from pyworkflow_ray.durations import in_utc
 from pyworkflow_ray.exceptions import ConfigurationError, ScheduleNotFoundError
-from pyworkflow_ray.overlaps import policy_of
+from pyworkflow_ray.recurrences.overlaps import policy_of
 from pyworkflow_ray.statuses import OverlapPolicy, ScheduleStatus
 from pyworkflow_ray.storage import fires, schedules
 from pyworkflow_ray.storage.schedules import ScheduleRecord

@@ -10,8 +10,9 @@ import msgspec
 
 from pyworkflow_ray.actors.activations import blob_links, links_to
 from pyworkflow_ray.actors.codes import pack
-from pyworkflow_ray.actors.requests import label
-from pyworkflow_ray.actors.wakers import is_isolated
+from pyworkflow_ray.actors.new_runs import label
+from pyworkflow_ray.actors.nudges import is_isolated
+from pyworkflow_ray.authoring.workflows import as_workflow
 from pyworkflow_ray.client.handles import RunHandle, read_record, refuse_in_workflow
 from pyworkflow_ray.client.sessions import Session, session
 from pyworkflow_ray.client.starts import hand_over
@@ -38,7 +39,6 @@ from pyworkflow_ray.storage.codes import Code
 from pyworkflow_ray.storage.histories import Append, append, read_events
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.runs import get_run
-from pyworkflow_ray.workflows import as_workflow
 
 CODES = ("recorded", "current")
 

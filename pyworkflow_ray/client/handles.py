@@ -7,9 +7,9 @@ import time
 from collections.abc import Generator
 from typing import Any, Generic, TypeVar
 
-from pyworkflow_ray import exceptions, values
+from pyworkflow_ray import exceptions
 from pyworkflow_ray.actors.activations import RunEnd
-from pyworkflow_ray.client.loops import run_sync
+from pyworkflow_ray.client.event_loops import run_sync
 from pyworkflow_ray.client.records import Event, WorkflowRun
 from pyworkflow_ray.client.sessions import Session, session
 from pyworkflow_ray.engine.events import FailureEvent, decode_event
@@ -21,12 +21,13 @@ from pyworkflow_ray.exceptions import (
     WorkflowFailedError,
     WorkflowNotFoundError,
 )
-from pyworkflow_ray.failures import Failure, capture, restore
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage.blobs import load_blob
 from pyworkflow_ray.storage.histories import latest_event, read_events
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.runs import get_run
+from pyworkflow_ray.values import codec
+from pyworkflow_ray.values.failures import Failure, capture, restore
 
 T = TypeVar("T")
 
@@ -233,7 +234,7 @@ async def _value_of(of: Session, end: RunEnd) -> Any:
         error.add_note(f"Run {end.run_id} ended as {end.status}.")
         raise error
     data = end.result or b"null"
-    digest = values.blob_reference(data)
+    digest = codec.blob_reference(data)
     if digest is not None:
         found = digest
         data = await asyncio.to_thread(of.storage.read, lambda c: load_blob(c, found))

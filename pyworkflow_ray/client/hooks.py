@@ -10,17 +10,17 @@ from typing import Any
 
 import msgspec
 
-from pyworkflow_ray import values
+from pyworkflow_ray.client.event_loops import run_sync
 from pyworkflow_ray.client.handles import refuse_in_workflow
-from pyworkflow_ray.client.loops import run_sync
 from pyworkflow_ray.client.sessions import Session, session
 from pyworkflow_ray.exceptions import HookRejectedError, InvalidTokenError
-from pyworkflow_ray.failures import capture
-from pyworkflow_ray.schemas import plain
 from pyworkflow_ray.statuses import HookStatus
 from pyworkflow_ray.storage import hooks
 from pyworkflow_ray.storage.hooks import HookRecord
 from pyworkflow_ray.storage.storages import Storage
+from pyworkflow_ray.values import codec
+from pyworkflow_ray.values.failures import capture
+from pyworkflow_ray.values.schemas import plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Hook:
     @classmethod
     def of(cls, record: HookRecord) -> Hook:
         """The hook of a row."""
-        answer = {} if record.payload is None else values.describe(record.payload)
+        answer = {} if record.payload is None else codec.describe(record.payload)
         return cls(
             hook_id=record.hook_id,
             run_id=record.run_id,
@@ -66,7 +66,7 @@ class Hook:
             payload_schema=None
             if record.payload_schema is None
             else msgspec.json.decode(record.payload_schema),
-            metadata={} if record.metadata is None else values.describe(record.metadata),
+            metadata={} if record.metadata is None else codec.describe(record.metadata),
         )
 
 

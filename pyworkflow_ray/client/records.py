@@ -8,11 +8,11 @@ from typing import Any, Self
 
 import msgspec
 
-from pyworkflow_ray import values
 from pyworkflow_ray.event_types import EventType
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage.histories import EventRow
 from pyworkflow_ray.storage.records import RunRecord
+from pyworkflow_ray.values import codec
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Event:
         position, timestamp, type_, data = row
         text = data if isinstance(data, str) else data.decode()
         kind = EventType(type_)
-        return cls(f"{run_id}:{position}", run_id, kind, timestamp, values.describe(text), position, text)
+        return cls(f"{run_id}:{position}", run_id, kind, timestamp, codec.describe(text), position, text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,4 +131,4 @@ class WorkflowRun:
 
 
 def _shown(text: str | None, default: Any) -> Any:
-    return default if text is None else values.describe(text)
+    return default if text is None else codec.describe(text)

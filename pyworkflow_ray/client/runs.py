@@ -12,20 +12,20 @@ from typing import Any
 
 from msgspec import Raw
 
-from pyworkflow_ray import values
-from pyworkflow_ray.actors.mail import CANCEL_KEY
+from pyworkflow_ray.actors.inboxes import CANCEL_KEY
 from pyworkflow_ray.client.handles import RunHandle, read_record, refuse_in_workflow, wait_for_end
-from pyworkflow_ray.client.mail import latest_of_chain, send
+from pyworkflow_ray.client.inboxes import latest_of_chain, send
 from pyworkflow_ray.client.records import Event, WorkflowRun
 from pyworkflow_ray.client.sessions import Session, session
 from pyworkflow_ray.durations import When, resolve_when
 from pyworkflow_ray.engine.attempts import AttemptFailed, decode_outcome
 from pyworkflow_ray.engine.events import CancellationRequested, SignalReceived
 from pyworkflow_ray.exceptions import WorkflowError, WorkflowFailedError, WorkflowNotFoundError
-from pyworkflow_ray.failures import restore
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage import runs
 from pyworkflow_ray.storage.storages import Storage
+from pyworkflow_ray.values import codec
+from pyworkflow_ray.values.failures import restore
 
 
 async def get_workflow_run(run_id: str, *, storage: Any = None) -> WorkflowRun | None:
@@ -105,7 +105,7 @@ async def page_of_runs(
     if limit < 1:
         raise ValueError(f"limit is {limit}: give 1 or more.")
     wanted = statuses_of(status)
-    equal = {key: values.encode(value).decode() for key, value in (attributes or {}).items()}
+    equal = {key: codec.encode(value).decode() for key, value in (attributes or {}).items()}
     found, following = await asyncio.to_thread(
         storage.read,
         lambda connection: runs.list_runs(

@@ -22,10 +22,10 @@ from pyworkflow_ray.actors.cluster import (
     placed_on,
 )
 from pyworkflow_ray.actors.coordinator import Coordinator
-from pyworkflow_ray.actors.engines import Engine
 from pyworkflow_ray.actors.hook_registry import HookRegistry
-from pyworkflow_ray.actors.wakers import Waker, coordinator_of, is_isolated
-from pyworkflow_ray.client.lines import Line, call_actor
+from pyworkflow_ray.actors.nudges import Nudger, coordinator_of, is_isolated
+from pyworkflow_ray.actors.settings import EngineSettings
+from pyworkflow_ray.client.coordinators import CoordinatorClient, call_actor
 from pyworkflow_ray.clock import Clock
 from pyworkflow_ray.config import Settings
 from pyworkflow_ray.exceptions import ConfigurationError
@@ -48,7 +48,7 @@ class RayRuntime:
     def __init__(self, settings: Settings, storage: Storage) -> None:
         self._settings, self._storage = settings, storage
         self._cluster: Cluster | None = None
-        self._lines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, Line]]
+        self._lines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, CoordinatorClient]]
         self._lines = weakref.WeakKeyDictionary()
         self._waking: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, bool]]
         self._waking = weakref.WeakKeyDictionary()
@@ -70,7 +70,7 @@ class RayRuntime:
             if self._cluster is not None and joined_job() == self._joined:
                 return
             connect(self._settings.address, self._settings.namespace)
-            engine = Engine.configured(self._settings)
+            engine = EngineSettings.configured(self._settings)
             database = self._storage.database
             if database.is_memory:
                 raise ConfigurationError(
@@ -110,7 +110,7 @@ class RayRuntime:
     async def wake_all(self, runs: Sequence[RunRecord]) -> None:
         """Have runs go on that were accepted and placed nowhere."""
         groups: list[tuple[str, str, list[str]]] = []
-        await Waker(self.engine, lambda *group: groups.append(group)).wake(self._storage, runs)
+        await Nudger(self.engine, lambda *group: groups.append(group)).wake(self._storage, runs)
         for name, environment, run_ids in groups:
             make = partial(self.cluster.coordinator, name, environment)
             await call_actor(self.cluster, make, name, "wake", run_ids)
@@ -126,7 +126,7 @@ class RayRuntime:
         return self._cluster
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> EngineSettings:
         return self.cluster.engine
 
     def placing(self, run_id: str, isolated: bool, start_at: datetime | None) -> dict[str, Any]:
@@ -212,10 +212,10 @@ class RayRuntime:
         )
         return run_id, hook_id
 
-    def _line(self, name: str, environment: str) -> Line:
+    def _line(self, name: str, environment: str) -> CoordinatorClient:
         lines = self._lines.setdefault(asyncio.get_running_loop(), {})
         if name not in lines:
-            lines[name] = Line(self.cluster, name, environment, self._storage_id)
+            lines[name] = CoordinatorClient(self.cluster, name, environment, self._storage_id)
         return lines[name]
 
 
@@ -225,7 +225,7 @@ class LocalRuntime:
     name = LOCAL
 
     def __init__(self, settings: Settings, storage: Storage, clock: Clock | None = None) -> None:
-        self._engine = Engine.configured(settings, slots=1, namespace="")
+        self._engine = EngineSettings.configured(settings, slots=1, namespace="")
         self._storage = storage
         self._clock = clock
         self._coordinators: dict[asyncio.AbstractEventLoop, Coordinator] = {}
@@ -264,7 +264,7 @@ class LocalRuntime:
             await self._rest_of(run.run_id)
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> EngineSettings:
         return self._engine
 
     def placing(self, run_id: str, isolated: bool, start_at: datetime | None) -> dict[str, Any]:

@@ -11,24 +11,24 @@ from typing import Any
 
 import msgspec
 
-from pyworkflow_ray import values
 from pyworkflow_ray.actors.codes import pack
-from pyworkflow_ray.actors.requests import new_run
+from pyworkflow_ray.actors.new_runs import new_run
+from pyworkflow_ray.authoring.schedules import window_of
+from pyworkflow_ray.authoring.workflows import WorkflowFunction, as_workflow
 from pyworkflow_ray.client.handles import refuse_in_workflow
 from pyworkflow_ray.client.records import Event
 from pyworkflow_ray.client.sessions import Session, session
 from pyworkflow_ray.durations import Duration
 from pyworkflow_ray.exceptions import ConfigurationError, ScheduleNotFoundError
-from pyworkflow_ray.overlaps import policy_of
-from pyworkflow_ray.recurrences import ScheduleSpec
-from pyworkflow_ray.schedules import window_of
+from pyworkflow_ray.recurrences.overlaps import policy_of
+from pyworkflow_ray.recurrences.specs import ScheduleSpec
 from pyworkflow_ray.statuses import OverlapPolicy, ScheduleStatus
 from pyworkflow_ray.storage import fires, schedules
 from pyworkflow_ray.storage.acceptances import NewRun
 from pyworkflow_ray.storage.codes import Code
 from pyworkflow_ray.storage.schedules import ScheduleRecord
 from pyworkflow_ray.storage.storages import Storage
-from pyworkflow_ray.workflows import WorkflowFunction, as_workflow
+from pyworkflow_ray.values import codec
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +71,8 @@ class Schedule:
             spec=record.spec,
             status=record.status,
             overlap_policy=record.overlap_policy,
-            args=values.describe(run.input_args),
-            kwargs=values.describe(run.input_kwargs),
+            args=codec.describe(run.input_args),
+            kwargs=codec.describe(run.input_kwargs),
             catchup_window=timedelta(seconds=record.catchup_window),
             created_at=record.created_at,
             updated_at=record.updated_at,

@@ -25,7 +25,7 @@ from pyworkflow_ray.config import Settings, get_config, is_in_memory, url_of
 from pyworkflow_ray.engine.step_contexts import current_step
 from pyworkflow_ray.exceptions import ConfigurationError
 from pyworkflow_ray.storage.storages import Storage
-from pyworkflow_ray.values import Values
+from pyworkflow_ray.values.codec import Values
 
 _lock = threading.Lock()
 _sessions: dict[tuple[Any, ...], Session] = {}

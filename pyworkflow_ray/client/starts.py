@@ -9,11 +9,12 @@ from datetime import UTC, datetime
 from typing import Any, ParamSpec, TypeVar, cast
 
 from pyworkflow_ray.actors.codes import pack
-from pyworkflow_ray.actors.mail import CANCEL_KEY, Mail
-from pyworkflow_ray.actors.requests import label, new_run
+from pyworkflow_ray.actors.inboxes import CANCEL_KEY, InboxEntry
+from pyworkflow_ray.actors.new_runs import label, new_run
+from pyworkflow_ray.authoring.workflows import WorkflowFunction, as_workflow
+from pyworkflow_ray.client.event_loops import run_sync
 from pyworkflow_ray.client.handles import RunHandle, refuse_in_workflow
-from pyworkflow_ray.client.loops import run_sync
-from pyworkflow_ray.client.mail import latest_of_chain
+from pyworkflow_ray.client.inboxes import latest_of_chain
 from pyworkflow_ray.client.progress import Progress
 from pyworkflow_ray.client.runtimes import LOCAL
 from pyworkflow_ray.client.sessions import Session, session
@@ -28,7 +29,6 @@ from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage.acceptances import Accepted, NewRun, accept
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.runs import delete_run, get_by_idempotency_key, get_chain, release_key
-from pyworkflow_ray.workflows import WorkflowFunction, as_workflow
 
 P = ParamSpec("P")
 CONFLICTS = ("use_existing", "fail", "replace")
@@ -233,7 +233,7 @@ def _accept(connection: Any, new: NewRun, conflict: str) -> tuple[Accepted, RunR
             release_key(connection, holder.run_id)
             if not holder.status.is_terminal:
                 reason = f"it was replaced by {new.run_id}"
-                Mail(holder.run_id, CANCEL_KEY, CancellationRequested(reason=reason)).post(connection)
+                InboxEntry(holder.run_id, CANCEL_KEY, CancellationRequested(reason=reason)).post(connection)
                 replaced = holder
     return accept(connection, new), replaced
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from pyworkflow_ray.client.outlines import Outline
 from pyworkflow_ray.client.records import Event
+from pyworkflow_ray.client.summaries import RunSummary
 from pyworkflow_ray.statuses import StepStatus
 
 
@@ -46,11 +46,11 @@ class StepExecution:
 
 def step_executions(run_id: str, events: Iterable[Event]) -> list[StepExecution]:
     """The steps that a run with these events has called, in that order."""
-    outline = Outline(run_id)
+    summary = RunSummary(run_id)
     started: dict[str, dict[str, Any]] = {}
     results: dict[str, Any] = {}
     for event in events:
-        outline.add(event)
+        summary.add(event)
         if event.type == "step.started":
             started[event.data["step_id"]] = event.data
         elif event.type == "step.completed":
@@ -74,5 +74,5 @@ def step_executions(run_id: str, events: Iterable[Event]) -> list[StepExecution]
             node=step.node,
             worker_pid=step.worker_pid,
         )
-        for step in outline.steps.values()
+        for step in summary.steps.values()
     ]

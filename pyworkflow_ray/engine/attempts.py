@@ -6,7 +6,7 @@ from datetime import datetime
 
 import msgspec
 
-from pyworkflow_ray.failures import Failure
+from pyworkflow_ray.values.failures import Failure
 
 
 class AttemptCompleted(msgspec.Struct, frozen=True, tag="completed", kw_only=True):

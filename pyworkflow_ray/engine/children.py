@@ -19,8 +19,8 @@ from pyworkflow_ray.exceptions import (
     NonDeterminismError,
     WorkflowFailedError,
 )
-from pyworkflow_ray.failures import restore
 from pyworkflow_ray.ids import Ordinals
+from pyworkflow_ray.values.failures import restore
 
 if TYPE_CHECKING:
     from pyworkflow_ray.engine.executions import Execution

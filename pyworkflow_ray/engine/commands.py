@@ -30,7 +30,7 @@ from pyworkflow_ray.engine.events import (
     failure_fields,
 )
 from pyworkflow_ray.engine.options import StepOptions
-from pyworkflow_ray.failures import Failure
+from pyworkflow_ray.values.failures import Failure
 
 
 class Command(msgspec.Struct, frozen=True, gc=False):

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from pyworkflow_ray.failures import Failure
+from pyworkflow_ray.values.failures import Failure
 
 NONE = Raw(b"null")
 

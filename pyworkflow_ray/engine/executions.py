@@ -38,9 +38,7 @@ from pyworkflow_ray.engine.commands import (
     StartTimer,
 )
 from pyworkflow_ray.engine.compensations import Compensations
-from pyworkflow_ray.engine.conclusions import Limits, PendingStep
 from pyworkflow_ray.engine.continuations import ContinueAsNew, continuation_in
-from pyworkflow_ray.engine.drops import drop_suspended
 from pyworkflow_ray.engine.events import (
     MAX_DURATION,
     NONE,
@@ -69,8 +67,10 @@ from pyworkflow_ray.engine.events import (
     WorkflowInterrupted,
     WorkflowStarted,
 )
+from pyworkflow_ray.engine.evictions import evict_suspended
 from pyworkflow_ray.engine.hooks import Hooks, PendingHook
 from pyworkflow_ray.engine.loop import EPOCH, LoopTimer, RunLoop, RunTask, collector_paused
+from pyworkflow_ray.engine.pending_steps import Limits, PendingStep
 from pyworkflow_ray.engine.recordings import Halt, Recording
 from pyworkflow_ray.engine.signals import Signals
 from pyworkflow_ray.engine.steps import Steps
@@ -84,8 +84,8 @@ from pyworkflow_ray.exceptions import (
     WorkflowError,
     WorkflowTimeoutError,
 )
-from pyworkflow_ray.failures import capture, error_type_name, restore
 from pyworkflow_ray.ids import Ordinals
+from pyworkflow_ray.values.failures import capture, error_type_name, restore
 
 __all__ = ["Codec", "Execution", "Limits", "PendingStep", "current"]
 
@@ -413,7 +413,7 @@ class Execution(Recording):
         self._loop.discard()
         tasks = list(self._loop.tasks)
         code = () if self._code is None else (self._code,)
-        drop_suspended([*(task.get_coro() for task in tasks), *code, *self._loop.async_generators])
+        evict_suspended([*(task.get_coro() for task in tasks), *code, *self._loop.async_generators])
         self._code = None
         for task in tasks:
             task._log_destroy_pending = False  # type: ignore[attr-defined]

@@ -12,8 +12,8 @@ from msgspec import Raw
 from pyworkflow_ray.engine.commands import CreateHook, DisposeHook
 from pyworkflow_ray.engine.events import HookCreated, HookDisposed, HookExpired, HookReceived
 from pyworkflow_ray.exceptions import HookExpiredError, NonDeterminismError, StepFailedError
-from pyworkflow_ray.failures import restore
 from pyworkflow_ray.ids import Ordinals, new_token
+from pyworkflow_ray.values.failures import restore
 
 if TYPE_CHECKING:
     from pyworkflow_ray.engine.executions import Execution

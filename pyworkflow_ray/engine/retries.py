@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pyworkflow_ray.durations import Duration, parse_duration
-from pyworkflow_ray.failures import Failure
+from pyworkflow_ray.values.failures import Failure
 
 RetryOn = tuple[type[BaseException], ...] | Callable[[BaseException], bool]
 
@@ -27,7 +27,7 @@ class RetryPolicy:
         factor: What each further pause is multiplied by.
         maximum: The longest pause.
         jitter: A random part of each pause, added on top: 0.1 adds up to a tenth.
-        max_attempts: Attempts in all, the first included; None leaves it to `max_retries`.
+        max_attempts: AttemptCounts in all, the first included; None leaves it to `max_retries`.
         max_elapsed: No attempt starts later than this after the step was scheduled.
     """
 
@@ -103,7 +103,7 @@ class Pauses:
 
 
 @dataclass(frozen=True, slots=True)
-class Attempts:
+class AttemptCounts:
     """How a step has fared so far: its own failures, and the workers that died under it."""
 
     scheduled_at: datetime
@@ -114,7 +114,7 @@ class Attempts:
 def next_attempt_at(
     failure: Failure,
     cause: str,
-    attempts: Attempts,
+    attempts: AttemptCounts,
     *,
     now: datetime,
     max_retries: int,

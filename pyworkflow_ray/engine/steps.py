@@ -11,9 +11,9 @@ from msgspec import Raw
 
 from pyworkflow_ray.engine.attempts import AttemptOutcome
 from pyworkflow_ray.engine.commands import CancelStep, ScheduleStep
-from pyworkflow_ray.engine.conclusions import PendingStep, conclude, step_error
 from pyworkflow_ray.engine.events import StepCancelled, StepCompleted, StepFailed, StepRetrying, StepScheduled
 from pyworkflow_ray.engine.options import StepOptions
+from pyworkflow_ray.engine.pending_steps import PendingStep, conclude, step_error
 from pyworkflow_ray.engine.recordings import Halt
 from pyworkflow_ray.exceptions import NonDeterminismError
 from pyworkflow_ray.ids import Ordinals

@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 from sqlalchemy.engine import Connection
 
-from pyworkflow_ray.overlaps import Decision, decide
+from pyworkflow_ray.recurrences.overlaps import Decision, decide
 from pyworkflow_ray.statuses import OverlapPolicy
 from pyworkflow_ray.storage.acceptances import NewRun, accept
 from pyworkflow_ray.storage.dialects import Statement

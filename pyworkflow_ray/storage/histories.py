@@ -161,7 +161,7 @@ def _insert(connection: Connection, new: Append) -> None:
     if new.hooks_disposed:
         dispose_hooks(connection, new.run_id, new.hooks_disposed)
     if _plain(new.changes.get("status")) in _ENDINGS:
-        # The hooks first: this waits for a delivery that is under way, whose mail must be marked too.
+        # The hooks first: this waits for a delivery that is under way, whose inbox row must be marked too.
         dispose_pending_hooks(connection, new.run_id)
         _MARK_ALL_READ.execute(connection, run_id=new.run_id, position=new.position)
         if new.schedule_id is not None:

@@ -184,8 +184,8 @@ def deliver(
         received = receive.row(connection, data=data, **given, **at)
         if received is not None:
             hook = _record(received)
-            mail = msgspec.json.encode({"hook_id": hook.hook_id, **values})
-            post(connection, hook.run_id, f"hook:{hook.hook_id}", "hook.received", mail)
+            entry = msgspec.json.encode({"hook_id": hook.hook_id, **values})
+            post(connection, hook.run_id, f"hook:{hook.hook_id}", "hook.received", entry)
             return hook
         earlier = _RECEIVED.row(connection, **given)
         if earlier is not None:

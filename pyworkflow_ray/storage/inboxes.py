@@ -27,8 +27,8 @@ _UNREAD = Statement(
 # From the few unread rows to their runs, as the sweep does.
 _WITH_MAIL = Statement(f"""
     SELECT runs.run_id
-    FROM (SELECT DISTINCT run_id FROM inbox WHERE read_position IS NULL) AS mail CROSS JOIN runs
-    WHERE runs.run_id = mail.run_id AND NOT {HAS_ENDED}
+    FROM (SELECT DISTINCT run_id FROM inbox WHERE read_position IS NULL) AS unread CROSS JOIN runs
+    WHERE runs.run_id = unread.run_id AND NOT {HAS_ENDED}
     LIMIT :limit
 """)
 # Whoever posts meanwhile waits for this lock, and finds that the run has ended.
@@ -75,7 +75,7 @@ def unread(connection: Connection, run_id: str) -> list[InboxRow]:
     ]
 
 
-def runs_with_mail(connection: Connection, limit: int = 1000) -> list[str]:
+def runs_with_unread(connection: Connection, limit: int = 1000) -> list[str]:
     """The runs that have not ended and have something unread, in no order."""
     return [run_id for (run_id,) in _WITH_MAIL.rows(connection, limit=limit)]
 

@@ -8,7 +8,7 @@ from itertools import islice
 import msgspec
 from sqlalchemy.engine import Connection
 
-from pyworkflow_ray.recurrences import ScheduleSpec
+from pyworkflow_ray.recurrences.specs import ScheduleSpec
 from pyworkflow_ray.storage.dialects import Statement, decode_time
 from pyworkflow_ray.storage.schedules import ScheduleRecord
 

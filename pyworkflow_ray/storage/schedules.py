@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from sqlalchemy.engine import Connection
 
-from pyworkflow_ray.recurrences import ScheduleSpec
+from pyworkflow_ray.recurrences.specs import ScheduleSpec
 from pyworkflow_ray.statuses import OverlapPolicy, RunStatus, ScheduleStatus
 from pyworkflow_ray.storage.acceptances import NewRun
 from pyworkflow_ray.storage.codes import Code, save_code

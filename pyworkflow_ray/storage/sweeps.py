@@ -41,8 +41,8 @@ _UNREAD = Statement(f"""
     FROM (
         SELECT run_id, MAX(CASE WHEN kind = 'cancellation.requested' THEN 1 ELSE 0 END) AS is_cancelled
         FROM inbox WHERE read_position IS NULL GROUP BY run_id
-    ) AS mail CROSS JOIN runs
-    WHERE runs.run_id = mail.run_id
+    ) AS unread CROSS JOIN runs
+    WHERE runs.run_id = unread.run_id
         AND (status = 'suspended' OR status = 'pending' AND lease_expires_at IS NULL
             OR status = 'interrupted' AND is_cancelled = 1)
     LIMIT :limit
@@ -99,7 +99,7 @@ def due(
 
 
 def orphans(connection: Connection, limit: int = 1000, *, grace: float = GRACE) -> list[Orphan]:
-    """Live runs whose lease has run out or that were never picked up, and sleeping ones with unread mail.
+    """Live runs whose lease has run out or that were never picked up, and sleeping ones with an unread inbox.
 
     Sleeping are suspended runs, and those that start later. Of what comes for a run that was set aside
     (interrupted), a request to cancel counts alone.

@@ -10,7 +10,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
-from pyworkflow_ray.discovery import discover_workflows
+from pyworkflow_ray.authoring.discovery import discover_workflows
 from pyworkflow_ray.exceptions import ConfigurationError, DiscoveryError
 from pyworkflow_ray.testing.replays import ReplayResult, replay_directory
 

@@ -12,11 +12,11 @@ from pyworkflow_ray.client.handles import RunHandle
 from pyworkflow_ray.client.records import Event
 from pyworkflow_ray.client.runs import get_workflow_events, list_runs
 from pyworkflow_ray.client.starts import start
-from pyworkflow_ray.failures import error_type_name
 from pyworkflow_ray.ids import new_run_id
 from pyworkflow_ray.testing.environments import WorkflowEnvironment
 from pyworkflow_ray.testing.fail_points import CRASHES, FailPoint, When
 from pyworkflow_ray.testing.replays import replay
+from pyworkflow_ray.values.failures import error_type_name
 
 During = Callable[[WorkflowEnvironment, RunHandle[Any]], Awaitable[object]]
 

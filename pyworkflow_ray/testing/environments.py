@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
 from pyworkflow_ray.actors.payloads import configured_values
+from pyworkflow_ray.authoring.workflows import WorkflowFunction
 from pyworkflow_ray.client.handles import RunHandle
 from pyworkflow_ray.client.sessions import Session, enter, leave
 from pyworkflow_ray.client.starts import StartOptions, start_run
@@ -18,7 +19,6 @@ from pyworkflow_ray.storage.storages import Storage
 from pyworkflow_ray.testing.clocks import VirtualClock
 from pyworkflow_ray.testing.fail_points import CommitPoint, Delayed, FailPoint, LostWorker, Raised, When
 from pyworkflow_ray.testing.runtimes import POLL, MortalRuntime
-from pyworkflow_ray.workflows import WorkflowFunction
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -11,7 +11,6 @@ from pathlib import Path
 import msgspec
 from msgspec import Raw
 
-from pyworkflow_ray import values
 from pyworkflow_ray.client.records import Event
 from pyworkflow_ray.client.sessions import session
 from pyworkflow_ray.engine.events import Recorded, WorkflowStarted, decode_event
@@ -19,6 +18,7 @@ from pyworkflow_ray.exceptions import SerializationError, WorkflowNotFoundError
 from pyworkflow_ray.storage.blobs import load_blob
 from pyworkflow_ray.storage.histories import read_events
 from pyworkflow_ray.storage.runs import get_run
+from pyworkflow_ray.values import codec
 
 FORMAT = "pyworkflow-ray history 1"
 SUFFIX = ".json"
@@ -175,7 +175,7 @@ def _references(history: History) -> list[str]:
     for recorded in history.recorded():
         for name in recorded.event.__struct_fields__:
             value = getattr(recorded.event, name)
-            digest = values.blob_reference(value) if isinstance(value, Raw) else None
+            digest = codec.blob_reference(value) if isinstance(value, Raw) else None
             if digest is not None and digest not in found:
                 found.append(digest)
     return found

@@ -21,16 +21,16 @@ import msgspec
 from pyworkflow_ray.actors.dispatchers import Dispatcher, OnOutcome, Ticket
 from pyworkflow_ray.actors.runner import Attempt, timeout_error
 from pyworkflow_ray.engine.attempts import AttemptFailed, AttemptOutcome
-from pyworkflow_ray.engine.drops import drop_suspended
+from pyworkflow_ray.engine.evictions import evict_suspended
 from pyworkflow_ray.engine.options import StepOptions
 from pyworkflow_ray.exceptions import WorkerDiedError
-from pyworkflow_ray.failures import capture
 from pyworkflow_ray.storage.dialects import Statement
 from pyworkflow_ray.storage.histories import read_events
 from pyworkflow_ray.storage.storages import Storage
 from pyworkflow_ray.storage.writers import Writer
 from pyworkflow_ray.testing.clocks import VirtualClock
 from pyworkflow_ray.testing.fail_points import Committed, Delayed, FailPoints, LostWorker, Raised, When
+from pyworkflow_ray.values.failures import capture
 
 T = TypeVar("T")
 
@@ -277,13 +277,13 @@ class _Mortal(Coroutine[Any, Any, Any]):
 
     def close(self) -> None:
         if self._life.is_over:
-            drop_suspended([self._code])
+            evict_suspended([self._code])
         else:
             self._code.close()
 
     def _stop_if_lost(self) -> None:
         if self._life.is_over:
-            drop_suspended([self._code])
+            evict_suspended([self._code])
             raise asyncio.CancelledError
 
     def __await__(self) -> Generator[Any, Any, Any]:

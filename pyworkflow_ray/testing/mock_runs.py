@@ -16,6 +16,7 @@ from msgspec import Raw
 
 from pyworkflow_ray.actors.dispatchers import Ticket
 from pyworkflow_ray.actors.runner import Attempt
+from pyworkflow_ray.authoring.workflows import WorkflowFunction
 from pyworkflow_ray.engine.attempts import AttemptFailed, AttemptOutcome
 from pyworkflow_ray.engine.commands import (
     CancelChild,
@@ -46,7 +47,6 @@ from pyworkflow_ray.engine.events import (
 )
 from pyworkflow_ray.engine.executions import Execution, Limits
 from pyworkflow_ray.exceptions import StepFailedError
-from pyworkflow_ray.failures import capture, restore
 from pyworkflow_ray.testing.answers import NEVER, MissingMockError, give, give_to_hook
 from pyworkflow_ray.testing.rehearsals import (
     ChildCall,
@@ -56,7 +56,7 @@ from pyworkflow_ray.testing.rehearsals import (
     StepCall,
     outside_of_runs,
 )
-from pyworkflow_ray.workflows import WorkflowFunction
+from pyworkflow_ray.values.failures import capture, restore
 
 Ending = CompleteRun | FailRun | CancelRun | ContinueRun
 

@@ -10,18 +10,18 @@ from types import TracebackType
 from typing import Any, Self
 
 from pyworkflow_ray.actors.payloads import configured_values
+from pyworkflow_ray.authoring.context import WorkflowContext
+from pyworkflow_ray.authoring.workflows import Caller, WorkflowFunction, caller
 from pyworkflow_ray.config import get_config
-from pyworkflow_ray.context import WorkflowContext
 from pyworkflow_ray.engine.commands import CompleteRun, ContinueRun, FailRun
 from pyworkflow_ray.engine.executions import Execution, current
 from pyworkflow_ray.exceptions import CancellationError, WorkflowFailedError
-from pyworkflow_ray.failures import error_type_name, restore
 from pyworkflow_ray.testing.answers import Answers
 from pyworkflow_ray.testing.clocks import VirtualClock
 from pyworkflow_ray.testing.mock_runs import MockRun
 from pyworkflow_ray.testing.outer_runs import OuterRun
 from pyworkflow_ray.testing.rehearsals import ChildCall, HookCall, Rehearsal, Sleep, StepCall
-from pyworkflow_ray.workflows import Caller, WorkflowFunction, caller
+from pyworkflow_ray.values.failures import error_type_name, restore
 
 
 class ContinuedAsNew(Exception):

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pyworkflow_ray.discovery import discover_workflows
+from pyworkflow_ray.authoring.discovery import discover_workflows
 from pyworkflow_ray.exceptions import WorkflowError
 from pyworkflow_ray.testing.histories import load_history
 from pyworkflow_ray.testing.replays import replay

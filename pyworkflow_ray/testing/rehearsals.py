@@ -10,13 +10,13 @@ from typing import Any, Protocol
 
 from pyworkflow_ray.actors.dispatchers import LocalDispatcher, OnOutcome, Ticket
 from pyworkflow_ray.actors.runner import Attempt
+from pyworkflow_ray.authoring.workflows import caller
 from pyworkflow_ray.config import Settings
 from pyworkflow_ray.engine.executions import current
 from pyworkflow_ray.engine.options import StepOptions
 from pyworkflow_ray.testing.answers import Answers, MissingMockError
 from pyworkflow_ray.testing.clocks import VirtualClock
-from pyworkflow_ray.values import Values
-from pyworkflow_ray.workflows import caller
+from pyworkflow_ray.values.codec import Values
 
 
 @dataclass

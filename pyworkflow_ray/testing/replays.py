@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from pyworkflow_ray.actors.payloads import Payloads, configured_values
+from pyworkflow_ray.authoring.workflows import as_workflow
 from pyworkflow_ray.client.records import Event
 from pyworkflow_ray.client.sessions import session
 from pyworkflow_ray.config import get_config
 from pyworkflow_ray.engine.executions import Execution, Limits
 from pyworkflow_ray.exceptions import NonDeterminismError
 from pyworkflow_ray.testing.histories import SUFFIX, History, history_of, load_history
-from pyworkflow_ray.workflows import as_workflow
 
 
 def replay(history_or_run: str | os.PathLike[str] | Sequence[Event] | History, workflow: Any = None) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import pyworkflow_ray as pr
-from pyworkflow_ray.workflows import registry
+from pyworkflow_ray.authoring.workflows import registry
 
 
 @pytest.fixture(autouse=True)

@@ -14,9 +14,9 @@ import pytest
 from loguru import logger
 
 import pyworkflow_ray as pr
-from pyworkflow_ray import sinks
-from pyworkflow_ray.actors.engines import Engine
+from pyworkflow_ray.actors import sinks
 from pyworkflow_ray.actors.logs import follow
+from pyworkflow_ray.actors.settings import EngineSettings
 
 
 @pytest.fixture(autouse=True)
@@ -174,11 +174,11 @@ def test_an_unknown_level_is_an_error_that_tells_the_known_ones() -> None:
 
 
 def test_actors_learn_what_was_set_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert Engine.configured(pr.get_config()).logging is None
+    assert EngineSettings.configured(pr.get_config()).logging is None
     follow(None)
     assert not sinks._added, "nothing was set up, and nothing is touched"
     pr.configure_logging("DEBUG", json_logs=True)
-    engine = Engine.configured(pr.get_config())
+    engine = EngineSettings.configured(pr.get_config())
     assert engine.logging == sinks.LogSettings(level=10, json=True)
     follow(engine.logging)
     logger.debug("x")

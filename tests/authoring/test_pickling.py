@@ -9,9 +9,9 @@ from pathlib import Path
 WRITE = """
 import sys, asyncio
 from pydantic import BaseModel
-from pyworkflow_ray.modules import pickle_by_value
-from pyworkflow_ray.steps import Step, step
-from pyworkflow_ray.workflows import Workflow, workflow
+from pyworkflow_ray.values.modules import pickle_by_value
+from pyworkflow_ray.authoring.steps import Step, step
+from pyworkflow_ray.authoring.workflows import Workflow, workflow
 
 RATE = 3
 
@@ -37,13 +37,13 @@ class Buy(Workflow):
         return [await charge(Order(amount=amount))]
 
 charge(Order(amount=1))  # used, so that whatever is cached is there
-from pyworkflow_ray.workflows import as_workflow
+from pyworkflow_ray.authoring.workflows import as_workflow
 open(sys.argv[1], "wb").write(pickle_by_value((charge, charge.options(num_gpus=1), buy, as_workflow(Buy))))
 """
 
 READ = """
 import sys
-from pyworkflow_ray.modules import unpickle
+from pyworkflow_ray.values.modules import unpickle
 from tests.engine.simulator import Simulation
 charge, changed, buy, Buy = unpickle(open(sys.argv[1], "rb").read())
 assert (charge.name, charge.step_options.max_retries) == ("charge", 7), charge

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from pyworkflow_ray.authoring.steps import Step, get_step, list_steps, registry, run_step, step
 from pyworkflow_ray.engine.retries import RetryPolicy
 from pyworkflow_ray.exceptions import ConfigurationError, StepValidationError, WorkflowNotFoundError
-from pyworkflow_ray.steps import Step, get_step, list_steps, registry, run_step, step
 from tests.engine.simulator import Simulation, assert_replays
 
 

@@ -10,23 +10,16 @@ from typing import Any
 
 import pytest
 
-from pyworkflow_ray.context import (
+from pyworkflow_ray.authoring.context import (
     get_context,
     has_context,
     patched,
     set_attributes,
     side_effect,
 )
-from pyworkflow_ray.engine.step_contexts import StepContext, current_step
-from pyworkflow_ray.exceptions import (
-    ConfigurationError,
-    StepValidationError,
-    WorkflowError,
-    WorkflowNotFoundError,
-)
-from pyworkflow_ray.steps import step
-from pyworkflow_ray.timers import sleep
-from pyworkflow_ray.workflows import (
+from pyworkflow_ray.authoring.steps import step
+from pyworkflow_ray.authoring.timers import sleep
+from pyworkflow_ray.authoring.workflows import (
     Workflow,
     WorkflowOptions,
     as_workflow,
@@ -34,6 +27,13 @@ from pyworkflow_ray.workflows import (
     list_workflows,
     registry,
     workflow,
+)
+from pyworkflow_ray.engine.step_contexts import StepContext, current_step
+from pyworkflow_ray.exceptions import (
+    ConfigurationError,
+    StepValidationError,
+    WorkflowError,
+    WorkflowNotFoundError,
 )
 from tests.engine.simulator import Simulation
 

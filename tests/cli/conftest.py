@@ -80,4 +80,4 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(invocations, "join", join)
     monkeypatch.setattr("pyworkflow_ray.cli.doctors.join", join)
-    monkeypatch.setattr("pyworkflow_ray.cli.engines.join", join)
+    monkeypatch.setattr("pyworkflow_ray.cli.engine_actors.join", join)

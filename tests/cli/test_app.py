@@ -136,7 +136,7 @@ def test_a_completion_that_cannot_look_offers_nothing(cli: Call, tmp_path: Path)
 def test_an_engine_is_not_looked_for_in_clusters_that_others_have_for_themselves(
     cli: Call, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    monkeypatch.setattr("pyworkflow_ray.client.engines.address_of_local_cluster", lambda: None)
+    monkeypatch.setattr("pyworkflow_ray.client.engine_actors.address_of_local_cluster", lambda: None)
     told = cli(command)
     assert (told.code, told.out) == (1, "")
     assert "ray start --head" in told.err

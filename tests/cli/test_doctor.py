@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import pyworkflow_ray as pr
-from pyworkflow_ray.client.engines import EngineActor, EngineState, Node
+from pyworkflow_ray.client.engine_actors import EngineActor, EngineState, Node
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage.storages import Storage
 from tests.cli import flows

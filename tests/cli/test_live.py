@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 
 from pyworkflow_ray.cli.live import Screen
-from pyworkflow_ray.client.outlines import Outline
 from pyworkflow_ray.client.records import Event
+from pyworkflow_ray.client.summaries import RunSummary
 from pyworkflow_ray.statuses import RunStatus, StepStatus
 
 NOW = datetime.now(UTC)
@@ -38,8 +38,8 @@ class History:
         return self
 
     @property
-    def outline(self) -> Outline:
-        return Outline.of(self.run_id, self.events)
+    def summary(self) -> RunSummary:
+        return RunSummary.of(self.run_id, self.events)
 
 
 def seen(*histories: History, height: int = 40, width: int = 100) -> list[str]:
@@ -152,13 +152,13 @@ def test_no_line_is_wider_than_the_screen_and_none_controls_it() -> None:
 
 def test_an_outline_tells_the_end_and_its_error() -> None:
     history = History().step("load#1", "completed").add("cancellation.requested", reason="too late")
-    assert history.outline.cancel_reason == "too late"
+    assert history.summary.cancel_reason == "too late"
     history.add("workflow.failed", error="oh", error_type="ValueError", traceback="Traceback …")
-    outline = history.outline
-    assert (outline.status, outline.error, outline.traceback) == (RunStatus.FAILED, "oh", "Traceback …")
-    assert outline.last_position == len(history.events) - 1
+    summary = history.summary
+    assert (summary.status, summary.error, summary.traceback) == (RunStatus.FAILED, "oh", "Traceback …")
+    assert summary.last_position == len(history.events) - 1
 
 
 def test_an_outline_of_a_newer_history_leaves_out_what_it_does_not_know() -> None:
-    outline = History().add("moon.rose", phase="full").step("load#1", "completed").outline
-    assert outline.steps["load#1"].status is StepStatus.COMPLETED
+    summary = History().add("moon.rose", phase="full").step("load#1", "completed").summary
+    assert summary.steps["load#1"].status is StepStatus.COMPLETED

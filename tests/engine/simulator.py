@@ -22,7 +22,6 @@ from msgspec import Raw
 from pyworkflow_ray.engine.attempts import AttemptCompleted, AttemptFailed, AttemptOutcome
 from pyworkflow_ray.engine.children import Child
 from pyworkflow_ray.engine.commands import CancelChild, Command
-from pyworkflow_ray.engine.conclusions import PendingStep
 from pyworkflow_ray.engine.events import (
     ENDINGS,
     OUTCOMES,
@@ -48,9 +47,10 @@ from pyworkflow_ray.engine.events import (
 )
 from pyworkflow_ray.engine.executions import Execution, Limits
 from pyworkflow_ray.engine.hooks import PendingHook
+from pyworkflow_ray.engine.pending_steps import PendingStep
 from pyworkflow_ray.exceptions import CancellationError, WorkflowFailedError
-from pyworkflow_ray.failures import Failure, capture, restore
-from pyworkflow_ray.values import Values
+from pyworkflow_ray.values.codec import Values
+from pyworkflow_ray.values.failures import Failure, capture, restore
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 VALUES = Values()

@@ -10,8 +10,12 @@ from typing import Any
 
 import pytest
 
-from pyworkflow_ray.children import start_child_workflow
-from pyworkflow_ray.context import get_context, receive, shield
+from pyworkflow_ray.authoring.children import start_child_workflow
+from pyworkflow_ray.authoring.context import get_context, receive, shield
+from pyworkflow_ray.authoring.hooks import hook
+from pyworkflow_ray.authoring.steps import step
+from pyworkflow_ray.authoring.timers import sleep
+from pyworkflow_ray.authoring.workflows import workflow as define
 from pyworkflow_ray.engine.commands import CancelStep
 from pyworkflow_ray.engine.events import (
     CancellationRequested,
@@ -24,10 +28,6 @@ from pyworkflow_ray.engine.events import (
 from pyworkflow_ray.engine.executions import Limits
 from pyworkflow_ray.engine.races import FIRST_COMPLETED, as_completed, bounded_map, gather, wait
 from pyworkflow_ray.exceptions import CancellationError, WorkflowTimeoutError
-from pyworkflow_ray.hooks import hook
-from pyworkflow_ray.steps import step
-from pyworkflow_ray.timers import sleep
-from pyworkflow_ray.workflows import workflow as define
 from tests.engine.simulator import VALUES, Simulation, WorkerKilled, assert_replays, finished, outcome_of
 
 

@@ -7,8 +7,12 @@ from typing import Any
 
 import pytest
 
-from pyworkflow_ray.children import start_child_workflow
-from pyworkflow_ray.context import get_context, shield
+from pyworkflow_ray.authoring.children import start_child_workflow
+from pyworkflow_ray.authoring.context import get_context, shield
+from pyworkflow_ray.authoring.steps import step
+from pyworkflow_ray.authoring.timers import sleep
+from pyworkflow_ray.authoring.workflows import Workflow
+from pyworkflow_ray.authoring.workflows import workflow as define
 from pyworkflow_ray.engine.commands import CancelChild, StartChild
 from pyworkflow_ray.engine.events import (
     NONE,
@@ -32,10 +36,6 @@ from pyworkflow_ray.exceptions import (
     WorkflowTimeoutError,
 )
 from pyworkflow_ray.statuses import RunStatus
-from pyworkflow_ray.steps import step
-from pyworkflow_ray.timers import sleep
-from pyworkflow_ray.workflows import Workflow
-from pyworkflow_ray.workflows import workflow as define
 from tests.engine.simulator import VALUES, Simulation, assert_replays, finished, outcome_of
 
 

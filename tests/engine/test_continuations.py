@@ -8,8 +8,19 @@ from typing import Any
 
 import pytest
 
-from pyworkflow_ray.children import start_child_workflow
-from pyworkflow_ray.context import compensations, continue_as_new, get_context, receive, shield, side_effect
+from pyworkflow_ray.authoring.children import start_child_workflow
+from pyworkflow_ray.authoring.context import (
+    compensations,
+    continue_as_new,
+    get_context,
+    receive,
+    shield,
+    side_effect,
+)
+from pyworkflow_ray.authoring.hooks import hook
+from pyworkflow_ray.authoring.steps import step
+from pyworkflow_ray.authoring.timers import sleep
+from pyworkflow_ray.authoring.workflows import workflow as define
 from pyworkflow_ray.engine.commands import CancelChild, ContinueRun
 from pyworkflow_ray.engine.events import WorkflowCancelled
 from pyworkflow_ray.exceptions import (
@@ -19,10 +30,6 @@ from pyworkflow_ray.exceptions import (
     StepValidationError,
     WorkflowError,
 )
-from pyworkflow_ray.hooks import hook
-from pyworkflow_ray.steps import step
-from pyworkflow_ray.timers import sleep
-from pyworkflow_ray.workflows import workflow as define
 from tests.engine.simulator import VALUES, Continued, Simulation, assert_replays, finished, outcome_of
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from pyworkflow_ray.context import get_context, patched, set_attributes, side_effect
+from pyworkflow_ray.authoring.context import get_context, patched, set_attributes, side_effect
+from pyworkflow_ray.authoring.steps import step
+from pyworkflow_ray.authoring.timers import sleep
 from pyworkflow_ray.engine.events import StepCompleted, TimerFired
 from pyworkflow_ray.exceptions import NonDeterminismError
-from pyworkflow_ray.steps import step
-from pyworkflow_ray.timers import sleep
 from tests.engine.simulator import START, Simulation, assert_replays
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from loguru import logger
 
-from pyworkflow_ray.engine.drops import _can_mark
+from pyworkflow_ray.authoring.steps import step
+from pyworkflow_ray.authoring.timers import sleep
+from pyworkflow_ray.engine.evictions import _can_mark
 from pyworkflow_ray.engine.races import as_completed
-from pyworkflow_ray.steps import step
-from pyworkflow_ray.timers import sleep
 from tests.engine.simulator import Simulation
 
 ran: list[str] = []

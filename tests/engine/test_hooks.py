@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from pyworkflow_ray.authoring.hooks import define_hook, hook
+from pyworkflow_ray.authoring.steps import step
+from pyworkflow_ray.authoring.timers import sleep
 from pyworkflow_ray.engine.commands import CreateHook
 from pyworkflow_ray.engine.events import HookCreated, HookDisposed, HookReceived, StepScheduled
 from pyworkflow_ray.engine.races import FIRST_COMPLETED, as_completed, wait
@@ -24,9 +27,6 @@ from pyworkflow_ray.exceptions import (
     StepFailedError,
     WorkflowError,
 )
-from pyworkflow_ray.hooks import define_hook, hook
-from pyworkflow_ray.steps import step
-from pyworkflow_ray.timers import sleep
 from tests.engine.simulator import VALUES, Simulation, assert_replays, finished
 
 
@@ -432,7 +432,7 @@ def test_callbacks_do_not_run_in_a_replay() -> None:
 def test_callbacks_may_be_steps_and_coroutine_functions() -> None:
     told: list[Any] = []
 
-    @step(name="hook_mail")
+    @step(name="hook_entry")
     async def mail(token: str) -> None:
         told.append(f"mailed {token}")
 
@@ -443,7 +443,7 @@ def test_callbacks_may_be_steps_and_coroutine_functions() -> None:
         return await hook("approval", on_created=mail, on_received=note, token="t-1")
 
     simulation = begun(workflow)
-    simulation.end_step("hook_mail#1")
+    simulation.end_step("hook_entry#1")
     simulation.answer("approval#1", "yes")
     assert finished(simulation) == "yes"
     assert told == ["mailed t-1", "yes"]

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from pyworkflow_ray.authoring.steps import step
+from pyworkflow_ray.authoring.timers import sleep
 from pyworkflow_ray.engine import loop as loop_module
 from pyworkflow_ray.exceptions import FatalError, WorkflowFailedError
-from pyworkflow_ray.steps import step
-from pyworkflow_ray.timers import sleep
 from tests.engine.simulator import Simulation, assert_replays, outcome_of
 
 

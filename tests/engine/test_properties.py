@@ -14,8 +14,8 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pyworkflow_ray.children import start_child_workflow
-from pyworkflow_ray.context import (
+from pyworkflow_ray.authoring.children import start_child_workflow
+from pyworkflow_ray.authoring.context import (
     continue_as_new,
     get_context,
     patched,
@@ -24,6 +24,10 @@ from pyworkflow_ray.context import (
     shield,
     side_effect,
 )
+from pyworkflow_ray.authoring.hooks import hook
+from pyworkflow_ray.authoring.steps import step
+from pyworkflow_ray.authoring.timers import sleep
+from pyworkflow_ray.authoring.workflows import workflow as define
 from pyworkflow_ray.engine.events import (
     HookCreated,
     HookDisposed,
@@ -37,10 +41,6 @@ from pyworkflow_ray.engine.events import (
 from pyworkflow_ray.engine.executions import Limits
 from pyworkflow_ray.engine.races import as_completed, wait
 from pyworkflow_ray.exceptions import CancellationError
-from pyworkflow_ray.hooks import hook
-from pyworkflow_ray.steps import step
-from pyworkflow_ray.timers import sleep
-from pyworkflow_ray.workflows import workflow as define
 from tests.engine.simulator import (
     Simulation,
     WorkerKilled,

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from pyworkflow_ray.authoring.steps import step
+from pyworkflow_ray.authoring.timers import sleep
 from pyworkflow_ray.engine.events import StepCancelled, StepScheduled
 from pyworkflow_ray.engine.races import (
     ALL_COMPLETED,
@@ -17,8 +19,6 @@ from pyworkflow_ray.engine.races import (
     gather,
     wait,
 )
-from pyworkflow_ray.steps import step
-from pyworkflow_ray.timers import sleep
 from tests.engine.simulator import Simulation, assert_replays, outcome_of
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from pyworkflow_ray.context import get_context, set_attributes, side_effect
+from pyworkflow_ray.authoring.context import get_context, set_attributes, side_effect
+from pyworkflow_ray.authoring.steps import step
+from pyworkflow_ray.authoring.timers import sleep
 from pyworkflow_ray.engine.events import StepScheduled, WorkflowFailed
 from pyworkflow_ray.exceptions import SerializationError, StepFailedError, WorkflowError, WorkflowFailedError
-from pyworkflow_ray.steps import step
-from pyworkflow_ray.timers import sleep
 from tests.engine.simulator import START, VALUES, Simulation, assert_replays, outcome_of
 
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyworkflow_ray.authoring.steps import StepFunction, step
 from pyworkflow_ray.engine.executions import Limits
-from pyworkflow_ray.engine.retries import Attempts, Pauses, RetryPolicy, as_retry_on, next_attempt_at
+from pyworkflow_ray.engine.retries import AttemptCounts, Pauses, RetryPolicy, as_retry_on, next_attempt_at
 from pyworkflow_ray.exceptions import CancellationError, FatalError, RetryableError, StepTimeoutError
-from pyworkflow_ray.failures import capture
-from pyworkflow_ray.steps import StepFunction, step
+from pyworkflow_ray.values.failures import capture
 from tests.engine.simulator import Simulation, WorkerKilled, assert_replays, outcome_of, retries_of
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
@@ -48,7 +48,7 @@ def pause(
     due_at = next_attempt_at(
         capture(error),
         cause,
-        Attempts(NOW - elapsed, failures - 1, losses),
+        AttemptCounts(NOW - elapsed, failures - 1, losses),
         now=NOW,
         max_retries=max_retries,
         pauses=Pauses(delay),
@@ -170,7 +170,7 @@ def test_a_pause_beyond_the_calendars_end_is_due_at_its_end() -> None:
     due_at = next_attempt_at(
         capture(ERROR),
         "error",
-        Attempts(NOW),
+        AttemptCounts(NOW),
         now=NOW,
         max_retries=3,
         pauses=Pauses(RetryPolicy(initial=timedelta.max, maximum=timedelta.max, max_elapsed=timedelta.max)),
@@ -305,8 +305,8 @@ def raiser(*errors: BaseException, **options: Any) -> tuple[StepFunction[Any, An
         calls.append(1)
         raise errors[min(len(calls), len(errors)) - 1]
 
+    from pyworkflow_ray.authoring.steps import build_options
     from pyworkflow_ray.engine.options import StepOptions
-    from pyworkflow_ray.steps import build_options
 
     return StepFunction(raising, "raising", build_options("a step", StepOptions(), options)), calls
 

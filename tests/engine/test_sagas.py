@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from pyworkflow_ray.context import compensations, get_context, shield
+from pyworkflow_ray.authoring.context import compensations, get_context, shield
+from pyworkflow_ray.authoring.steps import Step, run_step, step
+from pyworkflow_ray.authoring.timers import sleep
 from pyworkflow_ray.engine.events import StepScheduled, WorkflowCancelled
 from pyworkflow_ray.engine.executions import Limits
 from pyworkflow_ray.exceptions import CancellationError, WorkflowTimeoutError
-from pyworkflow_ray.steps import Step, run_step, step
-from pyworkflow_ray.timers import sleep
 from tests.engine.simulator import Simulation, WorkerKilled, assert_replays, finished, outcome_of
 
 done: list[str] = []

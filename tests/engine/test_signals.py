@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from pyworkflow_ray.context import get_context, receive, set_query_handler, shield, side_effect
+from pyworkflow_ray.authoring.context import get_context, receive, set_query_handler, shield, side_effect
+from pyworkflow_ray.authoring.hooks import hook
+from pyworkflow_ray.authoring.steps import step
+from pyworkflow_ray.authoring.timers import sleep
 from pyworkflow_ray.engine.events import SignalReceived
 from pyworkflow_ray.engine.races import FIRST_COMPLETED, wait
 from pyworkflow_ray.exceptions import CancellationError, WorkflowError
-from pyworkflow_ray.hooks import hook
-from pyworkflow_ray.steps import step
-from pyworkflow_ray.timers import sleep
 from tests.engine.simulator import Simulation, assert_replays, finished, outcome_of
 
 

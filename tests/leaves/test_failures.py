@@ -26,7 +26,7 @@ from pyworkflow_ray.exceptions import (
     StepFailedError,
     WorkflowFailedError,
 )
-from pyworkflow_ray.failures import MAX_PICKLE, MAX_TEXT, NOTE, Failure, capture, restore
+from pyworkflow_ray.values.failures import MAX_PICKLE, MAX_TEXT, NOTE, Failure, capture, restore
 
 
 class OwnMessageError(Exception):
@@ -379,7 +379,7 @@ def test_the_users_own_notes_are_kept() -> None:
 def test_an_exception_of_a_script_comes_back_in_another_process() -> None:
     script = """if True:
         import sys, msgspec
-        from pyworkflow_ray.failures import capture
+        from pyworkflow_ray.values.failures import capture
         class CardError(Exception):
             def __init__(self, card, *, bank): super().__init__(f"{card} declined"); self.bank = bank
         try: raise CardError("visa", bank="b")

@@ -17,9 +17,9 @@ from typing import Any
 import cloudpickle  # type: ignore[import-untyped]
 import pytest
 
-from pyworkflow_ray import modules
 from pyworkflow_ray.durations import parse_duration
 from pyworkflow_ray.exceptions import SerializationError
+from pyworkflow_ray.values import modules
 
 MakeModule = Callable[..., ModuleType]
 
@@ -197,7 +197,7 @@ def test_a_module_that_fails_on_import_is_told_with_its_error(make_module: MakeM
 
 UNPICKLE = """
     import sys
-    from pyworkflow_ray import modules
+    from pyworkflow_ray.values import modules
     print(modules.unpickle(bytes.fromhex(sys.argv[1]))(4))
 """
 
@@ -213,7 +213,7 @@ def test_a_function_of_main_takes_along_a_local_module_it_names(tmp_path: Path) 
     (tmp_path / "local_helper.py").write_text("def double(n): return 2 * n")
     script = """
         import local_helper
-        from pyworkflow_ray import modules
+        from pyworkflow_ray.values import modules
         def work(n): return local_helper.double(n)
         print(modules.pickle_by_value(work).hex())
     """
@@ -268,7 +268,7 @@ def test_a_pickle_inside_a_pickle_does_not_take_the_outer_ones_modules(make_modu
     module = make_module(
         "nested",
         """
-        from pyworkflow_ray import modules
+        from pyworkflow_ray.values import modules
         def f(n): return n
         class Inner:
             def __reduce__(self):
@@ -349,3 +349,21 @@ def test_a_modules_logger_is_the_logger_of_wherever_the_code_runs(
         pickle.loads(bytes.fromhex(sys.argv[1]))()
         """
     assert run_elsewhere(script, data.hex()) == "plain {}\nbound {'order': 7}"
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "found"),
+    [
+        ("steps", "StepFunction", "pyworkflow_ray.authoring.steps"),
+        ("workflows", "WorkflowFunction", "pyworkflow_ray.authoring.workflows"),
+        ("hooks", "TypedHook", "pyworkflow_ray.authoring.hooks"),
+        ("failures", "Failure", "pyworkflow_ray.values.failures"),
+        ("recurrences", "ScheduleSpec", "pyworkflow_ray.recurrences.specs"),
+    ],
+)
+def test_what_was_stored_before_modules_moved_still_loads(module: str, name: str, found: str) -> None:
+    thing = getattr(importlib.import_module(found), name)
+    assert modules.load_reference(f"pyworkflow_ray.{module}:{name}") is thing
+    assert modules.unpickle(f"cpyworkflow_ray.{module}\n{name}\n.".encode()) is thing, "a global of a pickle"
+    subimport = f"ccloudpickle.cloudpickle\nsubimport\n(Vpyworkflow_ray.{module}\ntR.".encode()
+    assert modules.unpickle(subimport) is importlib.import_module(found), "a module of a pickle"

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyworkflow_ray.exceptions import ConfigurationError
-from pyworkflow_ray.overlaps import Decision, decide, policy_of
+from pyworkflow_ray.recurrences.overlaps import Decision, decide, policy_of
 from pyworkflow_ray.statuses import OverlapPolicy
 
 NOON = datetime(2026, 5, 4, 12, tzinfo=UTC)

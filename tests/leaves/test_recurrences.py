@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyworkflow_ray.exceptions import ConfigurationError
-from pyworkflow_ray.recurrences import CalendarSpec, ScheduleSpec
-from pyworkflow_ray.values import decode, encode
+from pyworkflow_ray.recurrences.specs import CalendarSpec, ScheduleSpec
+from pyworkflow_ray.values.codec import decode, encode
 
 ZONES = [
     "UTC",

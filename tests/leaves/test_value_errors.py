@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from pyworkflow_ray import values
 from pyworkflow_ray.exceptions import PayloadTooLargeError, SerializationError
-from pyworkflow_ray.values import Values, decode, describe, encode, preview
+from pyworkflow_ray.values import codec
+from pyworkflow_ray.values.codec import Values, decode, describe, encode, preview
 
 
 class Holder:
@@ -268,12 +268,12 @@ def test_values_from_before_there_was_a_codec_are_read_as_they_are() -> None:
             r"The result cannot be stored\..*must give bytes",
         ),
         (
-            lambda: Values(Failing()).decode(values.seal(b"1", Reversing())),
+            lambda: Values(Failing()).decode(codec.seal(b"1", Reversing())),
             r"Failing\.decode raised ValueError: wrong key",
         ),
-        (lambda: values.unseal(b'{"$":"sealed","data":"????"}', Reversing()), "damaged"),
-        (lambda: values.unseal(b'{"$":"sealed","data":"', Reversing()), "damaged"),
-        (lambda: values.seal(b"1", object()), "payload codec failed"),  # type: ignore[arg-type]
+        (lambda: codec.unseal(b'{"$":"sealed","data":"????"}', Reversing()), "damaged"),
+        (lambda: codec.unseal(b'{"$":"sealed","data":"', Reversing()), "damaged"),
+        (lambda: codec.seal(b"1", object()), "payload codec failed"),  # type: ignore[arg-type]
     ],
 )
 def test_a_codec_that_fails_is_told(call: Callable[[], Any], says: str) -> None:
@@ -300,4 +300,4 @@ def test_a_reference_into_rays_object_store_is_refused() -> None:
 
     reference = ObjectRef.nil()
     with pytest.raises(SerializationError, match="ends with the process that made it"):
-        values.encode([1, reference])
+        codec.encode([1, reference])

@@ -18,9 +18,9 @@ from zoneinfo import ZoneInfo
 import msgspec
 import pytest
 
-from pyworkflow_ray import values
 from pyworkflow_ray.exceptions import SerializationError
-from pyworkflow_ray.values import decode, describe, encode, preview
+from pyworkflow_ray.values import codec
+from pyworkflow_ray.values.codec import decode, describe, encode, preview
 
 BERLIN = ZoneInfo("Europe/Berlin")
 
@@ -93,11 +93,11 @@ def test_a_preview_is_one_line_within_its_limit() -> None:
 
 
 def test_a_blob_reference_names_the_hash_of_its_bytes() -> None:
-    digest, reference = values.make_blob_reference(b"abc")
+    digest, reference = codec.make_blob_reference(b"abc")
     assert reference == b'{"$":"blob","hash":"%s","size":3}' % digest.encode()
     assert digest == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert values.blob_reference(reference) == values.blob_reference(reference.decode()) == digest
-    assert values.blob_reference(msgspec.Raw(reference)) == digest
+    assert codec.blob_reference(reference) == codec.blob_reference(reference.decode()) == digest
+    assert codec.blob_reference(msgspec.Raw(reference)) == digest
     assert describe(reference) == "<blob of 3 bytes>"
     with pytest.raises(SerializationError, match="fetch the blob"):
         decode(reference)
@@ -105,4 +105,4 @@ def test_a_blob_reference_names_the_hash_of_its_bytes() -> None:
 
 def test_a_damaged_blob_reference_is_told() -> None:
     with pytest.raises(SerializationError, match="damaged"):
-        values.blob_reference(b'{"$":"blob","hash":"zz","size":3}')
+        codec.blob_reference(b'{"$":"blob","hash":"zz","size":3}')

@@ -31,10 +31,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyworkflow_ray import values
 from pyworkflow_ray.exceptions import SerializationError
-from pyworkflow_ray.value_tags import _READERS
-from pyworkflow_ray.values import decode, describe, encode, preview
+from pyworkflow_ray.values import codec
+from pyworkflow_ray.values.codec import decode, describe, encode, preview
+from pyworkflow_ray.values.tags import _READERS
 
 
 @dataclasses.dataclass
@@ -348,7 +348,7 @@ def test_a_dict_holding_the_tag_key_is_not_mangled() -> None:
         {"a": {"$": "blob", "hash": "0" * 64}},
     ):
         assert survives(value)
-        assert values.blob_reference(encode(value)) is None
+        assert codec.blob_reference(encode(value)) is None
 
 
 def test_equal_sets_have_equal_text() -> None:
@@ -505,7 +505,7 @@ def test_classes_of_a_script_and_of_a_local_module_survive_where_neither_is(tmp_
     written = run_elsewhere(
         """
         import dataclasses, enum, pydantic, local_orders
-        from pyworkflow_ray.values import encode
+        from pyworkflow_ray.values.codec import encode
         @dataclasses.dataclass
         class Order: id: str
         class Model(pydantic.BaseModel): n: int
@@ -519,7 +519,7 @@ def test_classes_of_a_script_and_of_a_local_module_survive_where_neither_is(tmp_
     read = run_elsewhere(
         """
         import sys
-        from pyworkflow_ray.values import decode
+        from pyworkflow_ray.values.codec import decode
         print(decode(sys.argv[1]))
         """,
         written,

@@ -12,7 +12,7 @@ import pytest
 import pyworkflow_ray as pr
 from pyworkflow_ray.actors.coordinator import Coordinator
 from pyworkflow_ray.actors.drives import Drive
-from pyworkflow_ray.actors.engines import Engine
+from pyworkflow_ray.actors.settings import EngineSettings
 from pyworkflow_ray.storage.acceptances import NewRun, accept
 from pyworkflow_ray.storage.runs import get_run
 from pyworkflow_ray.storage.storages import Storage
@@ -84,7 +84,7 @@ def _damage(run: str) -> Any:
 async def test_two_wakes_of_one_run_at_once_drive_it_once(local: Path) -> None:
     run = await pr.start(counted)
     with Storage(local) as storage:
-        coordinator = Coordinator("coordinator-0", Engine(str(local)), storage=storage)
+        coordinator = Coordinator("coordinator-0", EngineSettings(str(local)), storage=storage)
         woken = await asyncio.gather(*(coordinator.wake([run]) for _ in range(5)))
         assert {tuple(ids) for ids in woken} <= {(), (run,)}
         end = await coordinator.end_of(run)
@@ -97,7 +97,7 @@ async def test_two_wakes_of_one_run_at_once_drive_it_once(local: Path) -> None:
 
 async def test_a_run_that_is_held_and_not_driven_loses_its_lease(local: Path) -> None:
     """1. A client has a run accepted. 2. It dies before it tells. 3. Others are driven there."""
-    engine = Engine(str(local), lease_ttl=timedelta(milliseconds=300))
+    engine = EngineSettings(str(local), lease_ttl=timedelta(milliseconds=300))
     with Storage(local) as storage:
         coordinator = Coordinator("coordinator-0", engine, storage=storage)
         await coordinator.open()

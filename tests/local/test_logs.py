@@ -13,7 +13,7 @@ import pytest
 from loguru import logger
 
 import pyworkflow_ray as pr
-from pyworkflow_ray import sinks
+from pyworkflow_ray.actors import sinks
 from pyworkflow_ray.testing import WorkflowEnvironment
 
 log = pr.get_logger()

@@ -13,8 +13,8 @@ from loguru import logger
 
 import pyworkflow_ray as pr
 from pyworkflow_ray.actors.schedulers import Looked, fire_due
+from pyworkflow_ray.authoring.schedules import declarations
 from pyworkflow_ray.client.sessions import session
-from pyworkflow_ray.schedules import declarations
 from pyworkflow_ray.storage import schedules
 from pyworkflow_ray.storage.dialects import Statement
 from pyworkflow_ray.storage.storages import Storage

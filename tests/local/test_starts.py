@@ -12,7 +12,7 @@ import pytest
 
 import pyworkflow_ray as pr
 from pyworkflow_ray.actors.coordinator import Coordinator
-from pyworkflow_ray.actors.engines import Engine
+from pyworkflow_ray.actors.settings import EngineSettings
 from pyworkflow_ray.storage.leases import claim
 from pyworkflow_ray.storage.storages import Storage
 from pyworkflow_ray.testing import WorkflowEnvironment
@@ -184,7 +184,7 @@ async def test_a_delay_counts_from_the_time_of_the_environment() -> None:
         assert await run.status() is pr.RunStatus.COMPLETED
 
 
-async def test_a_start_that_is_put_off_keeps_its_key_and_its_mail() -> None:
+async def test_a_start_that_is_put_off_keeps_its_key_and_its_inbox() -> None:
     async with WorkflowEnvironment(skip_time=False) as environment:
         starter = pr.start.options(idempotency_key="k", delay="1d")
         run = await starter(hears)
@@ -264,7 +264,7 @@ async def test_a_run_recovers_as_often_as_it_may(recover: bool, allowed: int, tm
 async def _lose(storage: Storage, run: str) -> None:
     """Have a process hold the run that is gone, and a coordinator of the same name come back."""
     await storage.write(lambda c: claim(c, run, "lost", 60.0, force_from="coordinator-0"))
-    engine = Engine("", suspend_after=timedelta(milliseconds=30))
+    engine = EngineSettings("", suspend_after=timedelta(milliseconds=30))
     coordinator = Coordinator("coordinator-0", engine, storage=storage)
     await coordinator.open()
     await coordinator.end_of(run)

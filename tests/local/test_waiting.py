@@ -14,8 +14,8 @@ from msgspec import Raw
 from pydantic import BaseModel
 
 import pyworkflow_ray as pr
-from pyworkflow_ray.actors.mail import Mail
-from pyworkflow_ray.client import mail
+from pyworkflow_ray.actors.inboxes import InboxEntry
+from pyworkflow_ray.client import inboxes
 from pyworkflow_ray.client.handles import read_record
 from pyworkflow_ray.engine.events import SignalReceived
 from pyworkflow_ray.storage.storages import Storage
@@ -577,7 +577,7 @@ async def test_a_signal_that_was_read_as_the_run_continued_is_read_once(
 def _let_the_run_read_before_it_is_told(
     monkeypatch: pytest.MonkeyPatch, environment: WorkflowEnvironment
 ) -> None:
-    tell = mail.tell
+    tell = inboxes.tell
 
     async def tell_late(of: Any, record: Any) -> None:
         environment._runtime.coordinator().deliver(record.run_id)
@@ -585,7 +585,7 @@ def _let_the_run_read_before_it_is_told(
             await asyncio.sleep(0.005)
         await tell(of, record)
 
-    monkeypatch.setattr(mail, "tell", tell_late)
+    monkeypatch.setattr(inboxes, "tell", tell_late)
 
 
 @pr.workflow
@@ -603,7 +603,7 @@ def _post(database: str, run_id: str, payload: int) -> None:
     """Send a signal, and tell nobody."""
     event = SignalReceived(name="item", payload=Raw(str(payload).encode()))
     with Storage(database) as storage:
-        storage.submit(Mail(str(run_id), f"signal:{uuid.uuid4().hex}", event).post).result()
+        storage.submit(InboxEntry(str(run_id), f"signal:{uuid.uuid4().hex}", event).post).result()
 
 
 async def test_signals_keep_their_order_when_the_run_continues(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from loguru import logger
 
 import pyworkflow_ray as pr
-from pyworkflow_ray import sinks
+from pyworkflow_ray.actors import sinks
 from tests.ray.conftest import eventually
 
 pytestmark = pytest.mark.usefixtures("shared_engine")

@@ -12,7 +12,7 @@ import pytest
 import ray
 
 import pyworkflow_ray as pr
-from pyworkflow_ray.client.loops import run_sync
+from pyworkflow_ray.client.event_loops import run_sync
 from pyworkflow_ray.storage import schedules
 from pyworkflow_ray.storage.fires import run_of_text
 from tests.ray.conftest import EngineUnderTest, eventually, kill_ray_process

@@ -54,7 +54,7 @@ def _status(storage: Storage, token: str = "secret") -> HookStatus:
     return hook.status
 
 
-def _mail(storage: Storage, run_id: str = "run_1") -> list[tuple[str, str, Any]]:
+def _inbox(storage: Storage, run_id: str = "run_1") -> list[tuple[str, str, Any]]:
     return [(row.dedup_key, row.kind, json.loads(row.data)) for row in read(storage, unread, run_id)]
 
 
@@ -173,7 +173,7 @@ def test_a_delivery_is_received_and_posted_to_the_run(storage: Storage) -> None:
     assert hook.received_at >= created.created_at
     assert read(storage, get_hook, "secret") == hook
     expected = {"hook_id": "approval#1", "payload": {"approved": True}}
-    assert _mail(storage) == [("hook:approval#1", "hook.received", expected)]
+    assert _inbox(storage) == [("hook:approval#1", "hook.received", expected)]
 
 
 def test_values_are_passed_on_to_the_letter(storage: Storage) -> None:
@@ -190,7 +190,7 @@ def test_values_are_passed_on_to_the_letter(storage: Storage) -> None:
 def test_a_failure_is_delivered_as_a_payload_is(storage: Storage) -> None:
     _created(storage)
     write(storage, deliver, "secret", "key", '{"failure":{"type":"ValueError"}}')
-    assert _mail(storage)[0][2] == {"hook_id": "approval#1", "failure": {"type": "ValueError"}}
+    assert _inbox(storage)[0][2] == {"hook_id": "approval#1", "failure": {"type": "ValueError"}}
 
 
 @pytest.mark.parametrize("data", ["[]", "7", '{"payload":', ""])
@@ -210,7 +210,7 @@ def test_a_second_delivery_is_refused(storage: Storage) -> None:
 
     assert caught.value.hook_id == "approval#1"
     assert read(storage, get_hook, "secret") == hook
-    assert len(_mail(storage)) == 1
+    assert len(_inbox(storage)) == 1
 
 
 def test_a_delivery_whose_commit_was_lost_has_one_effect(storage: Storage) -> None:
@@ -220,7 +220,7 @@ def test_a_delivery_whose_commit_was_lost_has_one_effect(storage: Storage) -> No
     appended(storage, run, "hook.received", read_inbox=[row.id for row in read(storage, unread, "run_1")])
 
     assert write(storage, deliver, "secret", "key", DATA) == first
-    assert _mail(storage) == []
+    assert _inbox(storage) == []
 
 
 def test_a_delivery_that_is_run_again_does_not_reach_the_tokens_next_hook(storage: Storage) -> None:
@@ -231,7 +231,7 @@ def test_a_delivery_that_is_run_again_does_not_reach_the_tokens_next_hook(storag
 
     assert write(storage, deliver, "secret", "key", DATA).run_id == "run_1"
     assert _status(storage) is HookStatus.PENDING
-    assert _mail(storage, "run_2") == []
+    assert _inbox(storage, "run_2") == []
 
 
 def test_one_key_may_deliver_to_several_hooks(storage: Storage) -> None:
@@ -252,7 +252,7 @@ def test_two_deliveries_at_once_have_one_winner(shared_url: str) -> None:
             )
             (won,) = [answer for answer in answers if isinstance(answer, HookRecord)]
             assert sum(isinstance(answer, HookAlreadyReceivedError) for answer in answers) == 1
-            ((_, _, mail),) = _mail(first, f"run_{number}")
+            ((_, _, mail),) = _inbox(first, f"run_{number}")
             assert won.payload == json.dumps({"payload": mail["payload"]}, separators=(",", ":"))
 
 
@@ -267,7 +267,7 @@ def test_the_same_delivery_twice_at_once_has_one_effect(shared_url: str) -> None
                 partial(write, second, deliver, token, "key", DATA),
             )
             assert one == two
-            assert len(_mail(first, f"run_{number}")) == 1
+            assert len(_inbox(first, f"run_{number}")) == 1
 
 
 def test_a_delivery_that_is_rolled_back_leaves_the_hook_pending(storage: Storage) -> None:
@@ -281,7 +281,7 @@ def test_a_delivery_that_is_rolled_back_leaves_the_hook_pending(storage: Storage
         write(storage, crash)
 
     assert _status(storage) is HookStatus.PENDING
-    assert _mail(storage) == []
+    assert _inbox(storage) == []
     assert write(storage, deliver, "secret", "another key", DATA).payload == DATA
 
 
@@ -300,7 +300,7 @@ def test_a_hook_past_its_time_takes_nothing(storage: Storage) -> None:
         write(storage, deliver, "past", "key", DATA)
 
     assert _status(storage, "past") is HookStatus.PENDING, "its run has not learnt of it yet"
-    assert _mail(storage) == []
+    assert _inbox(storage) == []
     assert write(storage, deliver, "ahead", "key", DATA).status is HookStatus.RECEIVED
 
 
@@ -361,7 +361,7 @@ def test_an_ended_run_waits_for_no_hook(storage: Storage, status: RunStatus) -> 
     statuses = [_status(storage, f"token-{number}").value for number in range(3)]
     assert statuses == ["received", "disposed", "disposed"]
     assert _status(storage, "other") is HookStatus.PENDING
-    assert _mail(storage) == []
+    assert _inbox(storage) == []
     with pytest.raises(HookExpiredError):
         write(storage, deliver, "token-1", "key", DATA)
 
@@ -373,7 +373,7 @@ def test_a_suspended_run_keeps_its_hooks(storage: Storage) -> None:
     assert write(storage, deliver, "secret", "key", DATA).status is HookStatus.RECEIVED
 
 
-def test_a_run_that_ends_during_a_delivery_leaves_no_mail(shared_url: str) -> None:
+def test_a_run_that_ends_during_a_delivery_leaves_nothing_unread(shared_url: str) -> None:
     """1. A delivery has found the hook pending. 2. The run ends. 3. The delivery is committed."""
     with Storage(shared_url) as client, Storage(shared_url) as coordinator, ThreadPoolExecutor(2) as pool:
         run = claimed(coordinator)
@@ -391,7 +391,7 @@ def test_a_run_that_ends_during_a_delivery_leaves_no_mail(shared_url: str) -> No
         delivery.result(timeout=30)
 
         assert _status(client) is HookStatus.RECEIVED
-        assert _mail(client) == []
+        assert _inbox(client) == []
 
 
 def test_a_hook_goes_with_its_run(storage: Storage) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage.acceptances import accept
 from pyworkflow_ray.storage.histories import FencedError, append
-from pyworkflow_ray.storage.inboxes import move_unread, post, runs_with_mail, unread
+from pyworkflow_ray.storage.inboxes import move_unread, post, runs_with_unread, unread
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.storages import Storage
 from tests.storage.builders import accepted, appended, claimed, new_append, new_run, read, write
@@ -61,7 +61,7 @@ def test_posting_to_no_run_has_no_effect(storage: Storage) -> None:
     assert not write(storage, post, "no such run", "key", "hook", "{}")
 
 
-def test_the_runs_that_have_mail_are_those_that_can_still_read_it(storage: Storage) -> None:
+def test_the_runs_with_unread_inboxes_are_those_that_can_still_read_them(storage: Storage) -> None:
     for number in range(4):
         claimed(storage, f"run_{number}")
     for number in (0, 1, 2):
@@ -73,8 +73,8 @@ def test_the_runs_that_have_mail_are_those_that_can_still_read_it(storage: Stora
     accepted(storage, "later")
     write(storage, post, "later", "a", "cancel", "{}")
 
-    assert sorted(read(storage, runs_with_mail)) == ["later", "run_0"]
-    assert len(read(storage, runs_with_mail, 1)) == 1
+    assert sorted(read(storage, runs_with_unread)) == ["later", "run_0"]
+    assert len(read(storage, runs_with_unread, 1)) == 1
 
 
 def _continue(connection: Connection, run: RunRecord, successor: str) -> None:
@@ -102,7 +102,7 @@ def test_what_a_run_has_not_read_its_successor_reads_in_the_same_order(storage: 
     assert not write(storage, post, "run_2", "a", "signal.received", "{}"), "its key has moved with it"
 
 
-def test_mail_stays_when_the_run_does_not_end(storage: Storage) -> None:
+def test_what_is_unread_stays_when_the_run_does_not_end(storage: Storage) -> None:
     stale = claimed(storage, ttl=0)
     claimed(storage, owner="process-2")
     write(storage, post, "run_1", "a", "signal.received", "{}")
@@ -128,7 +128,7 @@ def test_a_successor_is_not_told_again_what_it_was_told_itself_nor_what_came_for
     assert [row.data for row in read(storage, unread, "run_2")] == ['{"its":"own"}']
 
 
-def test_mail_that_comes_while_a_run_is_continued_is_not_lost(shared_url: str) -> None:
+def test_what_comes_while_a_run_is_continued_is_not_lost(shared_url: str) -> None:
     """1. The coordinator has moved the mail. 2. Somebody posts. 3. The coordinator commits."""
     with Storage(shared_url) as coordinator, Storage(shared_url) as client, ThreadPoolExecutor(2) as pool:
         run = claimed(coordinator)

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from pyworkflow_ray.recurrences import ScheduleSpec
+from pyworkflow_ray.recurrences.specs import ScheduleSpec
 from pyworkflow_ray.statuses import OverlapPolicy, ScheduleStatus
 from pyworkflow_ray.storage.plans import MOST_DUE, MOST_MISSED, Plan, plan
 from pyworkflow_ray.storage.schedules import ScheduleRecord

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy.engine import Connection
 
 from pyworkflow_ray.actors.schedulers import ask_to_cancel
-from pyworkflow_ray.recurrences import ScheduleSpec
+from pyworkflow_ray.recurrences.specs import ScheduleSpec
 from pyworkflow_ray.statuses import OverlapPolicy, RunStatus, ScheduleStatus
 from pyworkflow_ray.storage import schedules
 from pyworkflow_ray.storage.acceptances import accept

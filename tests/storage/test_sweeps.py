@@ -74,14 +74,14 @@ def test_a_run_born_held_whose_coordinator_never_came_is_an_orphan(storage: Stor
     assert _orphans(storage) == {"run_1": "lease_expired"}
 
 
-def test_a_suspended_run_with_unread_mail_is_an_orphan(storage: Storage) -> None:
+def test_a_suspended_run_with_an_unread_inbox_is_an_orphan(storage: Storage) -> None:
     _sleeping(storage, "run_1", None)
     _sleeping(storage, "quiet", None)
     write(storage, post, "run_1", "key", "hook", "{}")
     assert _orphans(storage) == {"run_1": "unread_inbox"}
 
 
-def test_a_run_that_starts_later_is_an_orphan_once_it_has_mail(storage: Storage) -> None:
+def test_a_run_that_starts_later_is_an_orphan_once_it_has_something_unread(storage: Storage) -> None:
     start_at = datetime.now(UTC) + timedelta(days=1)
     accepted(storage, "later", start_at=start_at, wake_at=start_at)
     accepted(storage, "held", coordinator="coordinator-0", owner_lease=60)
@@ -93,7 +93,7 @@ def test_a_run_that_starts_later_is_an_orphan_once_it_has_mail(storage: Storage)
     assert _orphans(storage, grace=-1) == {"later": "unread_inbox"}
 
 
-def test_a_run_that_was_set_aside_is_no_orphan_for_its_mail(storage: Storage) -> None:
+def test_a_run_that_was_set_aside_is_no_orphan_for_its_inbox(storage: Storage) -> None:
     appended(storage, claimed(storage), changes={"status": RunStatus.INTERRUPTED}, release=True)
     write(storage, post, "run_1", "key", "signal.received", "{}")
     assert _orphans(storage, grace=-1) == {}

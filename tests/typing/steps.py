@@ -3,7 +3,7 @@
 from collections.abc import Coroutine
 from typing import Any, assert_type
 
-from pyworkflow_ray.steps import Step, StepFunction, run_step, step
+from pyworkflow_ray.authoring.steps import Step, StepFunction, run_step, step
 
 
 @step

@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, assert_type
 
-from pyworkflow_ray.context import patched, side_effect
+from pyworkflow_ray.authoring.context import patched, side_effect
+from pyworkflow_ray.authoring.steps import step
+from pyworkflow_ray.authoring.timers import sleep
+from pyworkflow_ray.authoring.workflows import Workflow, WorkflowFunction, as_workflow, workflow
 from pyworkflow_ray.engine.races import as_completed, gather, wait
-from pyworkflow_ray.steps import step
-from pyworkflow_ray.timers import sleep
-from pyworkflow_ray.workflows import Workflow, WorkflowFunction, as_workflow, workflow
 
 
 @step

@@ -22,7 +22,7 @@ from pyworkflow_ray.actors.cluster import (
     named_address,
     running_engine,
 )
-from pyworkflow_ray.client.lines import call_actor
+from pyworkflow_ray.client.coordinators import call_actor
 from pyworkflow_ray.client.runtimes import LocalRuntime, RayRuntime
 from pyworkflow_ray.client.sessions import enter, leave, session
 from pyworkflow_ray.config import get_config

@@ -25,8 +25,8 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from pyworkflow_ray.exceptions import SerializationError
-from pyworkflow_ray.modules import pickle_by_value, unpickle
-from pyworkflow_ray.value_objects import OBJECT_TAGS, put_together, take_apart
+from pyworkflow_ray.values.modules import pickle_by_value, unpickle
+from pyworkflow_ray.values.objects import OBJECT_TAGS, put_together, take_apart
 
 TAG = "$"
 MAX_DEPTH = 100

@@ -10,15 +10,15 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
-from pyworkflow_ray import modules
-from pyworkflow_ray.arguments import Arguments
-from pyworkflow_ray.definitions import Registry
+from pyworkflow_ray.authoring.arguments import Arguments
+from pyworkflow_ray.authoring.definitions import Registry
 from pyworkflow_ray.durations import Duration, parse_duration
 from pyworkflow_ray.engine.executions import Execution, current
 from pyworkflow_ray.engine.options import ON_CANCEL, StepOptions
 from pyworkflow_ray.engine.races import bounded_map
 from pyworkflow_ray.engine.retries import Pauses, RetryDelay, as_retry_on
 from pyworkflow_ray.exceptions import ConfigurationError
+from pyworkflow_ray.values import modules
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -12,8 +12,8 @@ from loguru import logger
 
 from pyworkflow_ray.actors.codes import CodeLoader, source_changed
 from pyworkflow_ray.actors.dispatchers import Dispatcher
-from pyworkflow_ray.actors.engines import Engine
 from pyworkflow_ray.actors.payloads import Payloads
+from pyworkflow_ray.actors.settings import EngineSettings
 from pyworkflow_ray.clock import Clock
 from pyworkflow_ray.engine.executions import Execution, Limits
 from pyworkflow_ray.exceptions import WorkflowError
@@ -23,10 +23,10 @@ from pyworkflow_ray.storage.storages import Storage
 
 
 @dataclass(frozen=True, slots=True)
-class Host:
+class Services:
     """What a coordinator lends its drives."""
 
-    engine: Engine
+    engine: EngineSettings
     owner: str
     storage: Storage
     dispatcher: Dispatcher
@@ -44,7 +44,7 @@ class Host:
     is_here: Callable[[str], bool]
 
 
-def limits_of(run: RunRecord, engine: Engine) -> Limits:
+def limits_of(run: RunRecord, engine: EngineSettings) -> Limits:
     """The bounds of a run."""
     return Limits(
         default_retries=engine.default_retries,
@@ -54,15 +54,15 @@ def limits_of(run: RunRecord, engine: Engine) -> Limits:
     )
 
 
-def load_definition(host: Host, run: RunRecord) -> Any:
+def load_definition(services: Services, run: RunRecord) -> Any:
     """A run's workflow, from the code that the run carries."""
     code_hash = run.code_hash or ""
-    definition = host.loader.get(code_hash)
+    definition = services.loader.get(code_hash)
     if definition is None:
-        code = host.storage.read(lambda connection: load_code(connection, code_hash))
+        code = services.storage.read(lambda connection: load_code(connection, code_hash))
         if code is None:
             raise WorkflowError(f"The code of run {run.run_id!r} is not in the storage (hash {code_hash!r}).")
-        definition = host.loader.load(code)
+        definition = services.loader.load(code)
         if source_changed(code, definition):
             logger.warning(
                 "Run {} goes on with code of {} that is not what it was when the run started",
@@ -72,10 +72,10 @@ def load_definition(host: Host, run: RunRecord) -> Any:
     return definition
 
 
-def execution_of(host: Host, run: RunRecord, definition: Any) -> Execution:
+def execution_of(services: Services, run: RunRecord, definition: Any) -> Execution:
     """A fresh execution of a run's workflow."""
     function = getattr(definition, "fn", definition)
-    execution = Execution(run.run_id, function, host.payloads, limits_of(run, host.engine))
+    execution = Execution(run.run_id, function, services.payloads, limits_of(run, services.engine))
     execution.is_durable = run.durable
     execution.nesting_depth = run.nesting_depth
     execution.check_arguments = getattr(definition, "check_arguments", None)

@@ -16,9 +16,9 @@ from datetime import UTC
 from pathlib import Path
 from typing import Any, TextIO
 
-import msgspec
 from loguru import logger
 
+from pyworkflow_ray.config import LogSettings
 from pyworkflow_ray.exceptions import ConfigurationError
 
 RUN_FIELDS = ("run_id", "workflow", "step_id", "step", "attempt")
@@ -30,58 +30,11 @@ Admit = Callable[[Any], bool]
 """Whether a record is written; may add to its `extra`."""
 
 
-class LogSettings(msgspec.Struct, frozen=True):
-    """How log lines are written, as it travels to other processes.
-
-    Args:
-        level: The number of the lowest level that is written.
-        json: Whether a line is a JSON object.
-        context: Whether lines show the run and step that they belong to.
-        file: The absolute path of a file that they go to as well.
-    """
-
-    level: int
-    json: bool = False
-    context: bool = True
-    file: str | None = None
-
-
-def log_settings(
-    level: str | int, *, json: bool, context: bool, file: str | os.PathLike[str] | None
-) -> LogSettings:
-    """These settings, with what they mean here: the level's number, and where a relative path leads.
-
-    Raises:
-        ValueError: There is no such level.
-    """
-    path = None if file is None else str(Path(file).expanduser().absolute())
-    return LogSettings(level_number(level), json, context, path)
-
-
 _lock = threading.Lock()
 _added: list[int] = []
 _file: TextIO | None = None
 _has_default = os.environ.get("LOGURU_AUTOINIT", "true").lower() not in _OFF
 """Whether loguru has added a sink by itself, number 0, which nobody has asked for."""
-
-
-def level_number(level: str | int) -> int:
-    """The number of a level, of which loguru knows the name.
-
-    Raises:
-        ValueError: There is none.
-    """
-    if isinstance(level, str) and not level.isdigit():
-        try:
-            return int(logger.level(level.upper()).no)
-        except ValueError:
-            raise ValueError(
-                f"there is no level {level!r}; give TRACE, DEBUG, INFO, SUCCESS, WARNING, ERROR, CRITICAL "
-                "or a number"
-            ) from None
-    if isinstance(level, bool) or int(level) < 0:
-        raise ValueError(f"the level is {level!r}; give a name, or a number from 0")
-    return int(level)
 
 
 def use_sinks(settings: LogSettings, admit: Admit) -> None:

@@ -26,7 +26,7 @@ _encoder = msgspec.msgpack.Encoder()
 _ends_decoder = msgspec.msgpack.Decoder(list[RunEnd])
 
 
-class Line:
+class CoordinatorClient:
     """The way to one coordinator; lives on one event loop, as its callers do.
 
     Args:

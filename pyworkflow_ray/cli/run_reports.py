@@ -11,8 +11,8 @@ from pyworkflow_ray.cli.cells import cell, error_text, shown
 from pyworkflow_ray.cli.live import COLLAPSE_FROM, answer_command, open_waits
 from pyworkflow_ray.cli.outputs import Column, Format, Output
 from pyworkflow_ray.cli.times import moment, span
-from pyworkflow_ray.client.outlines import Outline, StepOutline, Wait
 from pyworkflow_ray.client.records import Event, WorkflowRun
+from pyworkflow_ray.client.summaries import RunSummary, StepSummary, Wait
 from pyworkflow_ray.statuses import RunStatus, StepStatus
 from pyworkflow_ray.storage.records import RunRecord
 
@@ -21,30 +21,30 @@ _LONG_TEXT = 2000
 
 
 def print_status(output: Output, record: RunRecord, events: list[Event]) -> None:
-    """Print a run and the outline of its history."""
-    run, outline = WorkflowRun.of(record), Outline.of(record.run_id, events)
+    """Print a run and the summary of its history."""
+    run, summary = WorkflowRun.of(record), RunSummary.of(record.run_id, events)
     now = datetime.now(UTC)
     if output.is_json:
-        more = {"error_type": record.error_type, "traceback": outline.traceback, "wake_at": record.wake_at}
-        waits = open_waits(outline, now)
+        more = {"error_type": record.error_type, "traceback": summary.traceback, "wake_at": record.wake_at}
+        waits = open_waits(summary, now)
         output.data(
             {
                 **run.to_dict(),
                 **more,
-                "steps": list(outline.steps.values()),
-                "children": list(outline.children.values()),
+                "steps": list(summary.steps.values()),
+                "children": list(summary.children.values()),
                 "waits_for": waits,
             }
         )
         return
-    output.record(None, _pairs(run, record, outline, now))
+    output.record(None, _pairs(run, record, summary, now))
     if output.format is Format.PLAIN:
         return
-    if outline.traceback:
-        output.text(f"\n{shown(outline.traceback, lines=True).rstrip()}")
-    if outline.steps:
+    if summary.traceback:
+        output.text(f"\n{shown(summary.traceback, lines=True).rstrip()}")
+    if summary.steps:
         output.text("")
-        output.rows(_step_rows(outline), STEP_COLUMNS)
+        output.rows(_step_rows(summary), STEP_COLUMNS)
     following = _following(run)
     if following:
         output.say("Next:", "dim")
@@ -52,7 +52,7 @@ def print_status(output: Output, record: RunRecord, events: list[Event]) -> None
         output.suggest(f"runs {command}", meaning)
 
 
-def _pairs(run: WorkflowRun, record: RunRecord, outline: Outline, now: datetime) -> list[tuple[str, Any]]:
+def _pairs(run: WorkflowRun, record: RunRecord, summary: RunSummary, now: datetime) -> list[tuple[str, Any]]:
     return [
         ("run", Text(run.run_id, style="bold")),
         ("workflow", run.workflow_name),
@@ -65,10 +65,10 @@ def _pairs(run: WorkflowRun, record: RunRecord, outline: Outline, now: datetime)
         ("input", _input(run)),
         ("result", None if run.result is None else _cut(cell(run.result).plain)),
         ("error", None if run.error is None else Text(_error(record), style="red")),
-        ("waits for", _waits(outline, now)),
+        ("waits for", _waits(summary, now)),
         ("wakes", record.wake_at),
-        ("asked to cancel", _cancel(outline)),
-        ("recoveries", outline.interruptions or None),
+        ("asked to cancel", _cancel(summary)),
+        ("recoveries", summary.interruptions or None),
         ("parent", run.parent_run_id),
         ("continued from", run.continued_from_run_id),
         ("continued as", run.continued_to_run_id),
@@ -100,16 +100,16 @@ def _cut(text: str) -> str:
     return text if len(text) <= _LONG_TEXT else f"{text[:_LONG_TEXT]}… ({len(text)} characters)"
 
 
-def _cancel(outline: Outline) -> str | None:
-    if outline.cancel_reason is None or outline.ended_at is not None:
+def _cancel(summary: RunSummary) -> str | None:
+    if summary.cancel_reason is None or summary.ended_at is not None:
         return None
-    return outline.cancel_reason or "yes"
+    return summary.cancel_reason or "yes"
 
 
-def _waits(outline: Outline, now: datetime) -> str | None:
-    open_children = [child for child in outline.children.values() if child.status is RunStatus.RUNNING]
-    lines = [_wait(each, now) for each in open_waits(outline, now)]
-    if outline.ended_at is None:
+def _waits(summary: RunSummary, now: datetime) -> str | None:
+    open_children = [child for child in summary.children.values() if child.status is RunStatus.RUNNING]
+    lines = [_wait(each, now) for each in open_waits(summary, now)]
+    if summary.ended_at is None:
         lines += [f"{child.child_id}: {child.run_id}" for child in open_children[:COLLAPSE_FROM]]
         lines += [f"and {more} more children"] if (more := len(open_children) - COLLAPSE_FROM) > 0 else []
     return "\n".join(lines) or None
@@ -149,10 +149,10 @@ STEP_COLUMNS = [
 ]
 
 
-def _step_rows(outline: Outline) -> list[dict[str, Any]]:
+def _step_rows(summary: RunSummary) -> list[dict[str, Any]]:
     """A row for each step, and of many with one name a row for each state."""
-    by_name: dict[str, list[StepOutline]] = {}
-    for step in outline.steps.values():
+    by_name: dict[str, list[StepSummary]] = {}
+    for step in summary.steps.values():
         by_name.setdefault(step.step_name, []).append(step)
     rows = []
     for name, steps in by_name.items():
@@ -166,7 +166,7 @@ def _step_rows(outline: Outline) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(name: str, steps: list[StepOutline]) -> dict[str, Any]:
+def _row(name: str, steps: list[StepSummary]) -> dict[str, Any]:
     last = steps[-1]
     ends = [step.ended_at for step in steps if step.ended_at is not None]
     began = min(step.scheduled_at for step in steps)

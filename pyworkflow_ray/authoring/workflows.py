@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
-from pyworkflow_ray import modules
-from pyworkflow_ray.arguments import Arguments
-from pyworkflow_ray.definitions import Registry
+from pyworkflow_ray.authoring.arguments import Arguments
+from pyworkflow_ray.authoring.definitions import Registry
+from pyworkflow_ray.authoring.steps import function_name
 from pyworkflow_ray.durations import Duration, parse_duration
 from pyworkflow_ray.exceptions import ConfigurationError
-from pyworkflow_ray.steps import function_name
+from pyworkflow_ray.values import modules
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -7,13 +7,13 @@ from typing import Any, Generic, TypeVar
 
 from msgspec import Raw
 
-from pyworkflow_ray import values
-from pyworkflow_ray.context import require_execution
+from pyworkflow_ray.authoring.context import require_execution
+from pyworkflow_ray.authoring.steps import StepFunction, run_step
 from pyworkflow_ray.durations import Duration, parse_duration
 from pyworkflow_ray.engine.executions import Execution
 from pyworkflow_ray.exceptions import InvalidTokenError
-from pyworkflow_ray.schemas import schema_text, validated
-from pyworkflow_ray.steps import StepFunction, run_step
+from pyworkflow_ray.values import codec
+from pyworkflow_ray.values.schemas import schema_text, validated
 
 T = TypeVar("T")
 
@@ -52,7 +52,7 @@ async def hook(
     expires_at = None if timeout is None else execution.now + parse_duration(timeout)
     if token is not None:
         _check_token(token)
-    labels = Raw(values.encode(dict(metadata))) if metadata else _NONE
+    labels = Raw(codec.encode(dict(metadata))) if metadata else _NONE
     pending = await execution.recorded_call(
         lambda: execution.hooks.create(
             name, token=token, expires_at=expires_at, schema=payload_schema, metadata=labels

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from pyworkflow_ray.actors.engines import Engine
+from pyworkflow_ray.actors.settings import EngineSettings
 from pyworkflow_ray.storage.placements import locate
 from pyworkflow_ray.storage.runs import get_runs
 from pyworkflow_ray.storage.storages import Storage
@@ -27,7 +27,7 @@ class Placed(Protocol):
     def environment(self) -> str: ...
 
 
-class Waker:
+class Nudger:
     """Places runs that nobody holds, and tells the coordinators of all.
 
     Args:
@@ -35,7 +35,7 @@ class Waker:
         nudge: How coordinators are told.
     """
 
-    def __init__(self, engine: Engine, nudge: Nudge) -> None:
+    def __init__(self, engine: EngineSettings, nudge: Nudge) -> None:
         self._engine, self._nudge = engine, nudge
 
     async def wake(self, storage: Storage, runs: Iterable[Placed]) -> int:

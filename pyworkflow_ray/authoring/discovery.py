@@ -14,10 +14,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pyworkflow_ray import modules
+from pyworkflow_ray.authoring.workflows import list_workflows
 from pyworkflow_ray.config import find_file, get_config, read_file
 from pyworkflow_ray.exceptions import DiscoveryError
-from pyworkflow_ray.workflows import list_workflows
+from pyworkflow_ray.values import modules
 
 VARIABLE = "PYWORKFLOW_DISCOVER"
 _SHOWN_ALIKE = 3

@@ -139,6 +139,7 @@ def load_reference(ref: str) -> Any:
     names = [*module_name.split("."), *qualname.split(".")]
     if not all(name.isidentifier() for name in names):
         raise SerializationError(f"{ref!r} is not a reference; it should look like 'package.module:Name'.")
+    module_name = _MOVED.get(module_name, module_name)
     try:
         found: Any = sys.modules.get(module_name) or importlib.import_module(module_name)
     except Exception as error:
@@ -193,9 +194,55 @@ def _own_logger(options: tuple[Any, ...]) -> Any:
     return type(logger)(logger._core, *options)  # type: ignore[attr-defined, call-arg]
 
 
+_MOVED = {
+    f"{_OURS}.{old}": f"{_OURS}.{new}"
+    for old, new in {
+        "values": "values.codec",
+        "value_tags": "values.tags",
+        "value_objects": "values.objects",
+        "value_views": "values.views",
+        "failures": "values.failures",
+        "schemas": "values.schemas",
+        "modules": "values.modules",
+        "recurrences": "recurrences.specs",
+        "calendars": "recurrences.calendars",
+        "crons": "recurrences.crons",
+        "zones": "recurrences.zones",
+        "overlaps": "recurrences.overlaps",
+        "arguments": "authoring.arguments",
+        "children": "authoring.children",
+        "context": "authoring.context",
+        "definitions": "authoring.definitions",
+        "discovery": "authoring.discovery",
+        "hooks": "authoring.hooks",
+        "logs": "authoring.logs",
+        "schedules": "authoring.schedules",
+        "steps": "authoring.steps",
+        "timers": "authoring.timers",
+        "workflows": "authoring.workflows",
+    }.items()
+}
+"""Where modules of this package are that had other names when code and values were stored."""
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module_name: str, name: str) -> Any:
+        if (module_name, name) == ("cloudpickle.cloudpickle", "subimport"):
+            return _import_moved
+        return super().find_class(_MOVED.get(module_name, module_name), name)
+
+
+def _import_moved(module_name: str) -> ModuleType:
+    return importlib.import_module(_MOVED.get(module_name, module_name))
+
+
 def unpickle(data: bytes) -> Any:
-    """The object that `pickle_by_value` was given; raises whatever loading it raises."""
-    return pickle.loads(data)
+    """The object that `pickle_by_value` was given, now or in an earlier version of this package.
+
+    Raises:
+        Exception: Whatever loading it raises.
+    """
+    return _Unpickler(io.BytesIO(data)).load()
 
 
 _TRIES = 10

@@ -5,16 +5,22 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from pyworkflow_ray import values
-from pyworkflow_ray.actors.engines import Engine
 from pyworkflow_ray.actors.payloads import split_value
+from pyworkflow_ray.actors.settings import EngineSettings
 from pyworkflow_ray.storage.acceptances import NewRun
 from pyworkflow_ray.storage.codes import Code
 from pyworkflow_ray.storage.records import RunRecord
+from pyworkflow_ray.values import codec
 
 
 def new_run(
-    engine: Engine, definition: Any, code: Code, run_id: str, args: bytes, kwargs: bytes, **others: Any
+    engine: EngineSettings,
+    definition: Any,
+    code: Code,
+    run_id: str,
+    args: bytes,
+    kwargs: bytes,
+    **others: Any,
 ) -> NewRun:
     """A run of a workflow, with the workflow's options over the engine's defaults.
 
@@ -44,7 +50,7 @@ def new_run(
 
 def child_of(
     parent: RunRecord,
-    engine: Engine,
+    engine: EngineSettings,
     definition: Any,
     code: Code,
     child_id: str,
@@ -69,7 +75,7 @@ def child_of(
     )
 
 
-def successor_of(run: RunRecord, engine: Engine, run_id: str, args: bytes, kwargs: bytes) -> NewRun:
+def successor_of(run: RunRecord, engine: EngineSettings, run_id: str, args: bytes, kwargs: bytes) -> NewRun:
     """The run in which this one continues: all of it but the history, the key included."""
     return NewRun(
         run_id=run_id,
@@ -92,7 +98,7 @@ def _kept(run: RunRecord) -> dict[str, Any]:
     return {name: getattr(run, name) for name in _KEPT}
 
 
-def _input(engine: Engine, args: bytes, kwargs: bytes) -> dict[str, Any]:
+def _input(engine: EngineSettings, args: bytes, kwargs: bytes) -> dict[str, Any]:
     stored_args, args_blob = split_value(args, engine.blob_threshold)
     stored_kwargs, kwargs_blob = split_value(kwargs, engine.blob_threshold)
     return {
@@ -106,4 +112,4 @@ def _input(engine: Engine, args: bytes, kwargs: bytes) -> dict[str, Any]:
 def label(value: Any) -> str | None:
     """A label as it is stored. Labels are for tools to show and to search, and are not sealed; what is secret
     is an argument."""
-    return None if value is None else values.encode(value).decode()
+    return None if value is None else codec.encode(value).decode()

@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable, Generator
 from datetime import datetime
 from typing import Any, NoReturn, TypeVar
 
-from pyworkflow_ray import values
+from pyworkflow_ray.authoring.steps import StepFunction, as_step, run_step
+from pyworkflow_ray.authoring.timers import sleep
 from pyworkflow_ray.durations import When
 from pyworkflow_ray.engine.cancellations import Shield
 from pyworkflow_ray.engine.continuations import ContinueAsNew
@@ -18,8 +19,7 @@ from pyworkflow_ray.engine.executions import Execution, current
 from pyworkflow_ray.engine.logs import run_logger
 from pyworkflow_ray.engine.step_contexts import Settled, current_step
 from pyworkflow_ray.exceptions import WorkflowError
-from pyworkflow_ray.steps import StepFunction, as_step, run_step
-from pyworkflow_ray.timers import sleep
+from pyworkflow_ray.values import codec
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ class WorkflowContext:
     @property
     def metadata(self) -> dict[str, Any]:
         """What was kept with the run when it was started."""
-        return values.decode(bytes(self._execution.metadata)) or {}
+        return codec.decode(bytes(self._execution.metadata)) or {}
 
     @property
     def schedule_id(self) -> str | None:
@@ -100,7 +100,7 @@ class WorkflowContext:
 
     async def hook(self, name: str, **options: Any) -> Any:
         """Wait for somebody's answer; see `hook`."""
-        from pyworkflow_ray.hooks import hook
+        from pyworkflow_ray.authoring.hooks import hook
 
         return await hook(name, **options)
 

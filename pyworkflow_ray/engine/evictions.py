@@ -52,7 +52,7 @@ _MAX_DATA = 100_000
 _kept: list[Any] = []
 
 
-def drop_suspended(roots: Iterable[Any]) -> None:
+def evict_suspended(roots: Iterable[Any]) -> None:
     """Let the coroutines and generators, and what they wait in, be collected without running.
 
     Args:

@@ -19,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 import msgspec
 
 from pyworkflow_ray.exceptions import PayloadTooLargeError, SerializationError
-from pyworkflow_ray.value_tags import (
+from pyworkflow_ray.values.tags import (
     MAX_DEPTH,
     TooDeepError,
     UnstorableError,
@@ -29,7 +29,7 @@ from pyworkflow_ray.value_tags import (
     type_name,
     untagged,
 )
-from pyworkflow_ray.value_views import view
+from pyworkflow_ray.values.views import view
 
 Data = bytes | msgspec.Raw | str
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, ParamSpec, TypeVar
 
-from pyworkflow_ray.calendars import CalendarSpec
+from pyworkflow_ray.authoring.workflows import WorkflowFunction, workflow
 from pyworkflow_ray.durations import Duration, parse_duration
 from pyworkflow_ray.exceptions import ConfigurationError
-from pyworkflow_ray.overlaps import policy_of
-from pyworkflow_ray.recurrences import ScheduleSpec
+from pyworkflow_ray.recurrences.calendars import CalendarSpec
+from pyworkflow_ray.recurrences.overlaps import policy_of
+from pyworkflow_ray.recurrences.specs import ScheduleSpec
 from pyworkflow_ray.statuses import OverlapPolicy
-from pyworkflow_ray.workflows import WorkflowFunction, workflow
 
 P = ParamSpec("P")
 T = TypeVar("T")

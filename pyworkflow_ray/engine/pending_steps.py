@@ -14,9 +14,9 @@ from pyworkflow_ray.engine.attempts import AttemptFailed, AttemptOutcome
 from pyworkflow_ray.engine.commands import ScheduleStep
 from pyworkflow_ray.engine.events import StepCompleted, StepFailed, StepRetrying, failure_fields
 from pyworkflow_ray.engine.options import StepOptions
-from pyworkflow_ray.engine.retries import WORKER_LOSS, Attempts, next_attempt_at
+from pyworkflow_ray.engine.retries import WORKER_LOSS, AttemptCounts, next_attempt_at
 from pyworkflow_ray.exceptions import StepFailedError
-from pyworkflow_ray.failures import GAVE_UP, Failure, capture, error_type_name, restore
+from pyworkflow_ray.values.failures import GAVE_UP, Failure, capture, error_type_name, restore
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ def _retry_at(
     return next_attempt_at(
         outcome.failure,
         outcome.cause,
-        Attempts(pending.scheduled_at, pending.failures, pending.losses),
+        AttemptCounts(pending.scheduled_at, pending.failures, pending.losses),
         now=now,
         max_retries=limits.default_retries if options.max_retries is None else options.max_retries,
         pauses=options.pauses,

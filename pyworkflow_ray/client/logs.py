@@ -1,17 +1,13 @@
-"""Logging with loguru: setting it up, and loggers that know the run they are used in."""
+"""How this process, and the engine's own processes, write log lines."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
 
-from pyworkflow_ray.config import configure
-from pyworkflow_ray.engine import logs
+from pyworkflow_ray.actors.sinks import use_sinks
+from pyworkflow_ray.config import configure, log_settings
+from pyworkflow_ray.engine.logs import admit
 from pyworkflow_ray.exceptions import ConfigurationError
-from pyworkflow_ray.sinks import log_settings, use_sinks
-
-if TYPE_CHECKING:
-    from loguru import Logger
 
 
 def configure_logging(
@@ -40,35 +36,6 @@ def configure_logging(
         chosen = log_settings(level, json=json_logs, context=show_context, file=log_file)
     except ValueError as error:
         raise ConfigurationError(f"configure_logging: {error}.") from None
-    use_sinks(chosen, logs.admit)
+    use_sinks(chosen, admit)
     # From there they travel to actors, and from these to workers.
     configure(log_level=chosen.level, log_json=json_logs, log_context=show_context, log_file=chosen.file)
-
-
-def get_logger(name: str | None = None) -> Logger:
-    """A loguru logger whose lines carry, in `extra`, the run and step whose code logs them.
-
-    These are `run_id` and `workflow`, and in a step `step_id`, `step` and `attempt` as well. In workflow
-    code it is silent in a replay, so that each line is written once. It may be made once for a module: it
-    looks at each line where that comes from.
-
-    Args:
-        name: What lines show as their logger, instead of the module.
-    """
-    if name is None:
-        return logs.run_logger
-
-    def rename(record: Any) -> None:
-        record["name"] = name
-
-    return logs.run_logger.patch(rename)
-
-
-def bind_workflow_context(run_id: str, workflow_name: str) -> Logger:
-    """A logger whose lines carry a run, for code outside of it: a web handler, a callback."""
-    return logs.run_logger.bind(run_id=run_id, workflow=workflow_name)
-
-
-def bind_step_context(run_id: str, step_id: str, step_name: str) -> Logger:
-    """A logger whose lines carry a step, for code outside of it."""
-    return logs.run_logger.bind(run_id=run_id, step_id=step_id, step=step_name)

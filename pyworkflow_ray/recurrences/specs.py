@@ -15,11 +15,11 @@ from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from typing import Any
 
-from pyworkflow_ray.calendars import CalendarSpec
-from pyworkflow_ray.crons import read_cron
 from pyworkflow_ray.durations import Duration, format_duration, in_utc, parse_duration
 from pyworkflow_ray.exceptions import ConfigurationError
-from pyworkflow_ray.zones import in_real_time, once_each, zone_of
+from pyworkflow_ray.recurrences.calendars import CalendarSpec
+from pyworkflow_ray.recurrences.crons import read_cron
+from pyworkflow_ray.recurrences.zones import in_real_time, once_each, zone_of
 
 __all__ = ["CalendarSpec", "ScheduleSpec"]
 

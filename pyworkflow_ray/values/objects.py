@@ -16,7 +16,7 @@ import msgspec
 from pydantic import BaseModel
 
 from pyworkflow_ray.exceptions import SerializationError
-from pyworkflow_ray.modules import load_reference, reference_of
+from pyworkflow_ray.values.modules import load_reference, reference_of
 
 
 class Parts(NamedTuple):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Generic, Literal, TypeVar, overload
 
-from pyworkflow_ray.context import require_execution
+from pyworkflow_ray.authoring.context import require_execution
+from pyworkflow_ray.authoring.workflows import WorkflowFunction, as_workflow
 from pyworkflow_ray.engine.children import PARENT_CLOSE, Child
 from pyworkflow_ray.engine.events import ChildCancelled, ChildCompleted
 from pyworkflow_ray.engine.executions import Execution
 from pyworkflow_ray.exceptions import ConfigurationError
 from pyworkflow_ray.statuses import RunStatus
-from pyworkflow_ray.workflows import WorkflowFunction, as_workflow
 
 T = TypeVar("T")
 

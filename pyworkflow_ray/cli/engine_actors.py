@@ -7,8 +7,8 @@ import typer
 from pyworkflow_ray.cli import doctors
 from pyworkflow_ray.cli.invocations import begin
 from pyworkflow_ray.cli.outputs import PROGRAM, Column, Output
-from pyworkflow_ray.client.engines import bring_up, join, take_down
-from pyworkflow_ray.client.loops import run_sync
+from pyworkflow_ray.client.engine_actors import bring_up, join, take_down
+from pyworkflow_ray.client.event_loops import run_sync
 from pyworkflow_ray.client.sessions import session
 from pyworkflow_ray.config import get_config
 

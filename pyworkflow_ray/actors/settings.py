@@ -6,14 +6,13 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from typing import Any
 
-from pyworkflow_ray.config import Settings
-from pyworkflow_ray.sinks import LogSettings
+from pyworkflow_ray.config import LogSettings, Settings
 from pyworkflow_ray.storage.placements import Placement
 from pyworkflow_ray.storage.storages import Storage
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
+class EngineSettings:
     """The settings that travel to actors; the storage's URL is kept out of `repr`.
 
     Args:
@@ -47,7 +46,7 @@ class Engine:
     logging: LogSettings | None = None
 
     @classmethod
-    def configured(cls, settings: Settings, **changes: Any) -> Engine:
+    def configured(cls, settings: Settings, **changes: Any) -> EngineSettings:
         """The engine that this process's settings describe."""
         shared = {each.name for each in fields(cls)} & set(type(settings).model_fields)
         engine = cls(

@@ -23,7 +23,7 @@ from pyworkflow_ray.exceptions import (
     StepFailedError,
     WorkflowFailedError,
 )
-from pyworkflow_ray.modules import pickle_by_value, unpickle
+from pyworkflow_ray.values.modules import pickle_by_value, unpickle
 
 MAX_CAUSES = 5
 MAX_TEXT = 20_000

@@ -7,7 +7,7 @@ from typing import Any
 
 from loguru import logger
 
-from pyworkflow_ray.actors.mail import Mail
+from pyworkflow_ray.actors.inboxes import InboxEntry
 from pyworkflow_ray.client.sessions import Session
 from pyworkflow_ray.engine.events import Event
 from pyworkflow_ray.exceptions import ConfigurationError, WorkflowNotFoundError
@@ -40,8 +40,8 @@ async def send(
             was_done = accepted and was_posted(connection, accepted[0].run_id, dedup_key)
             return accepted[0] if was_done else None
         if not (once_in_chain and was_posted(connection, record.run_id, dedup_key, over_chain=True)):
-            mail = Mail(record.run_id, dedup_key, event)
-            if not mail.post(connection) and not was_posted(connection, record.run_id, dedup_key):
+            entry = InboxEntry(record.run_id, dedup_key, event)
+            if not entry.post(connection) and not was_posted(connection, record.run_id, dedup_key):
                 raise _Moved
         accepted[:] = [record]
         return record

@@ -28,7 +28,7 @@ _CHILD_ENDS = {
 
 
 @dataclass(slots=True)
-class StepOutline:
+class StepSummary:
     """A step of a run. `attempt` is the last one's number, or the coming one's while it is retrying."""
 
     step_id: str
@@ -47,7 +47,7 @@ class StepOutline:
 
 
 @dataclass(slots=True)
-class ChildOutline:
+class ChildSummary:
     """A child run of a run, as its parent's history tells it."""
 
     child_id: str
@@ -72,14 +72,14 @@ class Wait:
     token: str | None = field(default=None, repr=False)
 
 
-class Outline:
+class RunSummary:
     """A run as its events tell it; `add` them in their order."""
 
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
         self.workflow_name = ""
-        self.steps: dict[str, StepOutline] = {}
-        self.children: dict[str, ChildOutline] = {}
+        self.steps: dict[str, StepSummary] = {}
+        self.children: dict[str, ChildSummary] = {}
         self.status = RunStatus.PENDING
         self.started_at: datetime | None = None
         self.ended_at: datetime | None = None
@@ -94,12 +94,12 @@ class Outline:
         self._waits: dict[tuple[str, str], Wait] = {}
 
     @classmethod
-    def of(cls, run_id: str, events: Iterable[Event]) -> Outline:
-        """The outline of a run with these events."""
-        outline = cls(run_id)
+    def of(cls, run_id: str, events: Iterable[Event]) -> RunSummary:
+        """The summary of a run with these events."""
+        summary = cls(run_id)
         for event in events:
-            outline.add(event)
-        return outline
+            summary.add(event)
+        return summary
 
     @property
     def waits(self) -> list[Wait]:
@@ -144,7 +144,7 @@ class Outline:
         step_id = data["step_id"]
         step = self.steps.get(step_id)
         if event.type == "step.started" or step is None:
-            step = self.steps[step_id] = StepOutline(
+            step = self.steps[step_id] = StepSummary(
                 step_id,
                 data["step_name"],
                 event.timestamp,
@@ -176,7 +176,7 @@ class Outline:
         child_id = data["child_id"]
         child = self.children.get(child_id)
         if child is None:
-            child = ChildOutline(child_id, data["child_run_id"], data["child_workflow_name"])
+            child = ChildSummary(child_id, data["child_run_id"], data["child_workflow_name"])
             self.children[child_id] = child
         child.status = _CHILD_ENDS.get(event.type, RunStatus.RUNNING)
         child.error, child.error_type = data.get("error"), data.get("error_type")

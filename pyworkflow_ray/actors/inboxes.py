@@ -26,10 +26,10 @@ from pyworkflow_ray.storage.histories import EventRow, read_events
 from pyworkflow_ray.storage.inboxes import InboxRow, post
 
 if TYPE_CHECKING:
-    from pyworkflow_ray.actors.hosts import Host
+    from pyworkflow_ray.actors.services import Services
 
 
-class Mail(msgspec.Struct, frozen=True):
+class InboxEntry(msgspec.Struct, frozen=True):
     """An outcome for a run, as whoever posts it makes it."""
 
     run_id: str
@@ -50,13 +50,13 @@ CANCEL_KEY = "cancel"
 """A run is asked to cancel once."""
 
 
-async def requests_to_children(host: Host, run_id: str) -> list[Mail]:
+async def requests_to_children(services: Services, run_id: str) -> list[InboxEntry]:
     """What asks the children to cancel that end with their parent, read off the history without its code."""
     types = (
         "child_workflow.started",
         *(f"child_workflow.{end}" for end in ("completed", "failed", "cancelled")),
     )
-    rows = await asyncio.to_thread(host.storage.read, lambda c: read_events(c, run_id, types=types))
+    rows = await asyncio.to_thread(services.storage.read, lambda c: read_events(c, run_id, types=types))
     open_children: dict[str, str] = {}
     for _, _, type_, data in rows:
         with contextlib.suppress(ValueError):  # a damaged row: that child goes on
@@ -66,10 +66,10 @@ async def requests_to_children(host: Host, run_id: str) -> list[Mail]:
                 case ChildCompleted() | ChildFailed() | ChildCancelled() as ended:
                     open_children.pop(ended.child_id, None)
     request = CancellationRequested(reason="its parent has ended", requested_by=run_id)
-    return [Mail(child, CANCEL_KEY, request) for child in open_children.values()]
+    return [InboxEntry(child, CANCEL_KEY, request) for child in open_children.values()]
 
 
-def decoded_mail(run_id: str, rows: list[InboxRow]) -> tuple[list[int], list[Event]]:
+def decoded_inbox(run_id: str, rows: list[InboxRow]) -> tuple[list[int], list[Event]]:
     """The ids of the rows, and the outcomes that they hold.
 
     Raises:

@@ -1,0 +1,1 @@
+"""Recurrences: when a schedule fires."""

@@ -1,0 +1,1 @@
+"""Values: how they travel and are stored, without changing type, and how they are looked at."""
