@@ -1,4 +1,4 @@
-"""A PostgreSQL proxy that understands the protocol: it counts who waits, and cuts connections to the message."""
+"""A PostgreSQL proxy that reads the protocol: it counts who waits, and cuts connections at a message."""
 
 from __future__ import annotations
 
