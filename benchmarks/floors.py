@@ -72,7 +72,7 @@ def seconds_of_commits(path: Path, count: int) -> float:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         connection.executescript(_TABLES)
-        completed, scheduled = _event_texts()
+        completed, scheduled = event_texts()
         started = time.perf_counter()
         for number in range(count):
             now = str(datetime.now(UTC))[:26]
@@ -90,7 +90,8 @@ def seconds_of_commits(path: Path, count: int) -> float:
         connection.close()
 
 
-def _event_texts() -> tuple[str, str]:
+def event_texts() -> tuple[str, str]:
+    """The data of a step's outcome and of the next step's schedule, as they are recorded."""
     completed = {
         "step_id": "remote_length#100",
         "step_name": "remote_length",
