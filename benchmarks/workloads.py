@@ -97,3 +97,10 @@ async def sleeping(number: int) -> int:
     total = await add(number, 1)
     await sleep("1d")
     return total
+
+
+@workflow
+async def waiting_for_tick() -> int:
+    """One, after a signal."""
+    await receive("tick")
+    return 1
