@@ -30,7 +30,7 @@ async def measure(setting: Setting) -> list[Line]:
     with ExitStack() as stack:
         database = stack.enter_context(postgresql(setting.folder / "pg", setting.delay_ms))
         sqlite = await _costs(setting, setting.folder / "appends.db")
-        near = await _costs(setting, database.near("near"))
+        near = await _costs(setting, database.near())
         lines = [
             Line("one append: SQLite (WAL, FULL)", sqlite.one, "ms"),
             _group_line("SQLite (WAL, FULL)", sqlite),
@@ -39,7 +39,7 @@ async def measure(setting: Setting) -> list[Line]:
         ]
         if not setting.delay_ms:
             return lines
-        url = database.far("far")
+        url = database.far()
         trip = round_trip_ms(url)
         progress(f"the far PostgreSQL: {trip:.2f} ms for the smallest question")
         far = await _costs(setting, url)

@@ -24,21 +24,22 @@ class Postgresql:
 
     def __init__(self, server: Any, proxy: Proxy | None) -> None:
         self._server, self._proxy = server, proxy
+        self._made = 0
 
-    def near(self, name: str) -> str:
+    def near(self) -> str:
         """The URL of a new database, on the server's Unix socket."""
-        self._server.psql(f"CREATE DATABASE {name}")
-        return str(self._server.get_uri(name))
+        return str(self._server.get_uri(self._make()))
 
-    def far(self, name: str) -> str:
-        """The URL of a new database behind the delay."""
-        self.near(name)
-        return self.far_of(name)
-
-    def far_of(self, name: str) -> str:
-        """The URL of a database that is there, behind the delay."""
+    def far(self) -> str:
+        """The URL of a new database, behind the delay."""
         assert self._proxy is not None, "nothing far is to be measured"
-        return f"postgresql://postgres:@127.0.0.1:{self._proxy.port}/{name}"
+        return f"postgresql://postgres:@127.0.0.1:{self._proxy.port}/{self._make()}"
+
+    def _make(self) -> str:
+        self._made += 1
+        name = f"benchmark_{self._made}"
+        self._server.psql(f"CREATE DATABASE {name}")
+        return name
 
     def trips(self) -> int:
         """Round trips so far through the delay."""

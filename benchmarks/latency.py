@@ -59,7 +59,7 @@ async def measure(setting: Setting) -> list[Line]:
 async def _near_and_far(setting: Setting, count: int) -> list[Line]:
     """From start to result on PostgreSQL, and how many round trips more it takes far away."""
     with postgresql(setting.folder / "pg", setting.delay_ms) as database:
-        near, far = EngineSettings("latency-near", database.near("near")), database.far("far")
+        near, far = EngineSettings("latency-near", database.near()), database.far()
         trip = round_trip_ms(far)
         progress(f"the far PostgreSQL: {trip:.2f} ms for the smallest question")
         engines = {"near": near, "far": EngineSettings("latency-far", far)}

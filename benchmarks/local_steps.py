@@ -32,7 +32,7 @@ async def measure(setting: Setting) -> list[Line]:
         dbos_urls = {
             "DBOS, SQLite": wal_file(folder / "dbos_wal.db"),
             "DBOS, SQLite as shipped": f"sqlite:///{folder / 'dbos.db'}",
-            "DBOS, PostgreSQL": database.near("dbos"),
+            "DBOS, PostgreSQL": database.near(),
         }
         engines = {
             "ours, SQLite": (EngineSettings("local-steps", folder / "ours.db"), count),
@@ -40,11 +40,11 @@ async def measure(setting: Setting) -> list[Line]:
                 EngineSettings("local-steps-here", folder / "here.db", default_runtime="local"),
                 count,
             ),
-            "ours, PostgreSQL": (EngineSettings("local-steps-pg", database.near("ours")), count),
+            "ours, PostgreSQL": (EngineSettings("local-steps-pg", database.near()), count),
         }
         if setting.delay_ms:
-            dbos_urls["DBOS, far"] = database.far("dbos_far")
-            url = database.far("ours_far")
+            dbos_urls["DBOS, far"] = database.far()
+            url = database.far()
             engines["ours, far"] = (EngineSettings("local-steps-far", url), far_count)
             progress(f"the far PostgreSQL: {round_trip_ms(url):.2f} ms for the smallest question")
         peers = {
@@ -66,7 +66,7 @@ async def measure(setting: Setting) -> list[Line]:
 
         reached = await in_turns(setting.rounds, {**ours, **theirs, "bare commits": commits})
     title, far_title = (f"{number:,} local steps, one after another" for number in (count, far_count))
-    comparisons = [
+    comparisons: list[tuple[str, str, str, float | None]] = [
         (f"{title}: SQLite (WAL, FULL)", "ours, SQLite", "DBOS, SQLite", AT_LEAST),
         (f"{title}: SQLite, of the bare commits", "ours, SQLite", "bare commits", AT_LEAST_OF_COMMITS),
         (f"{title}: SQLite, in process", "ours in process, SQLite", "DBOS, SQLite", None),

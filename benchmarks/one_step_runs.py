@@ -29,17 +29,17 @@ async def measure(setting: Setting) -> list[Line]:
         database = stack.enter_context(postgresql(folder / "pg", setting.delay_ms))
         dbos_urls = {
             "DBOS, SQLite": wal_file(folder / "dbos.db"),
-            "DBOS, PostgreSQL": database.near("dbos"),
+            "DBOS, PostgreSQL": database.near(),
         }
         engines = {
             "ours": EngineSettings("runs", folder / "ours.db"),
             "ours, 1 coordinator": EngineSettings("runs-1", folder / "ours1.db", coordinators=1),
             "ours, 2 coordinators": EngineSettings("runs-2", folder / "ours2.db", coordinators=2),
-            "ours, PostgreSQL": EngineSettings("runs-pg", database.near("ours")),
+            "ours, PostgreSQL": EngineSettings("runs-pg", database.near()),
         }
         if setting.delay_ms:
-            dbos_urls["DBOS, far"] = database.far("dbos_far")
-            url = database.far("ours_far")
+            dbos_urls["DBOS, far"] = database.far()
+            url = database.far()
             engines["ours, far"] = EngineSettings("runs-far", url)
             progress(f"the far PostgreSQL: {round_trip_ms(url):.2f} ms for the smallest question")
         peers = {name: (stack.enter_context(dbos_on(url)), count) for name, url in dbos_urls.items()}
@@ -61,7 +61,7 @@ async def measure(setting: Setting) -> list[Line]:
                 await side()
         reached = await in_turns(setting.rounds, sides)
     title = f"{count} one-step runs together"
-    comparisons = [
+    comparisons: list[tuple[str, str, str, float | None]] = [
         ("SQLite", "ours", "DBOS, SQLite", AT_LEAST),
         ("SQLite, of as many bare tasks", "ours", "bare tasks", None),
         ("SQLite, coordinators=1", "ours, 1 coordinator", "DBOS, SQLite", None),

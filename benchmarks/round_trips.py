@@ -23,7 +23,8 @@ from workloads import one_local_step, waiting_for_tick
 
 DELAY_MS = 2.6
 """When nothing far is asked for: without any delay, a pipeline cannot be told from questions and answers."""
-WARM_UPS = 3
+WARM_UPS = 8
+"""The driver prepares a statement when it has run it five times, which takes round trips of its own."""
 PAGE = 100
 LEASES = 100
 
@@ -48,13 +49,13 @@ async def measure(setting: Setting) -> list[Line]:
     count = 5 if setting.quick else 20
     delay_ms = setting.delay_ms or DELAY_MS
     with postgresql(setting.folder / "pg", delay_ms) as database:
-        url = database.far("parts")
+        url = database.far()
         trip = round_trip_ms(url)
         progress(f"the far PostgreSQL: {trip:.2f} ms for the smallest question")
         EngineSettings("parts", url, default_runtime="local").use()
         with internals.open_storage(url) as storage:
             lines = [await _line(part, database, count, trip) for part in _parts(storage)]
-        flows_url = database.far("flows")
+        flows_url = database.far()
         EngineSettings("flows", flows_url, default_runtime="local").use()
         with internals.open_storage(flows_url) as storage:
             lines += [await _line(part, database, count, trip) for part in _flows(storage)]

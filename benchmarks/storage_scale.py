@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import count
 from typing import Any
 
 import internals
@@ -27,29 +29,28 @@ async def measure(setting: Setting) -> list[Line]:
     """What a second brings, of each part by itself; on SQLite, on PostgreSQL, and on one far away."""
     with ExitStack() as stack:
         database = stack.enter_context(postgresql(setting.folder / "pg", setting.delay_ms))
-        places: dict[str, Any] = {"PostgreSQL": database.near}
+        places: dict[str, Callable[[], str]] = {"PostgreSQL": database.near}
         if setting.delay_ms:
             places[setting.far] = database.far
         lines = []
         for where, make in places.items():
             lines += await asyncio.to_thread(_writers, setting, where, make)
-        places = {"SQLite": lambda name: str(setting.folder / f"{name}.db")} | places
-        for number, (where, make) in enumerate(places.items()):
-            lines.append(await _coordinator(setting, where, make(f"runs{number}")))
-            lines.append(await _timer(setting, where, make(f"wakes{number}")))
-            lines.append(await _hook_registry(setting, where, make(f"payloads{number}")))
+        files = (str(setting.folder / f"{number}.db") for number in count())
+        for where, make in ({"SQLite": partial(next, files)} | places).items():
+            for part in (_coordinator, _timer, _hook_registry):
+                lines.append(await part(setting, where, make()))
     return lines
 
 
 # --- writers ------------------------------------------------------------------------------------------
 
 
-def _writers(setting: Setting, where: str, make: Any) -> list[Line]:
+def _writers(setting: Setting, where: str, make: Callable[[], str]) -> list[Line]:
     seconds = 1.5 if setting.quick else 5.0
     first = None
     lines = []
     for processes in PROCESSES[:2] if setting.quick else PROCESSES:
-        rate = _appends_a_second(make(f"writers{processes}"), processes, seconds)
+        rate = _appends_a_second(make(), processes, seconds)
         first = first or rate
         progress(f"{processes} writers, {where}: {rate:,.0f} appends/s")
         name = f"{processes} writer processes: {where}" if processes > 1 else f"1 writer process: {where}"
@@ -104,7 +105,7 @@ async def _coordinator(setting: Setting, where: str, url: str) -> Line:
     """Runs of one local step, started together, all driven by one coordinator in this process."""
     from pyworkflow_ray import start
 
-    count = 200 if setting.quick else 500
+    many = 200 if setting.quick else 500
     EngineSettings(f"runs-{where}", url, default_runtime="local").use()
 
     async def run(number: int) -> int:
@@ -112,24 +113,24 @@ async def _coordinator(setting: Setting, where: str, url: str) -> Line:
 
     await asyncio.gather(*(run(number) for number in range(20)))
     started = time.perf_counter()
-    results = await asyncio.gather(*(run(number) for number in range(count)))
+    results = await asyncio.gather(*(run(number) for number in range(many)))
     elapsed = time.perf_counter() - started
-    assert results == [number + 1 for number in range(count)]
-    progress(f"a coordinator, {where}: {count / elapsed:,.0f} runs/s")
-    return Line(f"one coordinator, {count} one-step runs together: {where}", count / elapsed, "runs/s")
+    assert results == [number + 1 for number in range(many)]
+    progress(f"a coordinator, {where}: {many / elapsed:,.0f} runs/s")
+    return Line(f"one coordinator, {many} one-step runs together: {where}", many / elapsed, "runs/s")
 
 
 async def _timer(setting: Setting, where: str, url: str) -> Line:
     """Runs whose time has come all at once, until the last one is placed and its coordinator told."""
-    count = 500 if setting.quick else 5_000
+    many = 500 if setting.quick else 5_000
     with internals.open_storage(url) as storage:
-        run_ids = await internals.sleepers(storage, count, due=True)
+        run_ids = await internals.sleepers(storage, many, due=True)
         told: set[str] = set()
         all_told = asyncio.Event()
 
         def tell(some: list[str]) -> None:
             told.update(some)
-            if len(told) == count:
+            if len(told) == many:
                 all_told.set()
 
         started = time.perf_counter()
@@ -138,14 +139,14 @@ async def _timer(setting: Setting, where: str, url: str) -> Line:
             elapsed = time.perf_counter() - started
         assert told == set(run_ids)
         assert set(internals.statuses_of(storage, run_ids)) == {"running"}
-    progress(f"a timer, {where}: {count / elapsed:,.0f} wakes/s")
-    return Line(f"one timer, {count:,} runs due at once: {where}", count / elapsed, "wakes/s")
+    progress(f"a timer, {where}: {many / elapsed:,.0f} wakes/s")
+    return Line(f"one timer, {many:,} runs due at once: {where}", many / elapsed, "wakes/s")
 
 
 async def _hook_registry(setting: Setting, where: str, url: str) -> Line:
     """Payloads that come all at once, until the last one is accepted."""
     runs, hooks_a_run = (50, 20) if setting.quick else (500, 20)
-    count = runs * hooks_a_run
+    many = runs * hooks_a_run
     with internals.open_storage(url) as storage:
         made = await internals.histories(storage, runs)
         tokens = await asyncio.gather(
@@ -163,8 +164,8 @@ async def _hook_registry(setting: Setting, where: str, url: str) -> Line:
         elapsed = time.perf_counter() - started
         for run in (made[0], made[-1]):
             internals.read_inbox(storage, run.run_id, hooks_a_run)
-    progress(f"a hook registry, {where}: {count / elapsed:,.0f} payloads/s")
-    return Line(f"one hook registry, {count:,} payloads at once: {where}", count / elapsed, "payloads/s")
+    progress(f"a hook registry, {where}: {many / elapsed:,.0f} payloads/s")
+    return Line(f"one hook registry, {many:,} payloads at once: {where}", many / elapsed, "payloads/s")
 
 
 @contextmanager
