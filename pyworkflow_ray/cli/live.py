@@ -21,10 +21,10 @@ from pyworkflow_ray.cli.cells import STYLES, error_text, shown
 from pyworkflow_ray.cli.outputs import PROGRAM, Output
 from pyworkflow_ray.cli.times import clock, relative, span
 from pyworkflow_ray.client.event_loops import run_sync
-from pyworkflow_ray.client.handles import wait_for_end
-from pyworkflow_ray.client.inboxes import latest_of_chain
+from pyworkflow_ray.client.lookups import latest_of_chain
 from pyworkflow_ray.client.progress import Progress
 from pyworkflow_ray.client.records import Event, WorkflowRun
+from pyworkflow_ray.client.results import wait_for_end
 from pyworkflow_ray.client.runtimes import LOCAL
 from pyworkflow_ray.client.sessions import Session, session
 from pyworkflow_ray.client.summaries import ChildSummary, RunSummary, StepSummary, Wait

@@ -16,8 +16,8 @@ from pyworkflow_ray.cli.run_ids import RunId, full_id
 from pyworkflow_ray.cli.run_reports import print_status
 from pyworkflow_ray.cli.times import exact, since
 from pyworkflow_ray.client.event_loops import run_sync
-from pyworkflow_ray.client.handles import read_record
-from pyworkflow_ray.client.progress import INTERVAL, read_new_events
+from pyworkflow_ray.client.lookups import read_events_after, read_record
+from pyworkflow_ray.client.progress import INTERVAL
 from pyworkflow_ray.client.records import Event, WorkflowRun
 from pyworkflow_ray.client.runs import get_children, get_workflow_chain, list_runs
 from pyworkflow_ray.client.sessions import session
@@ -79,7 +79,7 @@ def status(ctx: typer.Context, run: RunId) -> None:
     output = begin_reading(ctx)
     of = session()
     record = run_sync(read_record(of, full_id(run)))
-    print_status(output, record, run_sync(read_new_events(of, record.run_id, -1)))
+    print_status(output, record, run_sync(read_events_after(of, record.run_id, -1)))
 
 
 @app.command()
@@ -103,7 +103,7 @@ def logs(
         except KeyboardInterrupt:
             raise typer.Exit from None
         return
-    events = run_sync(read_new_events(session(), run_id, -1))
+    events = run_sync(read_events_after(session(), run_id, -1))
     output.rows([event for event in events if _is_wanted(event, filter_ or [])], EVENT_COLUMNS)
 
 
@@ -158,7 +158,7 @@ async def _follow(output: Output, run_id: str, types: list[str]) -> None:
     while True:
         # The row is read first: what has ended by then has all its events.
         record = await read_record(of, run_id)
-        for event in await read_new_events(of, run_id, seen):
+        for event in await read_events_after(of, run_id, seen):
             seen = event.sequence
             if _is_wanted(event, types):
                 _print_event(output, event)

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from pyworkflow_ray.authoring.schedules import Declaration, declarations
-from pyworkflow_ray.client.handles import refuse_in_workflow
+from pyworkflow_ray.client.guards import refuse_in_workflow
 from pyworkflow_ray.client.schedules import opened, own_now, run_like, running_now
 from pyworkflow_ray.client.sessions import Session
 from pyworkflow_ray.storage import schedules

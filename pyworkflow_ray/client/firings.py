@@ -8,7 +8,9 @@ from datetime import datetime
 from typing import Any
 
 from pyworkflow_ray.actors.schedulers import ask_to_cancel
-from pyworkflow_ray.client.handles import RunHandle, read_record, refuse_in_workflow
+from pyworkflow_ray.client.guards import refuse_in_workflow
+from pyworkflow_ray.client.handles import RunHandle
+from pyworkflow_ray.client.lookups import read_record
 from pyworkflow_ray.client.schedules import opened, own_now
 from pyworkflow_ray.client.sessions import Session
 from pyworkflow_ray.durations import in_utc

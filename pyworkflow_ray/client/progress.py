@@ -7,9 +7,9 @@ import sys
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+from pyworkflow_ray.client.lookups import read_events_after
 from pyworkflow_ray.client.records import Event
 from pyworkflow_ray.client.sessions import Session
-from pyworkflow_ray.storage.histories import read_events
 
 INTERVAL = 0.25
 
@@ -56,7 +56,7 @@ class Progress:
         run_id = None
         while run_id != self.run_id:  # more than once when it has continued as another
             run_id, seen = self.run_id, self._seen
-            for event in await read_new_events(self._session, run_id, seen):
+            for event in await read_events_after(self._session, run_id, seen):
                 self._seen = event.sequence
                 self.take(event)
                 if event.type == "workflow.continued_as_new":
@@ -126,11 +126,3 @@ class Progress:
                 return f"■ failed  {data['error_type']}: {data['error']}"
             case _:
                 return None
-
-
-async def read_new_events(of: Session, run_id: str, last_position: int) -> list[Event]:
-    """The events of a run behind a position (-1: from its first on), oldest first."""
-    rows = await asyncio.to_thread(
-        of.storage.read, lambda connection: read_events(connection, run_id, after=last_position)
-    )
-    return [Event.of(run_id, row) for row in rows]

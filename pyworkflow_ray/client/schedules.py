@@ -15,7 +15,7 @@ from pyworkflow_ray.actors.codes import pack
 from pyworkflow_ray.actors.new_runs import new_run
 from pyworkflow_ray.authoring.schedules import window_of
 from pyworkflow_ray.authoring.workflows import WorkflowFunction, as_workflow
-from pyworkflow_ray.client.handles import refuse_in_workflow
+from pyworkflow_ray.client.guards import refuse_in_workflow
 from pyworkflow_ray.client.records import Event
 from pyworkflow_ray.client.sessions import Session, session
 from pyworkflow_ray.durations import Duration
