@@ -22,9 +22,10 @@ from pyworkflow_ray.cli.invocations import (
 from pyworkflow_ray.cli.outputs import PROGRAM, Column, Output
 from pyworkflow_ray.cli.questions import confirm, read_value
 from pyworkflow_ray.cli.times import exact
-from pyworkflow_ray.client import declarations, firings
+from pyworkflow_ray.client import declarations, firings, schedule_changes
 from pyworkflow_ray.client import schedules as client
 from pyworkflow_ray.client.event_loops import run_sync
+from pyworkflow_ray.client.new_schedules import create_schedule
 from pyworkflow_ray.client.schedules import Schedule
 from pyworkflow_ray.exceptions import ScheduleNotFoundError
 from pyworkflow_ray.recurrences.specs import ScheduleSpec
@@ -153,7 +154,7 @@ def create(
     import_workflows(ctx)
     definition = get_workflow(workflow)
     args, kwargs = arguments_of(definition, arg or (), args_json)
-    make = client.create_schedule.options(
+    make = create_schedule.options(
         overlap_policy=overlap or OverlapPolicy.SKIP,
         schedule_id=schedule_id,
         catchup_window=catchup_window,
@@ -193,7 +194,7 @@ def update(
         given["workflow"] = definition
         if arg or args_json is not None:
             given["args"], given["kwargs"] = arguments_of(definition, arg or (), args_json)
-    changing = client.update_schedule(
+    changing = schedule_changes.update_schedule(
         schedule, overlap_policy=overlap, catchup_window=catchup_window, note=note, **given
     )
     _tell(output, run_sync(changing), is_hurried)
@@ -203,14 +204,14 @@ def update(
 def pause(ctx: typer.Context, schedule: Id, note: Note = None) -> None:
     """Have a schedule fire no more until it is resumed."""
     output, is_hurried = begin_writing(ctx)
-    _tell(output, run_sync(client.pause_schedule(schedule, note)), is_hurried)
+    _tell(output, run_sync(schedule_changes.pause_schedule(schedule, note)), is_hurried)
 
 
 @app.command()
 def resume(ctx: typer.Context, schedule: Id, note: Note = None) -> None:
     """Have a paused schedule fire again, from now on."""
     output, is_hurried = begin_writing(ctx)
-    _tell(output, run_sync(client.resume_schedule(schedule, note)), is_hurried)
+    _tell(output, run_sync(schedule_changes.resume_schedule(schedule, note)), is_hurried)
 
 
 @app.command()
@@ -264,7 +265,7 @@ def delete(
     if run_sync(client.get_schedule(schedule)) is None:
         raise ScheduleNotFoundError(schedule)
     confirm(output, f"Delete schedule {schedule}?", yes=yes)
-    is_deleted = run_sync(client.delete_schedule(schedule))
+    is_deleted = run_sync(schedule_changes.delete_schedule(schedule))
     if output.is_json:
         output.data({"schedule_id": schedule, "deleted": is_deleted})
     else:
