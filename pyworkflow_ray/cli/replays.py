@@ -24,7 +24,7 @@ def replay(
     ctx: typer.Context,
     path: Annotated[list[Path], typer.Argument(metavar="DIR", help="Folders of histories, or files.")],
 ) -> None:
-    """Check that today's code still asks for what recorded runs did; exit 1 if one does not."""
+    """Replay recorded histories with today's code. The exit code is 1 if one does not replay."""
     output = begin(ctx)
     import_workflows(ctx)
     try:
@@ -40,6 +40,8 @@ def replay(
     bad = [result for result in results if not result.is_ok]
     for result in bad:
         output.say(f"\n{result.path}\n{type(result.error).__name__}: {result.error}")
+    if not output.is_json:
+        output.say(f"{len(results) - len(bad)} of {len(results)} replay.", "dim")
     if bad:
         raise typer.Exit(1)
 
