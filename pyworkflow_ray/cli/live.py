@@ -28,6 +28,7 @@ from pyworkflow_ray.client.results import wait_for_end
 from pyworkflow_ray.client.runtimes import LOCAL
 from pyworkflow_ray.client.sessions import Session, session
 from pyworkflow_ray.client.summaries import ChildSummary, RunSummary, StepSummary, Wait
+from pyworkflow_ray.event_types import EventType
 from pyworkflow_ray.statuses import RunStatus, StepStatus
 from pyworkflow_ray.storage.runs import get_run
 
@@ -127,7 +128,7 @@ class Lines(Progress):
 
     def line(self, event: Event) -> str | None:
         line = super().line(event)
-        if event.type == "hook.created":
+        if event.type is EventType.HOOK_CREATED:
             return shown(f"{line}: {answer_command(event.data['token'])}")
         return None if line is None else shown(line)
 

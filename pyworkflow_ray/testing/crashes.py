@@ -12,11 +12,14 @@ from pyworkflow_ray.client.handles import RunHandle
 from pyworkflow_ray.client.records import Event
 from pyworkflow_ray.client.runs import get_workflow_events, list_runs
 from pyworkflow_ray.client.starts import start
+from pyworkflow_ray.event_types import EventType
 from pyworkflow_ray.ids import new_run_id
 from pyworkflow_ray.testing.environments import WorkflowEnvironment
 from pyworkflow_ray.testing.fail_points import CRASHES, FailPoint, When
 from pyworkflow_ray.testing.replays import replay
 from pyworkflow_ray.values.failures import error_type_name
+
+_STEP_ENDS = (EventType.STEP_COMPLETED, EventType.STEP_FAILED, EventType.STEP_CANCELLED)
 
 During = Callable[[WorkflowEnvironment, RunHandle[Any]], Awaitable[object]]
 
@@ -121,8 +124,7 @@ def _told(history: list[Event]) -> str:
 def _check_history(trial: _Trial, run_id: str) -> None:
     """Check that no step has two outcomes, and that the code replays."""
     history = trial.histories[run_id]
-    ends = ("step.completed", "step.failed", "step.cancelled")
-    counts = Counter(event.data["step_id"] for event in history if event.type in ends)
+    counts = Counter(event.data["step_id"] for event in history if event.type in _STEP_ENDS)
     twice = [step_id for step_id, count in counts.items() if count > 1]
     if twice:
         raise AssertionError(f"{_where(trial)}, {', '.join(twice)} ended twice.{_told(history)}")
