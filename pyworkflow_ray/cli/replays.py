@@ -1,4 +1,4 @@
-"""`pyworkflow-ray replay`: recorded histories against today's code."""
+"""`pyworkflow-ray replay`: today's code, run over recorded histories."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 
 from pyworkflow_ray.cli.invocations import begin, import_workflows
 from pyworkflow_ray.cli.outputs import Column
+from pyworkflow_ray.exceptions import DiscoveryError
 from pyworkflow_ray.testing.replays import ReplayResult, replay_directory
 
 COLUMNS = [
@@ -26,13 +27,18 @@ def replay(
 ) -> None:
     """Replay recorded histories with today's code. The exit code is 1 if one does not replay."""
     output = begin(ctx)
-    import_workflows(ctx)
+    # Exit code 1 says that a history does not replay; whatever keeps this from replaying any is code 2.
+    try:
+        import_workflows(ctx)
+    except DiscoveryError as error:
+        raise typer.BadParameter(str(error), param_hint="--module") from None
     try:
         results = [result for each in path for result in replay_directory(each)]
     except FileNotFoundError as error:
         raise typer.BadParameter(str(error), param_hint="DIR") from None
     if not results:
-        raise typer.BadParameter("there are no histories (*.json)", param_hint="DIR")
+        folders = ", ".join(map(str, path))
+        raise typer.BadParameter(f"there are no histories (*.json) in {folders}", param_hint="DIR")
     if output.is_json:
         output.data([_plain(result) for result in results])
     else:
