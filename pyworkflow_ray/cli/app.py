@@ -21,7 +21,7 @@ from pyworkflow_ray.cli import (
     schedules,
     workflows,
 )
-from pyworkflow_ray.cli.errors import is_debugging, print_error, told
+from pyworkflow_ray.cli.errors import is_debugging, print_error, report_errors
 from pyworkflow_ray.cli.invocations import Invocation
 from pyworkflow_ray.cli.outputs import PROGRAM, Format
 
@@ -36,7 +36,7 @@ class Root(TyperGroup):
         return super().parse_args(ctx, hoisted(args))
 
     def invoke(self, ctx: Any) -> Any:
-        with told(bool(ctx.params.get("debug"))):
+        with report_errors(bool(ctx.params.get("debug"))):
             return super().invoke(ctx)
 
 

@@ -12,7 +12,6 @@ import typer
 from pydantic import TypeAdapter
 
 from pyworkflow_ray.authoring.workflows import WorkflowFunction
-from pyworkflow_ray.cli.questions import read_value
 
 
 def arguments_of(
@@ -30,7 +29,7 @@ def arguments_of(
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     if args_json is not None:
-        match read_value(args_json, "--args-json"):
+        match parse_json(args_json, "--args-json"):
             case list() as args:
                 pass
             case dict() as kwargs:
@@ -82,3 +81,19 @@ def _hints(definition: WorkflowFunction[Any, Any]) -> dict[str, Any]:
         return typing.get_type_hints(definition.fn, include_extras=True)
     except Exception:
         return {}
+
+
+def parse_json(text: str, option: str) -> Any:
+    """The value of the JSON text that was given for an option.
+
+    Raises:
+        BadParameter: It is not JSON.
+    """
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"it is not JSON: {error}. Texts need quotes in JSON, and the whole quotes of the shell: "
+            "'\"a text\"', '{\"approved\": true}'",
+            param_hint=option,
+        ) from None

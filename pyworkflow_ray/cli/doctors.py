@@ -12,7 +12,7 @@ from rich.text import Text
 
 from pyworkflow_ray import config
 from pyworkflow_ray.actors.cluster import named_address
-from pyworkflow_ray.cli.cells import STYLES, shown
+from pyworkflow_ray.cli.formatters import STYLES, sanitize
 from pyworkflow_ray.cli.outputs import PROGRAM, Column, Format, Output
 from pyworkflow_ray.client.engine_actors import EngineState, inspect_engine, join
 from pyworkflow_ray.exceptions import ConfigurationError, StorageError
@@ -213,7 +213,7 @@ def print_checks(output: Output, checks: list[Check]) -> None:
     width = max(len(check.name) for check in checks)
     for check in checks:
         head = Text.assemble((MARKS[check.status], STYLES[check.status]), f" {check.name:<{width}}")
-        output.hanging(head, Text(shown(check.found)))
+        output.hanging(head, Text(sanitize(check.found)))
         if check.status != OK:
             output.hanging(Text(" " * head.cell_len), Text.assemble(("→ ", "dim"), (check.mend, "bold")))
     bad = sum(check.status == PROBLEM for check in checks)

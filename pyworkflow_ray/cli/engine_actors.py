@@ -40,10 +40,10 @@ def down(ctx: typer.Context) -> None:
         names, [Column("actor", str, is_whole=True)], empty=f"No engine runs in the namespace {namespace!r}."
     )
     if names:
-        _tell_down(output)
+        _print_after_down(output)
 
 
-def _tell_down(output: Output) -> None:
+def _print_after_down(output: Output) -> None:
     output.say(f"Runs stay, and go on after: {PROGRAM} up", "dim")
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import typer
 
 from pyworkflow_ray import exceptions
-from pyworkflow_ray.cli.cells import shown
+from pyworkflow_ray.cli.formatters import sanitize
 from pyworkflow_ray.cli.outputs import PROGRAM
 
 VARIABLE = "PYWORKFLOW_DEBUG"
@@ -30,7 +30,7 @@ def is_debugging(debug: bool = False) -> bool:
 
 
 @contextmanager
-def told(debug: bool) -> Iterator[None]:
+def report_errors(debug: bool) -> Iterator[None]:
     """Errors of this package end the command with a message and exit code 1; with `debug` they go through."""
     try:
         yield
@@ -43,7 +43,7 @@ def told(debug: bool) -> Iterator[None]:
 
 def print_error(text: str, following: str | None = None) -> None:
     """Tell an error, and the command that comes next."""
-    print(f"Error: {shown(text, lines=True)}", file=sys.stderr)
+    print(f"Error: {sanitize(text, lines=True)}", file=sys.stderr)
     if following is not None:
         print(f"Next: {following}", file=sys.stderr)
 

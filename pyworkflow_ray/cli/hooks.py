@@ -9,10 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from pyworkflow_ray.cli import completions
+from pyworkflow_ray.cli.arguments import parse_json
+from pyworkflow_ray.cli.confirmations import is_interactive
 from pyworkflow_ray.cli.errors import print_error
 from pyworkflow_ray.cli.invocations import STORED, begin_reading, begin_writing
 from pyworkflow_ray.cli.outputs import Column, Output
-from pyworkflow_ray.cli.questions import is_interactive, read_value
 from pyworkflow_ray.cli.run_ids import full_id
 from pyworkflow_ray.client.event_loops import run_sync
 from pyworkflow_ray.client.hooks import Hook, get_hook, list_hooks, reject_hook, resume_hook
@@ -127,14 +128,14 @@ def resume(
 
 def _given(payload: str | None, file: Path | None) -> Any:
     if payload is not None:
-        return read_value(payload, "--payload")
+        return parse_json(payload, "--payload")
     if file is None:
         return None
     try:
         text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise typer.BadParameter(f"{file} cannot be read: {error}", param_hint="--file") from None
-    return read_value(text, "--file")
+    return parse_json(text, "--file")
 
 
 def _found(token: str) -> Hook:
@@ -149,14 +150,14 @@ def _chosen(output: Output) -> Hook:
     if not pending:
         output.say("No run waits for anybody.")
         raise typer.Exit(1)
-    from pyworkflow_ray.cli.prompts import choose
+    from pyworkflow_ray.cli.payload_prompts import choose
 
     return choose(output, pending)
 
 
 def _ask_and_resume(output: Output, hook: Hook) -> Any:
     """Ask until an answer is accepted: what the schema cannot say, the hook's own type refuses."""
-    from pyworkflow_ray.cli.prompts import ask_payload  # late: few commands ask
+    from pyworkflow_ray.cli.payload_prompts import ask_payload  # late: few commands ask
 
     while True:
         value = ask_payload(output, hook)

@@ -15,8 +15,8 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.text import Text
 
-from pyworkflow_ray.cli.cells import cell, json_text, plain_text, shown
-from pyworkflow_ray.cli.times import exact
+from pyworkflow_ray.cli.formatters import format_cell, format_json, format_plain, sanitize
+from pyworkflow_ray.cli.times import format_exact
 
 PROGRAM = "pyworkflow-ray"
 
@@ -54,7 +54,9 @@ class Column:
     def cell(self, item: Any) -> Text:
         """What a person sees of an item there."""
         value = self.of(item)
-        return Text(exact(value)) if self.is_exact and isinstance(value, datetime) else cell(value)
+        return (
+            Text(format_exact(value)) if self.is_exact and isinstance(value, datetime) else format_cell(value)
+        )
 
 
 class Output:
@@ -77,7 +79,7 @@ class Output:
 
     def say(self, text: str, style: str = "") -> None:
         """Tell something that is not the answer."""
-        self.err.print(Text(shown(text, lines=True), style=style))
+        self.err.print(Text(sanitize(text, lines=True), style=style))
 
     def suggest(self, command: str, meaning: str = "") -> None:
         """Tell what to type: in one piece, to be copied."""
@@ -92,12 +94,12 @@ class Output:
 
     def data(self, data: Any) -> None:
         """Print data as JSON, whatever the format."""
-        self.out.file.write(json_text(data, indent=2) + "\n")
+        self.out.file.write(format_json(data, indent=2) + "\n")
         self.out.file.flush()
 
     def line(self, data: Any) -> None:
         """Print data as one line of JSON: one of many that come bit by bit."""
-        self.out.file.write(json_text(data) + "\n")
+        self.out.file.write(format_json(data) + "\n")
         self.out.file.flush()
 
     def text(self, text: str | Text) -> None:
@@ -123,7 +125,7 @@ class Output:
             self.say(empty, style="dim")
         if self.format is Format.PLAIN:
             for item in items:
-                self.text("\t".join(plain_text(column.of(item)) for column in columns))
+                self.text("\t".join(format_plain(column.of(item)) for column in columns))
         elif items:
             self._table(items, columns)
 
@@ -135,7 +137,7 @@ class Output:
         known = [(name, value) for name, value in pairs if value is not None]
         if self.format is Format.PLAIN:
             for name, value in known:
-                self.text(f"{name}\t{plain_text(value)}")
+                self.text(f"{name}\t{format_plain(value)}")
             return
         width = max((len(name) for name, _ in known), default=0)
         for name, value in known:
@@ -180,7 +182,7 @@ class Output:
 
 def field(name: str, width: int, value: Any) -> Text:
     """A named value on a line; lines below the first are set in."""
-    text = value if isinstance(value, Text) else cell(value, is_alone=True)
+    text = value if isinstance(value, Text) else format_cell(value, is_alone=True)
     first, *more = text.split("\n") or [Text()]
     line = Text.assemble((name.ljust(width), "dim"), _GAP, first)
     for each in more:

@@ -7,10 +7,10 @@ from typing import Any
 
 from rich.text import Text
 
-from pyworkflow_ray.cli.cells import cell, error_text, shown
-from pyworkflow_ray.cli.live import COLLAPSE_FROM, answer_command, open_waits
+from pyworkflow_ray.cli.formatters import format_cell, format_error, sanitize
+from pyworkflow_ray.cli.live_views import COLLAPSE_FROM, answer_command, open_waits
 from pyworkflow_ray.cli.outputs import Column, Format, Output
-from pyworkflow_ray.cli.times import moment, span
+from pyworkflow_ray.cli.times import format_duration, format_moment
 from pyworkflow_ray.client.records import Event, WorkflowRun
 from pyworkflow_ray.client.summaries import RunSummary, StepSummary, Wait
 from pyworkflow_ray.statuses import RunStatus, StepStatus
@@ -41,7 +41,7 @@ def print_status(output: Output, record: RunRecord, events: list[Event]) -> None
     if output.format is Format.PLAIN:
         return
     if summary.traceback:
-        output.text(f"\n{shown(summary.traceback, lines=True).rstrip()}")
+        output.text(f"\n{sanitize(summary.traceback, lines=True).rstrip()}")
     if summary.steps:
         output.text("")
         output.rows(_step_rows(summary), STEP_COLUMNS)
@@ -63,7 +63,7 @@ def _pairs(run: WorkflowRun, record: RunRecord, summary: RunSummary, now: dateti
         ("ended", run.completed_at),
         ("took", _took(run)),
         ("input", _input(run)),
-        ("result", None if run.result is None else _cut(cell(run.result).plain)),
+        ("result", None if run.result is None else _cut(format_cell(run.result).plain)),
         ("error", None if run.error is None else Text(_error(record), style="red")),
         ("waits for", _waits(summary, now)),
         ("wakes", record.wake_at),
@@ -83,17 +83,17 @@ def _pairs(run: WorkflowRun, record: RunRecord, summary: RunSummary, now: dateti
 def _took(run: WorkflowRun) -> str | None:
     if run.started_at is None or run.completed_at is None:
         return None
-    return span(run.completed_at - run.started_at)
+    return format_duration(run.completed_at - run.started_at)
 
 
 def _input(run: WorkflowRun) -> str | None:
-    texts = [cell(each).plain if not isinstance(each, str) else repr(each) for each in run.input_args]
-    texts += [f"{name}={cell(each).plain}" for name, each in run.input_kwargs.items()]
+    texts = [format_cell(each).plain if not isinstance(each, str) else repr(each) for each in run.input_args]
+    texts += [f"{name}={format_cell(each).plain}" for name, each in run.input_kwargs.items()]
     return _cut(", ".join(texts)) or None
 
 
 def _error(record: RunRecord) -> str:
-    return shown(error_text(record.error_type, record.error), lines=True)
+    return sanitize(format_error(record.error_type, record.error), lines=True)
 
 
 def _cut(text: str) -> str:
@@ -116,7 +116,7 @@ def _waits(summary: RunSummary, now: datetime) -> str | None:
 
 
 def _wait(wait: Wait, now: datetime) -> str:
-    until = "" if wait.until is None else f" until {moment(wait.until, now)}"
+    until = "" if wait.until is None else f" until {format_moment(wait.until, now)}"
     match wait.kind:
         case "hook":
             return f"{wait.id}{until}\n{answer_command(wait.token)}"
@@ -175,6 +175,6 @@ def _row(name: str, steps: list[StepSummary]) -> dict[str, Any]:
         "step": name,
         "status": last.status,
         "attempt": max(step.attempt for step in steps),
-        "took": span(max(ends) - began) if len(ends) == len(steps) else None,
-        "error": None if failed is None else error_text(failed.error_type, failed.error),
+        "took": format_duration(max(ends) - began) if len(ends) == len(steps) else None,
+        "error": None if failed is None else format_error(failed.error_type, failed.error),
     }

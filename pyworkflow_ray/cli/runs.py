@@ -8,13 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from pyworkflow_ray.cli import changes, completions
-from pyworkflow_ray.cli.cells import shown
+from pyworkflow_ray.cli import completions, run_changes
+from pyworkflow_ray.cli.formatters import sanitize
 from pyworkflow_ray.cli.invocations import begin_reading
 from pyworkflow_ray.cli.outputs import PROGRAM, Column, Format, Output
 from pyworkflow_ray.cli.run_ids import RunId, full_id
 from pyworkflow_ray.cli.run_reports import print_status
-from pyworkflow_ray.cli.times import exact, since
+from pyworkflow_ray.cli.times import format_exact, parse_since
 from pyworkflow_ray.client.event_loops import run_sync
 from pyworkflow_ray.client.lookups import read_events_after, read_record
 from pyworkflow_ray.client.progress import INTERVAL
@@ -62,7 +62,7 @@ def list_(
 ) -> None:
     """List runs, newest first."""
     output = begin_reading(ctx)
-    since_at = None if created is None else since(created, "--since")
+    since_at = None if created is None else parse_since(created, "--since")
     found, following = run_sync(
         list_runs(query=query, status=status or None, workflow=workflow, start_time=since_at, limit=limit)
     )
@@ -126,7 +126,7 @@ _LEFT_OUT = frozenset(
 )
 
 
-def told_data(event: Event) -> str:
+def format_data(event: Event) -> str:
     """An event's data in one line, without what is long, secret or said already; JSON has all of it."""
     data = {name: value for name, value in event.data.items() if name not in _LEFT_OUT}
     if "token" in data:
@@ -144,7 +144,7 @@ EVENT_COLUMNS = [
     Column("no", lambda event: str(event.sequence), is_whole=True),
     Column("time", lambda event: event.timestamp, is_whole=True, is_exact=True),
     Column("event", lambda event: event.type, is_whole=True),
-    Column("data", told_data),
+    Column("data", format_data),
 ]
 
 
@@ -176,9 +176,8 @@ def _print_event(output: Output, event: Event) -> None:
     elif output.format is Format.PLAIN:
         output.rows([event], EVENT_COLUMNS)
     else:
-        output.text(
-            f"{event.sequence:<4} {exact(event.timestamp)}  {event.type:<26} {shown(told_data(event))}"
-        )
+        data = sanitize(format_data(event))
+        output.text(f"{event.sequence:<4} {format_exact(event.timestamp)}  {event.type:<26} {data}")
 
 
-changes.add_commands(app)
+run_changes.add_commands(app)

@@ -10,7 +10,8 @@ import typer
 
 from pyworkflow_ray.authoring.workflows import get_workflow
 from pyworkflow_ray.cli import completions
-from pyworkflow_ray.cli.arguments import arguments_of
+from pyworkflow_ray.cli.arguments import arguments_of, parse_json
+from pyworkflow_ray.cli.confirmations import confirm
 from pyworkflow_ray.cli.invocations import (
     begin_driving,
     begin_reading,
@@ -20,8 +21,7 @@ from pyworkflow_ray.cli.invocations import (
     is_local,
 )
 from pyworkflow_ray.cli.outputs import PROGRAM, Column, Output
-from pyworkflow_ray.cli.questions import confirm, read_value
-from pyworkflow_ray.cli.times import exact
+from pyworkflow_ray.cli.times import format_exact
 from pyworkflow_ray.client import declarations, firings, schedule_changes
 from pyworkflow_ray.client import schedules as client
 from pyworkflow_ray.client.event_loops import run_sync
@@ -160,7 +160,7 @@ def create(
         catchup_window=catchup_window,
         note=note,
     )
-    _tell(output, run_sync(make(definition, spec, *args, **kwargs)), is_hurried)
+    _print_changed(output, run_sync(make(definition, spec, *args, **kwargs)), is_hurried)
 
 
 @app.command()
@@ -197,21 +197,21 @@ def update(
     changing = schedule_changes.update_schedule(
         schedule, overlap_policy=overlap, catchup_window=catchup_window, note=note, **given
     )
-    _tell(output, run_sync(changing), is_hurried)
+    _print_changed(output, run_sync(changing), is_hurried)
 
 
 @app.command()
 def pause(ctx: typer.Context, schedule: Id, note: Note = None) -> None:
     """Have a schedule fire no more until it is resumed."""
     output, is_hurried = begin_writing(ctx)
-    _tell(output, run_sync(schedule_changes.pause_schedule(schedule, note)), is_hurried)
+    _print_changed(output, run_sync(schedule_changes.pause_schedule(schedule, note)), is_hurried)
 
 
 @app.command()
 def resume(ctx: typer.Context, schedule: Id, note: Note = None) -> None:
     """Have a paused schedule fire again, from now on."""
     output, is_hurried = begin_writing(ctx)
-    _tell(output, run_sync(schedule_changes.resume_schedule(schedule, note)), is_hurried)
+    _print_changed(output, run_sync(schedule_changes.resume_schedule(schedule, note)), is_hurried)
 
 
 @app.command()
@@ -284,7 +284,7 @@ def activate(ctx: typer.Context) -> None:
     for schedule_id in ids:
         output.text(schedule_id)
     if ids:
-        _tell_who_fires(output, is_hurried)
+        _print_who_fires(output, is_hurried)
     else:
         output.say("The modules declare no schedule. Name those that do with --module.")
 
@@ -305,7 +305,7 @@ def _given_times(
     parts = {
         "cron": cron,
         "interval": interval,
-        "calendar": None if calendar is None else read_value(calendar, "--calendar"),
+        "calendar": None if calendar is None else parse_json(calendar, "--calendar"),
         "timezone": timezone,
         "start_at": None if start_at is None else _instant(start_at, "--start-at"),
         "end_at": None if end_at is None else _instant(end_at, "--end-at"),
@@ -364,13 +364,13 @@ def _print(output: Output, schedule: Schedule) -> None:
     )
 
 
-def _tell(output: Output, schedule: Schedule, is_hurried: bool) -> None:
+def _print_changed(output: Output, schedule: Schedule, is_hurried: bool) -> None:
     """Print what a schedule is after a change."""
     _print(output, schedule)
-    _tell_who_fires(output, is_hurried)
+    _print_who_fires(output, is_hurried)
 
 
-def _tell_who_fires(output: Output, is_hurried: bool) -> None:
+def _print_who_fires(output: Output, is_hurried: bool) -> None:
     if is_local():
         output.say("Nothing fires while default_runtime is local: an engine on Ray has to be up for that.")
     elif not is_hurried:
@@ -382,5 +382,5 @@ def _said(data: dict[str, Any]) -> str:
     at = data.get("scheduled_at")
     shown = dict(data)
     if isinstance(at, str):
-        shown["scheduled_at"] = exact(datetime.fromisoformat(at))
+        shown["scheduled_at"] = format_exact(datetime.fromisoformat(at))
     return "  ".join(f"{name}={value}" for name, value in shown.items() if name != "spec")

@@ -11,10 +11,10 @@ import typer
 from pyworkflow_ray.authoring.workflows import WorkflowFunction, get_workflow, list_workflows
 from pyworkflow_ray.cli import completions
 from pyworkflow_ray.cli.arguments import arguments_of
-from pyworkflow_ray.cli.cells import error_text, json_text, shown
 from pyworkflow_ray.cli.errors import print_error
+from pyworkflow_ray.cli.formatters import format_error, format_json, sanitize
 from pyworkflow_ray.cli.invocations import begin, begin_driving, import_workflows, is_local
-from pyworkflow_ray.cli.live import watch
+from pyworkflow_ray.cli.live_views import watch
 from pyworkflow_ray.cli.outputs import PROGRAM, Column, Format, Output
 from pyworkflow_ray.client.event_loops import run_sync
 from pyworkflow_ray.client.records import WorkflowRun
@@ -108,16 +108,16 @@ def run(
         return str(await options(definition, *args, **kwargs))
 
     if not wait and not is_local():
-        tell_start(output, run_sync(starting()))
+        print_start(output, run_sync(starting()))
         return
     if is_own:
         output.say(
             "No Ray cluster runs here: this process has one of its own for as long as it lasts.", "dim"
         )
-    finish(output, watch(output, starting(), is_own=is_own or is_local(), run_id=run_id))
+    print_end(output, watch(output, starting(), is_own=is_own or is_local(), run_id=run_id))
 
 
-def tell_start(output: Output, run_id: str) -> None:
+def print_start(output: Output, run_id: str) -> None:
     """Print the id of a run that was started and is not waited for."""
     if output.is_json:
         output.data(run_sync(get_workflow_run(run_id)))
@@ -127,7 +127,7 @@ def tell_start(output: Output, run_id: str) -> None:
     output.suggest(f"runs status {run_id}")
 
 
-def finish(output: Output, ended: WorkflowRun) -> None:
+def print_end(output: Output, ended: WorkflowRun) -> None:
     """Print how a run has ended; anything but a result makes the exit code 1."""
     if output.is_json:
         output.data(ended)
@@ -140,7 +140,7 @@ def finish(output: Output, ended: WorkflowRun) -> None:
         output.suggest(f"runs resume {ended.run_id}")
         return
     record = session().storage.read(lambda connection: get_run(connection, ended.run_id))
-    what = error_text(record.error_type, ended.error) if record is not None else ""
+    what = format_error(record.error_type, ended.error) if record is not None else ""
     told = _ENDS.get(ended.status, f"is {ended.status.value}")
     print_error(
         f"Run {ended.run_id} {told}{': ' if what else ''}{what}", f"{PROGRAM} runs status {ended.run_id}"
@@ -162,9 +162,9 @@ def result_of(run_id: str) -> Any:
 
 def _print_result(output: Output, result: Any) -> None:
     if isinstance(result, str) and output.format is Format.TABLE:
-        output.text(shown(result, lines=True) if output.out.is_terminal else result)
+        output.text(sanitize(result, lines=True) if output.out.is_terminal else result)
     elif result is not None or output.format is Format.PLAIN:
-        output.text(json_text(result))
+        output.text(format_json(result))
 
 
 def _described(definition: WorkflowFunction[Any, Any]) -> dict[str, Any]:

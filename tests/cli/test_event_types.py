@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pyworkflow_ray.cli.live import Lines
+from pyworkflow_ray.cli.live_views import Lines
 from pyworkflow_ray.cli.runs import EVENT_COLUMNS
 from pyworkflow_ray.client.records import Event
 from pyworkflow_ray.client.summaries import RunSummary

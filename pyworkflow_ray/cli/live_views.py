@@ -17,9 +17,9 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from pyworkflow_ray.cli.cells import STYLES, error_text, shown
+from pyworkflow_ray.cli.formatters import STYLES, format_error, sanitize
 from pyworkflow_ray.cli.outputs import PROGRAM, Output
-from pyworkflow_ray.cli.times import clock, relative, span
+from pyworkflow_ray.cli.times import format_clock, format_duration, format_relative
 from pyworkflow_ray.client.event_loops import run_sync
 from pyworkflow_ray.client.lookups import latest_of_chain
 from pyworkflow_ray.client.progress import Progress
@@ -72,7 +72,7 @@ def watch(
         with frame:
             return run_sync(_followed(of, starting, view, run_id))
     except KeyboardInterrupt:
-        _tell_of_leaving(output, view.run_id, is_own=is_own)
+        _print_after_interrupt(output, view.run_id, is_own=is_own)
         raise SystemExit(1) from None
 
 
@@ -105,7 +105,7 @@ async def _accepted(of: Session, task: asyncio.Future[str], run_id: str) -> str:
         await asyncio.sleep(0.02)
 
 
-def _tell_of_leaving(output: Output, run_id: str, *, is_own: bool) -> None:
+def _print_after_interrupt(output: Output, run_id: str, *, is_own: bool) -> None:
     if not run_id:
         output.say("Interrupted before a run was accepted.")
         return
@@ -129,8 +129,8 @@ class Lines(Progress):
     def line(self, event: Event) -> str | None:
         line = super().line(event)
         if event.type is EventType.HOOK_CREATED:
-            return shown(f"{line}: {answer_command(event.data['token'])}")
-        return None if line is None else shown(line)
+            return sanitize(f"{line}: {answer_command(event.data['token'])}")
+        return None if line is None else sanitize(line)
 
 
 class Screen(Progress):
@@ -170,10 +170,10 @@ class Screen(Progress):
 
     def _heading(self, summary: RunSummary, now: datetime) -> RenderableType:
         state = "waiting" if is_waiting(summary) else summary.status.value
-        line = Text.assemble((shown(summary.workflow_name), "bold"), "  ", summary.run_id, "  ")
+        line = Text.assemble((sanitize(summary.workflow_name), "bold"), "  ", summary.run_id, "  ")
         line.append(state, style=STYLES.get(state, ""))
         if summary.started_at is not None:
-            line.append(f"  {span((summary.ended_at or now) - summary.started_at)}", style="dim")
+            line.append(f"  {format_duration((summary.ended_at or now) - summary.started_at)}", style="dim")
         if self.chain > 1:
             line.append(f"  run {self.chain} of its chain", style="dim")
         if summary.interruptions:
@@ -206,15 +206,15 @@ def step_lines(summary: RunSummary, now: datetime) -> list[RenderableType]:
 
 def _step_line(step: StepSummary, now: datetime) -> Text:
     state = step.status.value
-    line = Text.assemble("  ", (MARKS[step.status], STYLES.get(state, "")), f" {shown(step.step_id):<24} ")
+    line = Text.assemble("  ", (MARKS[step.status], STYLES.get(state, "")), f" {sanitize(step.step_id):<24} ")
     line.append(f"{state:<9}", style=STYLES.get(state, ""))
-    line.append(f" {span((step.ended_at or now) - step.scheduled_at):>8}", style="dim")
+    line.append(f" {format_duration((step.ended_at or now) - step.scheduled_at):>8}", style="dim")
     if step.attempt > 1:
         line.append(f"  attempt {step.attempt}", style="yellow")
     if step.status is StepStatus.RETRYING and step.retry_at is not None:
-        line.append(f" {relative(step.retry_at, now)}", style="yellow")
+        line.append(f" {format_relative(step.retry_at, now)}", style="yellow")
     if step.error:
-        error = shown(error_text(step.error_type, step.error))
+        error = sanitize(format_error(step.error_type, step.error))
         line.append(f"  {error}", style="red" if step.ended_at else "dim")
     return _cut(line)
 
@@ -233,7 +233,7 @@ def _bar(name: str, steps: list[StepSummary]) -> RenderableType:
     ]
     style = STYLES.get(mark.value, "")
     return _side_by_side(
-        Text.assemble("  ", (MARKS[mark], style), f" {shown(name):<24} "),
+        Text.assemble("  ", (MARKS[mark], style), f" {sanitize(name):<24} "),
         ProgressBar(len(steps), ended, width=_BAR),
         Text.assemble(f" {done}/{len(steps)}", *others),
     )
@@ -257,11 +257,11 @@ def child_lines(summary: RunSummary) -> list[RenderableType]:
 def _child_line(child: ChildSummary) -> Text:
     state = child.status.value
     line = Text.assemble(
-        "  ", ("▷", STYLES[state]), f" {shown(child.child_id):<24} ", (f"{state:<9}", STYLES[state])
+        "  ", ("▷", STYLES[state]), f" {sanitize(child.child_id):<24} ", (f"{state:<9}", STYLES[state])
     )
     line.append(f" {child.run_id}")
     if child.error:
-        line.append(f"  {shown(error_text(child.error_type, child.error))}", style="red")
+        line.append(f"  {sanitize(format_error(child.error_type, child.error))}", style="red")
     return _cut(line)
 
 
@@ -277,8 +277,12 @@ def open_waits(summary: RunSummary, now: datetime) -> list[Wait]:
 
 def wait_line(wait: Wait, now: datetime) -> Text:
     """What a run waits for, and what to type if it waits for somebody."""
-    line = Text.assemble("  ", ("…", "yellow"), f" {shown(wait.id):<24} ")
-    until = "" if wait.until is None else f"until {clock(wait.until, now)} ({relative(wait.until, now)})"
+    line = Text.assemble("  ", ("…", "yellow"), f" {sanitize(wait.id):<24} ")
+    until = (
+        ""
+        if wait.until is None
+        else f"until {format_clock(wait.until, now)} ({format_relative(wait.until, now)})"
+    )
     match wait.kind:
         case "hook":
             line.append(f"waits for an answer {until}".rstrip())

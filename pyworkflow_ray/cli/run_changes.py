@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from pyworkflow_ray.cli import completions
+from pyworkflow_ray.cli.confirmations import confirm
 from pyworkflow_ray.cli.errors import print_error
 from pyworkflow_ray.cli.invocations import (
     STORED,
@@ -16,12 +17,11 @@ from pyworkflow_ray.cli.invocations import (
     import_workflows,
     is_local,
 )
-from pyworkflow_ray.cli.live import watch
+from pyworkflow_ray.cli.live_views import watch
 from pyworkflow_ray.cli.outputs import Output
-from pyworkflow_ray.cli.questions import confirm
 from pyworkflow_ray.cli.run_ids import RunId, full_id
-from pyworkflow_ray.cli.times import since
-from pyworkflow_ray.cli.workflows import finish, tell_start
+from pyworkflow_ray.cli.times import parse_since
+from pyworkflow_ray.cli.workflows import print_end, print_start
 from pyworkflow_ray.client import forks
 from pyworkflow_ray.client import runs as client
 from pyworkflow_ray.client.event_loops import run_sync
@@ -98,9 +98,9 @@ def fork(
 
 def _go_on(output: Output, starting: Any, *, wait: bool, is_own: bool) -> None:
     if wait:
-        finish(output, watch(output, _id_of(starting), is_own=is_own or is_local()))
+        print_end(output, watch(output, _id_of(starting), is_own=is_own or is_local()))
     else:
-        tell_start(output, run_sync(_id_of(starting)))
+        print_start(output, run_sync(_id_of(starting)))
 
 
 async def _id_of(starting: Any) -> str:
@@ -135,7 +135,7 @@ def purge(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Delete the runs that ended long ago."""
-    until = since(older_than, "--older-than")
+    until = parse_since(older_than, "--older-than")
     wanted = [_ended(each) for each in status or ()]
     output = begin_reading(ctx)
     which = ", ".join(each.value for each in wanted) or "ended"

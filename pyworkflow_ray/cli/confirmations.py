@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from typing import Any
 
 import typer
 
@@ -25,19 +23,3 @@ def confirm(output: Output, question: str, *, yes: bool) -> None:
     if not typer.confirm(question, err=True):
         output.say("Nothing was done.")
         raise typer.Exit(1)
-
-
-def read_value(text: str, option: str) -> Any:
-    """The value of a JSON text that was given for an option.
-
-    Raises:
-        BadParameter: It is not JSON.
-    """
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise typer.BadParameter(
-            f"it is not JSON: {error}. Texts need quotes in JSON, and the whole quotes of the shell: "
-            "'\"a text\"', '{\"approved\": true}'",
-            param_hint=option,
-        ) from None

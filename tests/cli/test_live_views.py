@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from pyworkflow_ray.cli.live import Screen
+from pyworkflow_ray.cli.live_views import Screen
 from pyworkflow_ray.client.records import Event
 from pyworkflow_ray.client.summaries import RunSummary
 from pyworkflow_ray.event_types import EventType

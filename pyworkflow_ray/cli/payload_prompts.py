@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.prompt import Prompt
 from rich.text import Text
 
-from pyworkflow_ray.cli.cells import cell, shown
+from pyworkflow_ray.cli.formatters import format_cell, sanitize
 from pyworkflow_ray.cli.outputs import Output
 from pyworkflow_ray.client.hooks import Hook
 
@@ -27,10 +27,13 @@ def choose(output: Output, hooks: list[Hook]) -> Hook:
     """One of several hooks, chosen by its number."""
     for number, hook in enumerate(hooks, 1):
         line = Text.assemble(
-            f"{number:>3}  ", (shown(hook.hook_id), "bold"), f"  {hook.run_id}  ", cell(hook.created_at)
+            f"{number:>3}  ",
+            (sanitize(hook.hook_id), "bold"),
+            f"  {hook.run_id}  ",
+            format_cell(hook.created_at),
         )
         if hook.metadata:
-            line.append(f"  {cell(hook.metadata).plain}", style="dim")
+            line.append(f"  {format_cell(hook.metadata).plain}", style="dim")
         output.err.print(line, soft_wrap=True)
     while True:
         text = _ask(output.err, Text("Which one?"), "1" if len(hooks) == 1 else None)
@@ -43,7 +46,7 @@ def ask_payload(output: Output, hook: Hook) -> Any:
     """A payload that fits the hook's schema; any JSON for a hook that has none."""
     schema = hook.payload_schema or {}
     output.err.print(
-        Text.assemble("Answer to ", (shown(hook.hook_id), "bold"), f" of {hook.run_id}"), soft_wrap=True
+        Text.assemble("Answer to ", (sanitize(hook.hook_id), "bold"), f" of {hook.run_id}"), soft_wrap=True
     )
     if schema.get("description"):
         output.say(str(schema["description"]), "dim")
@@ -136,12 +139,12 @@ def _is_object(schema: Schema) -> bool:
 
 
 def _question(name: str, field: Schema, *, is_required: bool) -> Text:
-    question = Text.assemble((shown(name), "bold"), (f" ({_kind(field)}", "dim"))
+    question = Text.assemble((sanitize(name), "bold"), (f" ({_kind(field)}", "dim"))
     if not is_required and "default" not in field:
         question.append(", may be left out", style="dim")
     question.append(")", style="dim")
     if field.get("description"):
-        question.append(f" – {shown(str(field['description']))}")
+        question.append(f" – {sanitize(str(field['description']))}")
     choices = field.get("enum")
     if choices:
         question.append(f" [{'/'.join(map(str, choices))}]", style="cyan")
