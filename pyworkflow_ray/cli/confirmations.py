@@ -1,21 +1,24 @@
-"""Asking the person at the terminal, and reading what was given instead."""
+"""Confirmations: asking the person at the terminal before something is lost."""
 
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
 from pyworkflow_ray.cli.outputs import Output
 
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
 
 def is_interactive() -> bool:
-    """Whether there is a person to ask."""
+    """Whether a person sits at a terminal, whom a command can ask."""
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def confirm(output: Output, question: str, *, yes: bool) -> None:
-    """Ask before something that cannot be undone, unless `yes`; with nobody there it is a usage error."""
+    """Ask before something that cannot be undone, unless `yes`. Without a terminal this is a usage error."""
     if yes:
         return
     if not is_interactive():

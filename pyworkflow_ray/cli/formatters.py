@@ -1,4 +1,4 @@
-"""Values as they are shown: to people in a cell, to programs as plain text or plain JSON."""
+"""Formatters: values as text for people, and as plain text or JSON for programs."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ STYLES = {
     "warning": "yellow",
     "problem": "bold red",
 }
-"""Colours of states."""
+"""The colour of each state."""
 
 
 def format_cell(value: Any, *, is_alone: bool = False) -> Text:
-    """A value for a person. One that is alone has room for lines and for times in full."""
+    """A value for a person. If it stands alone, and not in a table, it has several lines and full times."""
     match value:
         case Text():
             return value
@@ -55,7 +55,7 @@ def format_cell(value: Any, *, is_alone: bool = False) -> Text:
 
 
 def format_plain(value: Any) -> str:
-    """A value for a program that reads lines: one line, without tabs."""
+    """A value on one line without tabs, for a program that reads lines."""
     match value:
         case None:
             return ""
@@ -70,7 +70,7 @@ def format_plain(value: Any) -> str:
 
 
 def format_json(value: Any, indent: int | None = None) -> str:
-    """A value as JSON that is safe for a terminal: what is not printable is escaped."""
+    """A value as JSON that is safe for a terminal: characters that are not printable are escaped."""
     text = json.dumps(to_plain(value), ensure_ascii=False, indent=indent)
     return "".join(each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text)
 
@@ -98,13 +98,13 @@ def to_plain(value: Any) -> Any:
 
 
 def format_error(error_type: str | None, error: str | None) -> str:
-    """An error in one text; its type without the module."""
+    """An error's type, without its module, and its text."""
     kind = (error_type or "").rpartition(".")[2]
     return f"{kind}: {error or ''}" if kind else error or ""
 
 
 def sanitize(text: str, *, lines: bool = False) -> str:
-    """A text of whatever origin, safe for a terminal: no control characters, and one line unless `lines`."""
+    """A text made safe for a terminal: without control characters, and on one line unless `lines`."""
     kept = "\n" if lines else ""
     return "".join(each if each.isprintable() or each in kept else _stand_in(each) for each in text)
 

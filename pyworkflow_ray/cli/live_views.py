@@ -1,4 +1,4 @@
-"""A run as it goes on: a picture that is kept up to date on a terminal, lines elsewhere."""
+"""Live views of a run: a picture that is kept up to date on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from pyworkflow_ray.statuses import RunStatus, StepStatus
 from pyworkflow_ray.storage.runs import get_run
 
 COLLAPSE_FROM = 6
-"""Steps of one name that show as one line with a bar."""
+"""From this many steps of one name on, they are shown as one line with a bar."""
 _BAR = 30
 _MOST_WAITS = 8
 _FRAME = 4
-"""Lines of the screen that are kept free."""
+"""How many lines of the screen are kept free."""
 _STALE = 5.0
-"""Seconds after its time at which a timer without an event was one that the code has let go."""
+"""Seconds after its time at which a timer without an event counts as given up by the code."""
 
 MARKS = {
     StepStatus.COMPLETED: "✓",
@@ -54,13 +54,13 @@ MARKS = {
 def watch(
     output: Output, starting: Awaitable[str], *, is_own: bool, run_id: str | None = None
 ) -> WorkflowRun:
-    """Show a run until it ends, and give the run in which it has ended.
+    """Show a run until it ends; the last run of its chain.
 
-    Ctrl-C ends the looking and not the run.
+    Ctrl-C ends the view and not the run.
 
     Args:
-        starting: Starts the run, or has it go on, and gives its id.
-        is_own: Whether the run is driven by this process or by a cluster that ends with it.
+        starting: Starts or resumes the run, and gives its id.
+        is_own: Whether this process drives the run, or a cluster that ends with this process.
         run_id: The run's id if `starting` itself drives the run.
     """
     of = session()
@@ -82,19 +82,19 @@ async def _followed(of: Session, starting: Awaitable[str], view: Progress, run_i
         run_id = await task
         view.run_id = run_id
         async with view:
-            if of.runtime.name != LOCAL:  # where what starts a run has driven it, as far as it goes
+            if of.runtime.name != LOCAL:  # in process, starting a run has driven it as far as it goes
                 await wait_for_end(of, run_id)
     else:
         run_id = await _accepted(of, task, run_id)
         view.run_id = run_id
         async with view:
             await asyncio.wait([task])
-        task.exception()  # the run's own, which its row tells
+        task.exception()  # the run's own error, which its row has
     return WorkflowRun.of(await latest_of_chain(of, run_id))
 
 
 async def _accepted(of: Session, task: asyncio.Future[str], run_id: str) -> str:
-    """The id once its row is there; another's if that has the idempotency key."""
+    """The run's id once its row exists; the id of another run if that one has the idempotency key."""
     while True:
         is_done = task.done()
         record = await asyncio.to_thread(of.storage.read, lambda connection: get_run(connection, run_id))
@@ -110,7 +110,7 @@ def _print_after_interrupt(output: Output, run_id: str, *, is_own: bool) -> None
         output.say("Interrupted before a run was accepted.")
         return
     if is_own:
-        output.say(f"Run {run_id} was driven by this process, and stops where it is. It goes on with:")
+        output.say(f"Run {run_id} was driven by this process, and stops where it is. To go on with it:")
         output.suggest(f"runs resume {run_id} --wait")
     else:
         output.say(f"Run {run_id} goes on. Look at it with:")
@@ -119,12 +119,12 @@ def _print_after_interrupt(output: Output, run_id: str, *, is_own: bool) -> None
 
 
 def answer_command(token: str | None) -> str:
-    """What to type to answer a hook."""
+    """The command that answers a hook."""
     return f"{PROGRAM} hooks resume {shlex.quote(token or 'TOKEN')}"
 
 
 class Lines(Progress):
-    """A line for each thing that happens."""
+    """A view with a line for each thing that happens."""
 
     def line(self, event: Event) -> str | None:
         line = super().line(event)
@@ -134,7 +134,7 @@ class Lines(Progress):
 
 
 class Screen(Progress):
-    """The steps of a run, and what it waits for, on the lower part of a terminal."""
+    """A view of a run's steps and of what it waits for, at the bottom of a terminal."""
 
     def __init__(self, of: Session, console: Console) -> None:
         super().__init__(of, "", always=True)
@@ -184,14 +184,14 @@ class Screen(Progress):
 
 
 def is_waiting(summary: RunSummary) -> bool:
-    """Whether a run that goes on has nothing under way."""
+    """Whether a run has not ended, and no step of it is under way."""
     if summary.ended_at is not None or not (summary.waits or summary.children):
         return False
     return all(step.ended_at is not None for step in list(summary.steps.values()))
 
 
 def step_lines(summary: RunSummary, now: datetime) -> list[RenderableType]:
-    """A line for each step, and one for all steps of a name where there are many."""
+    """A line for each step. Many steps of one name share a line."""
     by_name: dict[str, list[StepSummary]] = {}
     for step in list(summary.steps.values()):
         by_name.setdefault(step.step_name, []).append(step)
@@ -240,7 +240,7 @@ def _bar(name: str, steps: list[StepSummary]) -> RenderableType:
 
 
 def child_lines(summary: RunSummary) -> list[RenderableType]:
-    """A line for each child run, and one for all of many."""
+    """A line for each child run. Many child runs share a line."""
     children = list(summary.children.values())
     if len(children) < COLLAPSE_FROM:
         return [_child_line(child) for child in children]
@@ -266,7 +266,7 @@ def _child_line(child: ChildSummary) -> Text:
 
 
 def open_waits(summary: RunSummary, now: datetime) -> list[Wait]:
-    """What the run waits for besides its steps, without timers whose time is over; only the first few."""
+    """The first few things that a run waits for, other than steps, without timers whose time is over."""
     waits = [
         wait
         for wait in summary.waits
@@ -276,7 +276,7 @@ def open_waits(summary: RunSummary, now: datetime) -> list[Wait]:
 
 
 def wait_line(wait: Wait, now: datetime) -> Text:
-    """What a run waits for, and what to type if it waits for somebody."""
+    """A line for what a run waits for. For a hook, it has the command that answers the hook."""
     line = Text.assemble("  ", ("…", "yellow"), f" {sanitize(wait.id):<24} ")
     until = (
         ""

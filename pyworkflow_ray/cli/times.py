@@ -1,4 +1,4 @@
-"""Times as people read them: short and relative on a screen, in full elsewhere."""
+"""Times and durations for people: short ones, relative ones, exact ones."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def format_duration(duration: timedelta | float) -> str:
 
 
 def format_relative(at: datetime, now: datetime | None = None) -> str:
-    """How long ago or ahead, in its largest unit: "2 m ago", "in 3 d", "now"."""
+    """How far away a time is, in its largest unit: "2 m ago", "in 3 d", "now"."""
     seconds = (at - (now or datetime.now(UTC))).total_seconds()
     size = round(abs(seconds))
     for unit, length in _UNITS:
@@ -39,24 +39,24 @@ def format_relative(at: datetime, now: datetime | None = None) -> str:
 
 
 def format_clock(at: datetime, now: datetime | None = None) -> str:
-    """The local time, with its date if that is not today's: "15:39:06", "2026-11-22 15:39:06"."""
+    """The local time, with the date if it is not today: "15:39:06", "2026-11-22 15:39:06"."""
     local = at.astimezone()
     is_today = local.date() == (now or datetime.now(UTC)).astimezone().date()
     return f"{local:%H:%M:%S}" if is_today else f"{local:%Y-%m-%d %H:%M:%S}"
 
 
 def format_exact(at: datetime, now: datetime | None = None) -> str:
-    """As `clock`, to the millisecond."""
+    """As `format_clock`, to the millisecond."""
     return f"{format_clock(at, now)}.{at.microsecond // 1000:03d}"
 
 
 def format_moment(at: datetime, now: datetime | None = None) -> str:
-    """Both: "15:39:06 (2 m ago)"."""
+    """Local and relative time: "15:39:06 (2 m ago)"."""
     return f"{format_clock(at, now)} ({format_relative(at, now)})"
 
 
 def parse_since(text: str, option: str) -> datetime:
-    """The time that a text names: a duration ago, or an instant (one without a zone is local).
+    """The time that a text names: a duration ago, or an instant. An instant without a zone is local time.
 
     Raises:
         BadParameter: It is neither.

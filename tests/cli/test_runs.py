@@ -236,7 +236,7 @@ def test_a_request_is_stored_where_no_cluster_runs(cli: Call, local: Path, no_cl
     pr.configure(default_runtime="ray")
     told = cli("runs", "cancel", run)
     assert told.code == 0
-    assert "it is stored" in told.err
+    assert "is stored" in told.err
     assert run.status_sync() is pr.RunStatus.SUSPENDED
     assert cli("runs", "cancel", run, "--wait").code == 2
     pr.configure(default_runtime="local")
