@@ -17,13 +17,13 @@ from typing import Any
 import msgspec
 from floors import event_texts
 
-from pyworkflow_ray.actors.engines import Engine
 from pyworkflow_ray.actors.hook_registry import HookRegistry
+from pyworkflow_ray.actors.nudges import Nudger
 from pyworkflow_ray.actors.payloads import Payloads
 from pyworkflow_ray.actors.schedulers import fire_due
+from pyworkflow_ray.actors.settings import EngineSettings
 from pyworkflow_ray.actors.timer import Timer
-from pyworkflow_ray.actors.wakers import Waker
-from pyworkflow_ray.client.mail import send
+from pyworkflow_ray.client.inboxes import send
 from pyworkflow_ray.engine.attempts import AttemptCompleted
 from pyworkflow_ray.engine.events import (
     SignalReceived,
@@ -41,7 +41,7 @@ from pyworkflow_ray.storage.leases import claim, renew_leases
 from pyworkflow_ray.storage.placements import Placement
 from pyworkflow_ray.storage.runs import get_runs
 from pyworkflow_ray.storage.storages import Storage
-from pyworkflow_ray.values import Values
+from pyworkflow_ray.values.codec import Values
 
 LEASE = 3600.0
 COORDINATOR = "coordinator-0"
@@ -84,7 +84,7 @@ def _new_run(run_id: str) -> NewRun:
 async def accept_run(storage: Storage, run_id: str) -> str:
     """Accept a run as `start` does; the coordinator that it is placed with."""
     new = _new_run(run_id)
-    accepted = await storage.write(lambda connection: accept(connection, new))
+    accepted = await storage.write(accept(new, storage.loads))
     assert accepted.is_new
     return str(accepted.run.coordinator)
 
@@ -112,7 +112,7 @@ class History:
 
     async def _write(self, **what: Any) -> None:
         new = Append(run_id=self.run_id, epoch=1, position=self.position, **what)
-        await self._storage.write(lambda connection: append(connection, new))
+        await self._storage.write(append(new))
 
 
 async def histories(storage: Storage, count: int) -> list[History]:
@@ -132,7 +132,7 @@ async def sleepers(storage: Storage, count: int, *, due: bool) -> list[str]:
 
 def events_of(storage: Storage, run_id: str) -> int:
     """How many events a run's history has."""
-    return storage.read(lambda connection: count_events(connection, run_id))
+    return storage.read(count_events(run_id))
 
 
 def statuses_of(storage: Storage, run_ids: Sequence[str]) -> list[str]:
@@ -146,23 +146,20 @@ def statuses_of(storage: Storage, run_ids: Sequence[str]) -> list[str]:
 
 async def claim_run(storage: Storage, run_id: str) -> None:
     """Claim a run as a coordinator does that was told to wake it."""
-
-    def write(connection: Any) -> Any:
-        return claim(connection, run_id, f"{COORDINATOR}:benchmark", LEASE, force_from=COORDINATOR)
-
-    assert await storage.write(write) is not None
+    claimed = claim(run_id, f"{COORDINATOR}:benchmark", LEASE, force_from=COORDINATOR)
+    assert await storage.write(claimed) is not None
 
 
 async def renew(storage: Storage, runs: Sequence[History]) -> None:
     """Renew the leases of runs, as a coordinator does for all of its runs."""
     held = [(each.run_id, 1) for each in runs]
-    await storage.write(lambda connection: renew_leases(connection, held, LEASE))
+    await storage.write(renew_leases(held, LEASE))
 
 
 async def place_woken(storage: Storage, run_id: str) -> None:
     """Find a coordinator for a suspended run, as whoever wakes it does."""
     told: list[str] = []
-    waker = Waker(_engine(storage), lambda name, environment, run_ids: told.extend(run_ids))
+    waker = Nudger(_engine(storage), lambda name, environment, run_ids: told.extend(run_ids))
     await waker.wake(storage, [SimpleNamespace(run_id=run_id, coordinator=None, environment="")])
     assert told == [run_id]
 
@@ -179,12 +176,12 @@ async def send_signal(storage: Storage, run_id: str) -> None:
 
 def read_inbox(storage: Storage, run_id: str, expected: int) -> None:
     """Read a run's inbox."""
-    assert len(storage.read(lambda connection: unread(connection, run_id))) == expected
+    assert len(storage.read(unread(run_id))) == expected
 
 
 def read_page(storage: Storage, run_id: str, count: int) -> None:
     """Read a page of a run's history."""
-    rows = storage.read(lambda connection: read_events(connection, run_id, limit=count))
+    rows = storage.read(read_events(run_id, limit=count))
     assert len(rows) == count
 
 
@@ -196,7 +193,7 @@ async def make_hooks(storage: Storage, run_id: str, count: int) -> list[str]:
 
     def write(connection: Any) -> None:
         for hook in hooks:
-            assert create_hook(connection, run_id, hook) is None
+            assert create_hook(run_id, hook).on(connection) is None
 
     await storage.write(write)
     return [hook.token for hook in hooks]
@@ -210,8 +207,8 @@ async def fire_schedules(storage: Storage) -> int:
 # --- the actors' classes, without Ray -----------------------------------------------------------------
 
 
-def _engine(storage: Storage) -> Engine:
-    return Engine(storage_url=storage.database.secret_url)
+def _engine(storage: Storage) -> EngineSettings:
+    return EngineSettings(storage_url=storage.database.secret_url)
 
 
 def hook_registry(storage: Storage) -> HookRegistry:
@@ -230,7 +227,7 @@ def timer(storage: Storage, told: Callable[[list[str]], None]) -> Timer:
 def replay(storage: Storage, definition: Any) -> None:
     """Read the history of the run `run`, and replay it to its end."""
     execution = _execution(definition)
-    execution.replay(decode_history(storage.read(lambda connection: read_events(connection, "run"))))
+    execution.replay(decode_history(storage.read(read_events("run"))))
     assert execution.is_finished
 
 
@@ -256,9 +253,9 @@ def write_history(storage: Storage, definition: Any, size: int) -> int:
         pending = next(iter(execution.steps.values()))
         feed(execution.conclude(pending.command.step_id, pending.attempt, outcome, now))
     new = NewRun(run_id="run", workflow_name=definition.name, input_args=args.decode(), input_kwargs="{}")
-    storage.submit(lambda connection: accept(connection, new)).result()
+    storage.submit(accept(new)).result()
     history = Append(run_id="run", epoch=0, position=0, events=rows)
-    storage.submit(lambda connection: append(connection, history)).result()
+    storage.submit(append(history)).result()
     return len(rows)
 
 

@@ -13,8 +13,9 @@ from pyworkflow_ray.actors.inboxes import CANCEL_KEY, InboxEntry
 from pyworkflow_ray.actors.new_runs import label, new_run
 from pyworkflow_ray.authoring.workflows import WorkflowFunction, as_workflow
 from pyworkflow_ray.client.event_loops import run_sync
-from pyworkflow_ray.client.handles import RunHandle, refuse_in_workflow
-from pyworkflow_ray.client.inboxes import latest_of_chain
+from pyworkflow_ray.client.guards import refuse_in_workflow
+from pyworkflow_ray.client.handles import RunHandle
+from pyworkflow_ray.client.lookups import latest_of_chain
 from pyworkflow_ray.client.progress import Progress
 from pyworkflow_ray.client.runtimes import LOCAL
 from pyworkflow_ray.client.sessions import Session, session
