@@ -121,7 +121,7 @@ class Cluster:
         if environment in ("", self.engine.environment):
             return {}
         with self.engine.open_storage() as storage:
-            data = storage.read(lambda connection: load_environment(connection, environment))
+            data = storage.read(load_environment(environment))
         return {} if data is None else {"runtime_env": json.loads(data)}
 
 

@@ -160,9 +160,7 @@ class Drive:
         if self._position == 0 and (self.run.durable or self.run.started_at is None):
             await self._start()
             return
-        history = await asyncio.to_thread(
-            self._services.storage.read, lambda connection: read_events(connection, self.run_id)
-        )
+        history = await asyncio.to_thread(self._services.storage.read, read_events(self.run_id))
         commands = await self._in_thread(lambda: execution.replay(decoded_history(self.run_id, history)))
         if commands:
             # Not acted on yet: an interruption gives all attempts new numbers, and all are dispatched below.
@@ -311,12 +309,8 @@ class Drive:
             return
         activation.appended = len(new.events)
 
-        def write(connection: Any) -> Activation:
-            activation.write(connection, new)
-            return activation
-
         try:
-            self._services.storage.writer.write_here(write, committed, loop)
+            self._services.storage.writer.write_here(activation.written(new), committed, loop)
         except StorageError as error:  # it was closed
             loop.call_soon_threadsafe(_answer, committed, None, error)
 
@@ -364,7 +358,7 @@ class Drive:
         while True:
             self._has_unread = False
             try:
-                return await asyncio.to_thread(self._services.storage.read, lambda c: unread(c, self.run_id))
+                return await asyncio.to_thread(self._services.storage.read, unread(self.run_id))
             except StorageError as error:
                 # As for a commit: what runs is not given up because the database is away.
                 logger.warning("The inbox of run {} cannot be read now: {}", self.run_id, error)
@@ -456,7 +450,7 @@ class Drive:
         new = self._append_of(activation, release=release)
         if new is None:
             return False
-        is_unread = await self._services.storage.write(lambda connection: activation.write(connection, new))
+        is_unread = await self._services.storage.write(activation.write(new))
         self._position += len(new.events)
         return is_unread
 

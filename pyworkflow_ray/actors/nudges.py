@@ -62,7 +62,7 @@ class Nudger:
 
     async def _located(self, storage: Storage, environment: str, run_ids: list[str]) -> dict[str, list[str]]:
         placement = self._engine.placement(environment)
-        placed = await storage.write(lambda connection: locate(connection, run_ids, placement))
+        placed = await storage.write(locate(run_ids, placement, storage.loads))
         groups: dict[str, list[str]] = defaultdict(list)
         for run_id, name in placed.items():
             groups[name].append(run_id)

@@ -29,10 +29,10 @@ def answer_by_replay(
     services: Services, run_id: str, name: str, args: bytes, kwargs: bytes
 ) -> AttemptOutcome:
     """As `answer`, of a run that is not here: its history is replayed for it, and nothing is written."""
-    run = services.storage.read(lambda connection: get_run(connection, run_id))
+    run = services.storage.read(get_run(run_id))
     if run is None:
         return AttemptFailed(failure=capture(WorkflowNotFoundError(run_id)))
-    rows = services.storage.read(lambda connection: read_events(connection, run_id))
+    rows = services.storage.read(read_events(run_id))
     if not rows:
         return AttemptFailed(failure=capture(WorkflowError(f"Run {run_id!r} has not begun: ask it later.")))
     execution = execution_of(services, run, load_definition(services, run))

@@ -60,7 +60,7 @@ def load_definition(services: Services, run: RunRecord) -> Any:
     code_hash = run.code_hash or ""
     definition = services.loader.get(code_hash)
     if definition is None:
-        code = services.storage.read(lambda connection: load_code(connection, code_hash))
+        code = services.storage.read(load_code(code_hash))
         if code is None:
             raise WorkflowError(f"The code of run {run.run_id!r} is not in the storage (hash {code_hash!r}).")
         definition = services.loader.load(code)

@@ -89,7 +89,7 @@ class RayRuntime:
             environment, data = job_environment()
             if environment:
                 # Others than this job may have to make a coordinator for its runs: the timer, another driver.
-                self._storage.submit(lambda c: save_environment(c, environment, data)).result()
+                self._storage.submit(save_environment(environment, data)).result()
             self._joined = joined_job()
             self._lines.clear()
             self._cluster = Cluster(placed_on(engine, database.path is not None, self._settings.coordinators))
@@ -310,7 +310,7 @@ class LocalRuntime:
         now = None if self._clock is None else self._clock.now
         registry = HookRegistry(self._engine, lambda run_id: None, self._storage, now)
         run_id, hook_id = await getattr(registry, method)(token, data, delivery_key)
-        run = await asyncio.to_thread(self._storage.read, lambda c: get_run(c, run_id))
+        run = await asyncio.to_thread(self._storage.read, get_run(run_id))
         if run is not None:
             await self.wake(run)
         return run_id, hook_id
@@ -320,5 +320,5 @@ Runtime = RayRuntime | LocalRuntime
 
 
 async def _locate(storage: Storage, run_id: str, placement: Placement) -> str | None:
-    placed = await storage.write(lambda connection: locate(connection, [run_id], placement))
+    placed = await storage.write(locate([run_id], placement, storage.loads))
     return placed.get(run_id)
