@@ -19,6 +19,9 @@ def _admit(record: Any) -> None:
         record["level"] = type(record["level"])("SILENT", -1, "")
 
 
+_tell = _admit
+"""Its name in code that earlier versions stored: a pickled logger refers to its patcher by name."""
+
 run_logger = logger.patch(_admit)
 """A logger whose lines carry the run and step that they come from. It is silent in replays."""
 
