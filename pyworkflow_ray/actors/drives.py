@@ -34,6 +34,7 @@ from pyworkflow_ray.actors.activations import (
 from pyworkflow_ray.actors.attempts import Attempts
 from pyworkflow_ray.actors.hook_rows import expire_hooks, make_hooks, refusal
 from pyworkflow_ray.actors.inboxes import decoded_history, decoded_inbox, requests_to_children
+from pyworkflow_ray.actors.logs import log_notes
 from pyworkflow_ray.actors.queries import answer
 from pyworkflow_ray.actors.services import Services, execution_of, load_definition
 from pyworkflow_ray.engine.attempts import AttemptOutcome
@@ -218,7 +219,8 @@ class Drive:
         activation = Activation()
         if not started:
             activation.outgoing = await requests_to_children(self._services, self.run_id)
-        for event in (*started, request, WorkflowCancelled(reason=request.reason)):
+        events: list[Event] = [*started, request, WorkflowCancelled(reason=request.reason)]
+        for event in events:
             self._record_event(activation, event, self._services.clock.now())
         await self._commit(activation)
         return True
@@ -581,6 +583,8 @@ class Drive:
                 return work()
             finally:
                 self.feeding = None
+                if self._execution is not None:
+                    log_notes(self._execution)
 
 
 def _answer(

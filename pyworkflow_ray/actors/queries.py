@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec import Raw
 
+from pyworkflow_ray.actors.logs import log_notes
 from pyworkflow_ray.actors.services import Services, execution_of, load_definition
 from pyworkflow_ray.engine.attempts import AttemptCompleted, AttemptFailed, AttemptOutcome
 from pyworkflow_ray.engine.events import decode_history
@@ -41,4 +42,5 @@ def answer_by_replay(
     except Exception as error:
         return AttemptFailed(failure=capture(error))
     finally:
+        log_notes(execution)
         execution.drop()

@@ -15,7 +15,8 @@ from pyworkflow_ray.actors.dispatchers import Dispatcher
 from pyworkflow_ray.actors.payloads import Payloads
 from pyworkflow_ray.actors.settings import EngineSettings
 from pyworkflow_ray.clock import Clock
-from pyworkflow_ray.engine.executions import Execution, Limits
+from pyworkflow_ray.engine.executions import Execution
+from pyworkflow_ray.engine.limits import Limits
 from pyworkflow_ray.exceptions import WorkflowError
 from pyworkflow_ray.storage.codes import Code, load_code
 from pyworkflow_ray.storage.records import RunRecord
