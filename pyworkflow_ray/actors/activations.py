@@ -129,7 +129,7 @@ class Activation:
     def _ended(self, status: RunStatus, at: datetime, **changes: Any) -> None:
         self.changes |= {"status": status, "completed_at": at, "wake_at": None, **changes}
 
-    def prepare(self, run: RunRecord, engine: EngineSettings, pack: Callable[[Any, str], Code]) -> None:
+    def prepare(self, run: RunRecord, settings: EngineSettings, pack: Callable[[Any, str], Code]) -> None:
         """Make of the commands what the commit writes into other tables than the history."""
         for command in self.commands:
             match command:
@@ -139,14 +139,14 @@ class Activation:
                     code = pack(definition, f"child workflow {definition.name!r}")
                     args, kwargs = bytes(command.args), bytes(command.kwargs)
                     self.new_runs.append(
-                        child_of(run, engine, definition, code, child_id, run_id, args, kwargs)
+                        child_of(run, settings, definition, code, child_id, run_id, args, kwargs)
                     )
                 case CancelChild(child_run_id=run_id, reason=reason):
                     request = CancellationRequested(reason=reason, requested_by=run.run_id)
                     self.outgoing.append(InboxEntry(run_id, CANCEL_KEY, request))
                 case ContinueRun(new_run_id=run_id):
                     args, kwargs = bytes(command.args), bytes(command.kwargs)
-                    self.successor = successor_of(run, engine, run_id, args, kwargs)
+                    self.successor = successor_of(run, settings, run_id, args, kwargs)
                     for number, (name, payload) in enumerate(command.signals):
                         unread = SignalReceived(name=name, payload=payload)
                         self.unread.append(InboxEntry(run_id, f"unread:{number}", unread))

@@ -103,12 +103,12 @@ class Attempts:
             args=await self._resolve(command.args),
             kwargs=await self._resolve(command.kwargs),
             timeout=None if options.timeout is None else options.timeout.total_seconds(),
-            payload_limit=self._services.engine.payload_limit,
-            payload_codec=self._services.engine.payload_codec,
-            worker_ttl=self._services.engine.worker_ttl.total_seconds(),
-            namespace=self._services.engine.namespace,
+            payload_limit=self._services.settings.payload_limit,
+            payload_codec=self._services.settings.payload_codec,
+            worker_ttl=self._services.settings.worker_ttl.total_seconds(),
+            namespace=self._services.settings.namespace,
             coordinator=self._run.coordinator or "",
-            logging=self._services.engine.logging,
+            logging=self._services.settings.logging,
         )
         self._retries.pop(command.step_id, None)
         self._tickets[command.step_id] = self._services.dispatcher.dispatch(

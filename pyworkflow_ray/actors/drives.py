@@ -299,7 +299,7 @@ class Drive:
         """On an engine thread: feed, and hand the append straight to the writer, who answers the loop."""
         try:
             activation = self._noted(lambda: self._feed(incoming))
-            activation.prepare(self.run, self._services.engine, self._services.pack)
+            activation.prepare(self.run, self._services.settings, self._services.pack)
             new = self._append_of(activation, release=end_of(self.run_id, activation.events) is not None)
         except BaseException as error:
             loop.call_soon_threadsafe(_answer, committed, None, error)
@@ -385,18 +385,18 @@ class Drive:
 
     async def _is_at_limit(self) -> bool:
         """Whether the history has become too long; the run ends here then."""
-        engine = self._services.engine
-        if self._position < min(engine.event_soft_limit, engine.event_hard_limit):
+        settings = self._services.settings
+        if self._position < min(settings.event_soft_limit, settings.event_hard_limit):
             return False
-        if self._warn_at <= self._position < engine.event_hard_limit:
-            self._warn_at = self._position + engine.event_warning_interval
+        if self._warn_at <= self._position < settings.event_hard_limit:
+            self._warn_at = self._position + settings.event_warning_interval
             logger.warning(
                 "Run {} has {} events; it fails at {} (event_hard_limit). Use continue_as_new() or children.",
-                *(self.run_id, self._position, engine.event_hard_limit),
+                *(self.run_id, self._position, settings.event_hard_limit),
             )
-        if self._position < engine.event_hard_limit:
+        if self._position < settings.event_hard_limit:
             return False
-        await self._fail([], EventLimitExceededError(self.run_id, self._position, engine.event_hard_limit))
+        await self._fail([], EventLimitExceededError(self.run_id, self._position, settings.event_hard_limit))
         return True
 
     def _feed_one(self, activation: Activation, event: Event, now: datetime) -> None:
@@ -420,7 +420,7 @@ class Drive:
 
     async def _commit(self, activation: Activation) -> None:
         end = end_of(self.run_id, activation.events)
-        activation.prepare(self.run, self._services.engine, self._services.pack)
+        activation.prepare(self.run, self._services.settings, self._services.pack)
         await self._append(activation, release=end is not None)
         self._end = end
         self._hand_over(activation)
@@ -498,7 +498,7 @@ class Drive:
         if due_at is not None and due_at <= now:
             await self._retry_due(now)
             return True
-        linger = self._services.engine.suspend_after
+        linger = self._services.settings.suspend_after
         may_leave = not self._attempts.under_way and self.run.durable and not self._has_child_here()
         if may_leave and linger is not None and (due_at is None or due_at - now > linger):
             if await clock.wait(self._wake, now + linger):

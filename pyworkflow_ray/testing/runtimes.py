@@ -74,7 +74,7 @@ class MortalRuntime(LocalRuntime):
         coordinator = _Coordinator(
             self._scheduler.look,
             name,
-            self._engine,
+            self._engine_settings,
             storage=MortalStorage(self._storage_of_test, life),
             dispatcher=self._dispatcher,
             clock=self._clock_of_test,
@@ -165,7 +165,7 @@ class MortalRuntime(LocalRuntime):
             self.waiting -= 1
 
     async def wake(self, run: RunRecord) -> None:
-        await self.tell(run)
+        await self.nudge(run)
 
     async def wake_all(self, runs: Sequence[RunRecord]) -> None:
         run_ids = [run.run_id for run in runs]
@@ -178,8 +178,8 @@ class MortalRuntime(LocalRuntime):
         run_ids = [*looked.cancelled, *(run.run_id for run in looked.runs)]
         await self._ask(lambda: self.coordinator().wake(run_ids))
 
-    async def tell(self, run: RunRecord) -> bool:
-        return await self._ask(partial(super().tell, run))
+    async def nudge(self, run: RunRecord) -> bool:
+        return await self._ask(partial(super().nudge, run))
 
     async def query(self, run: RunRecord, name: str, args: bytes, kwargs: bytes) -> bytes:
         return await self._ask(partial(super().query, run, name, args, kwargs))
