@@ -73,11 +73,11 @@ class Attempts:
             ticket.cancel()
         self._tickets.clear()
 
-    async def resume(self, pending: PendingStep) -> None:
-        """Go on with a step that the history leaves without an outcome."""
+    async def go_on(self, pending: PendingStep) -> None:
+        """Go on with a step that has no outcome: most often by dispatching its present attempt."""
         step_id = pending.command.step_id
         if step_id in self._tickets or step_id in self._retries:
-            return  # dispatched in the turn that recorded the interruption
+            return  # dispatched by the turn that opened the run
         if pending.is_lost:
             error = WorkerDiedError(
                 f"The coordinator of run {self._run.run_id!r} went away while step {step_id!r} ran, and the "

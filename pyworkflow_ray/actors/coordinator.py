@@ -298,7 +298,7 @@ class Coordinator:
             lambda c: regain(c, drive.run_id, self.owner, ttl, born_owner=self.name)
         )
         if epoch is not None:
-            drive.run = msgspec.structs.replace(drive.run, epoch=epoch)
+            drive.regain(epoch)
 
     def _begin_here(self, run: RunRecord) -> None:
         is_as_born = run.epoch == 1 and run.owner == self.name
