@@ -63,7 +63,7 @@ def _rate(setting: Setting, definition: Any, size: int) -> float:
             gc.collect()
             started = time.perf_counter()
             execution = Execution("run", definition.fn, payloads)
-            execution.replay(decode_history(storage.read(lambda connection: read_events(connection, "run"))))
+            execution.replay(decode_history(storage.read(read_events("run"))))
             elapsed = time.perf_counter() - started
             assert execution.is_finished
             return elapsed
@@ -105,9 +105,9 @@ def _write_history(storage: Any, definition: Any, size: int, make: Callable[[], 
         pending = next(iter(execution.steps.values()))
         feed(execution.conclude(pending.command.step_id, pending.attempt, outcome, now))
     new = NewRun(run_id="run", workflow_name=definition.name, input_args=args.decode(), input_kwargs="{}")
-    storage.submit(lambda connection: accept(connection, new)).result()
+    storage.submit(accept(new)).result()
     history = Append(run_id="run", epoch=0, position=0, events=rows)
-    storage.submit(lambda connection: append(connection, history)).result()
+    storage.submit(append(history)).result()
     return len(rows)
 
 

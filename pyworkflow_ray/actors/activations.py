@@ -36,12 +36,14 @@ from pyworkflow_ray.engine.events import (
 )
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage.acceptances import NewRun, accept
-from pyworkflow_ray.storage.codes import Code, save_code
-from pyworkflow_ray.storage.histories import Append, append
-from pyworkflow_ray.storage.hooks import NewHook, create_hook, dispose_hooks
+from pyworkflow_ray.storage.codes import Code, saving_code
+from pyworkflow_ray.storage.histories import Append, appending, confirm_append, is_still_unread
+from pyworkflow_ray.storage.hooks import NewHook, creating_hook, disposing_hooks, holder_of
 from pyworkflow_ray.storage.inboxes import move_unread
 from pyworkflow_ray.storage.records import RunRecord
-from pyworkflow_ray.storage.runs import get_run, latest_of_chain, release_key
+from pyworkflow_ray.storage.runs import get_run, latest_of_chain, releasing_key
+from pyworkflow_ray.storage.statements import Bound, RefusedError
+from pyworkflow_ray.storage.works import Steps, ask, last, together, work
 from pyworkflow_ray.values import codec
 from pyworkflow_ray.values.failures import Failure
 from pyworkflow_ray.values.schemas import schema_text
@@ -160,47 +162,99 @@ class Activation:
             if outcome is not None:
                 self.outgoing.append(InboxEntry(run.parent_run_id, f"child:{run.child_id}", outcome))
 
-    def write(self, connection: Any, new: Append) -> bool:
-        """Write all of it; the answer is `append`'s."""
-        self.told.clear()
-        # A token may pass from a hook that the code has let go to one that it has made after that. The append
-        # disposes once more: of those that were made and let go just now.
-        dispose_hooks(connection, new.run_id, self.disposed)
-        self.conflicts = write_hooks(connection, new.run_id, self.hooks)
-        self.begun = [] if self.successor is None else [self._continue(connection, new, self.successor)]
-        is_unread = append(connection, new)
-        self.begun += [accept(connection, run).run for run in self.new_runs]
+    @work
+    def write(self, new: Append) -> Steps[bool]:
+        """Write all of it; the result is `append`'s.
+
+        Raises:
+            FencedError: As `append` does.
+        """
+        self.begun = []
+        told: list[str] = []
+        if self.successor is not None:
+            self.begun.append((yield from self._continue(new, self.successor)))
+            told.append(self.begun[0].run_id)
+        outgoing = []
         for entry in self.outgoing:
             # A child may have continued in another run since; what it tells its parent is for that one alone.
             is_request = isinstance(entry.event, CancellationRequested)
-            to = latest_of_chain(connection, entry.run_id) if is_request else entry.run_id
-            entry.post(connection, to)
-            self.told.append(to)
+            to = (yield from latest_of_chain(entry.run_id)) if is_request else entry.run_id
+            outgoing.append(entry.posting(to))
+            told.append(to)
+        # A token may pass from a hook that the code has let go to one that it has made after that. The append
+        # disposes once more: of those that were made and let go just now.
+        before = disposing_hooks(new.run_id, self.disposed) if self.hooks else []
+        hooks = [*before, *creating_hooks(new.run_id, self.hooks)]
+        appended = appending(new, behind_fence=hooks)
+        rest = together(_append_and_post(new, appended, outgoing), *(accept(run) for run in self.new_runs))
+        try:
+            (answers, *accepted) = yield from rest.at_end()
+        except RefusedError:
+            is_unread = yield from confirm_append(new)
+            # This very append went through before, and all that belongs to it. Find it there.
+            (answers, *accepted) = yield from together(
+                _post_again(hooks, outgoing), *(accept(run) for run in self.new_runs)
+            ).at_end()
+        else:
+            is_unread = is_still_unread(new, answers[: len(appended)])
+        self.conflicts = conflicts_of(self.hooks, answers[1 + len(before) :])
+        self.begun += [each.run for each in accepted]
+        self.told = told
         return is_unread
 
-    def _continue(self, connection: Any, new: Append, successor: NewRun) -> RunRecord:
+    @work
+    def written(self, new: Append) -> Steps[Activation]:
+        """As `write`; the result is the activation itself."""
+        self.is_unread = yield from self.write(new).at_end()
+        return self
+
+    @work
+    def _continue(self, new: Append, successor: NewRun) -> Steps[RunRecord]:
         """Accept the run in which this one goes on, and give it the key and what was not read."""
-        run = get_run(connection, new.run_id)
+        run = yield from get_run(new.run_id)
         key = None if run is None else run.idempotency_key  # not what the row held when it was claimed
-        release_key(connection, new.run_id)
-        accepted = accept(connection, msgspec.structs.replace(successor, idempotency_key=key)).run
-        for entry in self.unread:
-            entry.post(connection)  # what was received and not read comes before what was not received
-        move_unread(connection, new.run_id, accepted.run_id, but=new.read_inbox)
-        self.told.append(accepted.run_id)
+        yield ask(releasing_key(new.run_id))
+        accepted = (yield from accept(msgspec.structs.replace(successor, idempotency_key=key))).run
+        if self.unread:
+            # What was received and not read comes before what was not received.
+            yield ask(*(entry.posting() for entry in self.unread))
+        yield from move_unread(new.run_id, accepted.run_id, but=new.read_inbox)
         return accepted
 
 
-def write_hooks(connection: Any, run_id: str, hooks: Sequence[tuple[NewHook, Code | None]]) -> dict[str, str]:
-    """Make those of a run's hooks that are not there; the ones whose token is another run's, and that run."""
+@work
+def _append_and_post(new: Append, appended: Sequence[Bound], outgoing: Sequence[Bound]) -> Steps[list[Any]]:
+    return (yield last(*appended, *outgoing))
+
+
+@work
+def _post_again(hooks: Sequence[Bound], outgoing: Sequence[Bound]) -> Steps[list[Any]]:
+    answers = yield last(*hooks, *outgoing)
+    return [None, *answers]  # in the place of the fence's
+
+
+def creating_hooks(run_id: str, hooks: Sequence[tuple[NewHook, Code | None]]) -> list[Bound]:
+    """What makes those of a run's hooks that are not there; its answers are for `conflicts_of`."""
+    codes = [statement for _, code in hooks for statement in saving_code(code)]
+    return [*(each for hook, _ in hooks for each in creating_hook(run_id, hook)), *codes]
+
+
+def conflicts_of(hooks: Sequence[tuple[NewHook, Code | None]], answers: Sequence[Any]) -> dict[str, str]:
+    """The hooks whose token is another run's, and that run."""
     conflicts = {}
-    for hook, code in hooks:
-        if code is not None:
-            save_code(connection, code)
-        holder = create_hook(connection, run_id, hook)
+    for number, (hook, _) in enumerate(hooks):
+        size = len(creating_hook("", hook))
+        holder = holder_of(answers[number * size : (number + 1) * size])
         if holder is not None:
             conflicts[hook.hook_id] = holder
     return conflicts
+
+
+@work
+def write_hooks(run_id: str, hooks: Sequence[tuple[NewHook, Code | None]]) -> Steps[dict[str, str]]:
+    """Make those of a run's hooks that are not there; the ones whose token is another run's, and that run."""
+    answers = yield last(*creating_hooks(run_id, hooks))
+    return conflicts_of(hooks, answers)
 
 
 def new_hook(command: CreateHook, pack: Callable[[Any, str], Code]) -> tuple[NewHook, Code | None]:

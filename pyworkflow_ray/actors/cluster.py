@@ -132,7 +132,7 @@ class Cluster:
         if environment in ("", self.settings.environment):
             return {}
         with self.settings.open_storage() as storage:
-            data = storage.read(lambda connection: load_environment(connection, environment))
+            data = storage.read(load_environment(environment))
         return {} if data is None else {"runtime_env": json.loads(data)}
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
 
@@ -71,12 +70,8 @@ class HistoryWriter:
             return
         activation.appended = len(new.events)
 
-        def write(connection: Any) -> Activation:
-            activation.is_unread = activation.write(connection, new)
-            return activation
-
         try:
-            self._services.storage.writer.write_here(write, committed, loop)
+            self._services.storage.writer.write_here(activation.written(new), committed, loop)
         except StorageError as error:  # it was closed
             loop.call_soon_threadsafe(_answer, committed, None, error)
 

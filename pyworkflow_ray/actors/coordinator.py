@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -42,6 +42,7 @@ from pyworkflow_ray.storage.inboxes import runs_with_unread
 from pyworkflow_ray.storage.leases import claim, claim_placed, give_up, owner_of, regain, renew_leases
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.storages import Storage
+from pyworkflow_ray.storage.works import together
 
 ENGINE_THREADS = 16
 SLOW_FEED = 5.0
@@ -136,7 +137,7 @@ class Coordinator:
             is_here=self._drives.__contains__,
         )
         ttl = self.settings.lease_ttl.total_seconds()
-        runs = await storage.write(lambda c: claim_placed(c, self.name, self.owner, ttl, self.cluster))
+        runs = await storage.write(claim_placed(self.name, self.owner, ttl, self.cluster))
         for run in runs:
             self._begin(run)
         self._background = [
@@ -159,9 +160,9 @@ class Coordinator:
                 continue
             with contextlib.suppress(Exception):  # the writer reports and retries; the next turn is soon
                 held = [(drive.run_id, drive.run.epoch) for drive in self.drives]
-                await self._storage.write(partial(renew_leases, held=held, lease_ttl=ttl, owner=self.owner))
+                await self._storage.write(renew_leases(held, ttl, self.owner))
                 # Whoever posted to a run here may have died before he told: few are in the inbox at any time.
-                for run_id in await asyncio.to_thread(self._storage.read, runs_with_unread):
+                for run_id in await asyncio.to_thread(self._storage.read, runs_with_unread()):
                     if run_id in self._drives:
                         self._drives[run_id].notice()
 
@@ -283,20 +284,18 @@ class Coordinator:
         assert self._storage is not None
         ttl = self.settings.lease_ttl.total_seconds()
 
-        def write(connection: Any) -> list[RunRecord]:
-            mine = {"force_from": self.name, "cluster": self.cluster}
-            claims = [claim(connection, r, self.owner, ttl, **mine) for r in run_ids]
-            return [run for run in claims if run is not None]
-
-        return await self._storage.write(write) if run_ids else []
+        if not run_ids:
+            return []
+        mine = {"force_from": self.name, "cluster": self.cluster}
+        # In one order everywhere: two transactions that lock the same rows must not wait for each other.
+        claims = [claim(run_id, self.owner, ttl, **mine) for run_id in sorted(run_ids)]
+        return [run for run in await self._storage.write(together(*claims)) if run is not None]
 
     async def _regain(self, drive: Drive) -> None:
         """Go on with a run that a sweep took for lost and placed here again, while it was here."""
         assert self._storage is not None
         ttl = self.settings.lease_ttl.total_seconds()
-        epoch = await self._storage.write(
-            lambda c: regain(c, drive.run_id, self.owner, ttl, born_owner=self.name)
-        )
+        epoch = await self._storage.write(regain(drive.run_id, self.owner, ttl, born_owner=self.name))
         if epoch is not None:
             drive.regain(epoch)
 
@@ -395,7 +394,7 @@ class Coordinator:
         """Give a run back, so that the sweep need not wait for its lease to end."""
         assert self._storage is not None
         with contextlib.suppress(StorageError):
-            await self._storage.write(partial(give_up, run_id=drive.run_id, epoch=drive.run.epoch))
+            await self._storage.write(give_up(drive.run_id, drive.run.epoch))
 
     def _remember(self, end: RunEnd) -> RunEnd:
         if len(self._recent) >= RECENT_ENDS:
@@ -442,7 +441,7 @@ def _blob_fetcher(storage: Storage) -> Callable[[str], bytes]:
     def fetch(digest: str) -> bytes:
         while True:
             try:
-                return storage.read(lambda connection: load_blob(connection, digest))
+                return storage.read(load_blob(digest))
             except StorageError as error:
                 if error.__cause__ is None:
                     raise  # it is not there

@@ -38,6 +38,7 @@ from pyworkflow_ray.actors.attempts import Attempts
 from pyworkflow_ray.actors.commits import Decide, HistoryWriter
 from pyworkflow_ray.actors.hook_rows import due_hooks, expire_hooks, make_hooks, refusal
 from pyworkflow_ray.actors.inboxes import decoded_inbox, read_inbox, requests_to_children
+from pyworkflow_ray.actors.logs import log_notes
 from pyworkflow_ray.actors.queries import answer
 from pyworkflow_ray.actors.recoveries import (
     allowed_recoveries,
@@ -279,9 +280,7 @@ class Drive:
 
     async def _reopen(self, execution: Execution) -> None:
         """Go on from where the history ends."""
-        history = await asyncio.to_thread(
-            self._services.storage.read, lambda connection: read_events(connection, self.run_id)
-        )
+        history = await asyncio.to_thread(self._services.storage.read, read_events(self.run_id))
         recovery = recovery_of(self.run, self._recoveries, self._services.owner)
         # Attempts are dispatched after this turn: an interruption gives all of them new numbers.
         await self._turn(self._deciding(lambda turn: reopen(turn, history, recovery)))
@@ -444,3 +443,5 @@ class Drive:
                 return work()
             finally:
                 self.feeding = None
+                if self._execution is not None:
+                    log_notes(self._execution)

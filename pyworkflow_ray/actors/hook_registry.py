@@ -57,7 +57,7 @@ class HookRegistry:
             HookNotFoundError, HookExpiredError, HookAlreadyReceivedError: The hook takes none.
         """
         storage = self._storage()
-        hook = await asyncio.to_thread(storage.read, lambda connection: get_hook(connection, token))
+        hook = await asyncio.to_thread(storage.read, get_hook(token))
         if hook is None:
             raise HookNotFoundError(token)
         if hook.schema_hash is not None:
@@ -74,14 +74,12 @@ class HookRegistry:
 
     async def _deliver(self, token: str, delivery_key: str, data: str) -> tuple[str, str]:
         now = None if self._now is None else self._now()
-        hook = await self._storage().write(
-            lambda connection: deliver(connection, token, delivery_key, data, now=now)
-        )
+        hook = await self._storage().write(deliver(token, delivery_key, data, now=now))
         self._wake(hook.run_id)
         return hook.run_id, hook.hook_id
 
     def _validate(self, hook: HookRecord, schema_hash: str, payload: bytes) -> None:
-        code = self._storage().read(lambda connection: load_code(connection, schema_hash))
+        code = self._storage().read(load_code(schema_hash))
         if code is None:
             return  # the workflow validates it, too
         values = configured_values(self.settings.payload_codec, self.settings.payload_limit)

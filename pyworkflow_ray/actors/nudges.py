@@ -89,7 +89,7 @@ async def _located(
     settings: EngineSettings, storage: Storage, environment: str, run_ids: list[str]
 ) -> dict[str, list[str]]:
     placement = settings.placement(environment)
-    placed = await storage.write(lambda connection: locate(connection, run_ids, placement))
+    placed = await storage.write(locate(run_ids, placement, storage.loads))
     by_coordinator: dict[str, list[str]] = defaultdict(list)
     for run_id, name in placed.items():
         by_coordinator[name].append(run_id)

@@ -15,7 +15,8 @@ from pyworkflow_ray.actors.dispatchers import Dispatcher
 from pyworkflow_ray.actors.payloads import Payloads
 from pyworkflow_ray.actors.settings import EngineSettings
 from pyworkflow_ray.clock import Clock
-from pyworkflow_ray.engine.executions import Execution, Limits
+from pyworkflow_ray.engine.executions import Execution
+from pyworkflow_ray.engine.limits import Limits
 from pyworkflow_ray.exceptions import WorkflowError
 from pyworkflow_ray.storage.codes import Code, load_code
 from pyworkflow_ray.storage.records import RunRecord
@@ -59,7 +60,7 @@ def load_definition(services: Services, run: RunRecord) -> Any:
     code_hash = run.code_hash or ""
     definition = services.loader.get(code_hash)
     if definition is None:
-        code = services.storage.read(lambda connection: load_code(connection, code_hash))
+        code = services.storage.read(load_code(code_hash))
         if code is None:
             raise WorkflowError(f"The code of run {run.run_id!r} is not in the storage (hash {code_hash!r}).")
         definition = services.loader.load(code)

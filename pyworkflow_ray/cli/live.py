@@ -96,7 +96,7 @@ async def _accepted(of: Session, task: asyncio.Future[str], run_id: str) -> str:
     """The id once its row is there; another's if that has the idempotency key."""
     while True:
         is_done = task.done()
-        record = await asyncio.to_thread(of.storage.read, lambda connection: get_run(connection, run_id))
+        record = await asyncio.to_thread(of.storage.read, get_run(run_id))
         if record is not None:
             return run_id
         if is_done:

@@ -130,7 +130,7 @@ class RunHandle(str, Generic[T]):
     async def events(self) -> list[Event]:
         """The run's history so far, oldest first."""
         run_id = str(self)
-        rows = await asyncio.to_thread(self._session.storage.read, lambda c: read_events(c, run_id))
+        rows = await asyncio.to_thread(self._session.storage.read, read_events(run_id))
         return [Event.of(run_id, row) for row in rows]
 
     def events_sync(self) -> list[Event]:
@@ -144,9 +144,7 @@ class RunHandle(str, Generic[T]):
         from html import escape
 
         try:
-            run = WorkflowRun.of(
-                _require(str(self), self._session.storage.read(lambda c: get_run(c, str(self))))
-            )
+            run = WorkflowRun.of(_require(str(self), self._session.storage.read(get_run(str(self)))))
         except WorkflowError as error:
             return f"<code>{escape(str(self))}</code> {escape(str(error))}"
         rows = [
@@ -205,7 +203,7 @@ async def _end_of(of: Session, record: RunRecord) -> RunEnd:
         return RunEnd(record.run_id, record.status.value, reason=record.error or "")
     result = None if record.result is None else record.result.encode()
     if record.status is not RunStatus.COMPLETED:
-        last = await asyncio.to_thread(of.storage.read, lambda c: latest_event(c, record.run_id))
+        last = await asyncio.to_thread(of.storage.read, latest_event(record.run_id))
         event = decode_event(last[2], last[3]) if last is not None else None
         if isinstance(event, FailureEvent) and record.status is RunStatus.FAILED:
             failure = event.failure
@@ -237,13 +235,13 @@ async def _value_of(of: Session, end: RunEnd) -> Any:
     digest = codec.blob_reference(data)
     if digest is not None:
         found = digest
-        data = await asyncio.to_thread(of.storage.read, lambda c: load_blob(c, found))
+        data = await asyncio.to_thread(of.storage.read, load_blob(found))
     return of.values.decode(data)
 
 
 async def read_record(of: Session, run_id: str) -> RunRecord:
     """The run's row, or a WorkflowNotFoundError."""
-    record = await asyncio.to_thread(of.storage.read, lambda c: get_run(c, run_id))
+    record = await asyncio.to_thread(of.storage.read, get_run(run_id))
     return _require(run_id, record)
 
 

@@ -130,7 +130,5 @@ class Progress:
 
 async def read_new_events(of: Session, run_id: str, last_position: int) -> list[Event]:
     """The events of a run behind a position (-1: from its first on), oldest first."""
-    rows = await asyncio.to_thread(
-        of.storage.read, lambda connection: read_events(connection, run_id, after=last_position)
-    )
+    rows = await asyncio.to_thread(of.storage.read, read_events(run_id, after=last_position))
     return [Event.of(run_id, row) for row in rows]

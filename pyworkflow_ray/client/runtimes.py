@@ -83,7 +83,7 @@ class RayRuntime:
             environment, data = job_environment()
             if environment:
                 # Others than this job may have to make a coordinator for its runs: the timer, another driver.
-                self._storage.submit(lambda c: save_environment(c, environment, data)).result()
+                self._storage.submit(save_environment(environment, data)).result()
             self._joined = joined_job()
             self._lines.clear()
             is_file, slots = database.path is not None, self._settings.coordinators
@@ -295,7 +295,7 @@ class LocalRuntime:
         now = None if self._clock is None else self._clock.now
         registry = HookRegistry(self._engine_settings, lambda run_id: None, self._storage, now)
         run_id, hook_id = await getattr(registry, method)(token, data, delivery_key)
-        run = await asyncio.to_thread(self._storage.read, lambda c: get_run(c, run_id))
+        run = await asyncio.to_thread(self._storage.read, get_run(run_id))
         if run is not None:
             await self.wake(run)
         return run_id, hook_id

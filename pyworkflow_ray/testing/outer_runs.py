@@ -116,7 +116,7 @@ class OuterRun(MockRun):
 
 class _OuterChildren(Children):
     def __init__(self, outer: OuterRun) -> None:
-        super().__init__(outer)
+        super().__init__(outer.scope)
         self._outer = outer
 
     async def outcome(self, child: Child) -> Any:

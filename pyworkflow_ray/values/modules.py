@@ -220,6 +220,7 @@ _MOVED = {
         "steps": "authoring.steps",
         "timers": "authoring.timers",
         "workflows": "authoring.workflows",
+        "engine.logs": "authoring.logs",
     }.items()
 }
 """Where modules of this package are that had other names when code and values were stored."""

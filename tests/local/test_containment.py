@@ -49,7 +49,7 @@ async def test_a_run_whose_driving_failed_is_given_back_for_another_to_drive(
     monkeypatch.setattr(Drive, "_open", fail)
     run = await pr.start(counted)
     with Storage(local) as storage:
-        record = storage.read(lambda connection: get_run(connection, run))
+        record = storage.read(get_run(run))
     assert record is not None
     assert (record.lease_expires_at, record.status.is_terminal) == (None, False)
     monkeypatch.setattr(Drive, "_open", whole)
@@ -109,7 +109,7 @@ async def test_a_run_that_is_held_and_not_driven_loses_its_lease(local: Path) ->
             coordinator="coordinator-0",
             owner_lease=0.3,
         )
-        await storage.write(lambda connection: accept(connection, held))
+        await storage.write(accept(held))
         driven = await pr.start(counted)
         await coordinator.wake([driven])
         await asyncio.sleep(0.8)

@@ -263,7 +263,7 @@ async def test_a_run_recovers_as_often_as_it_may(recover: bool, allowed: int, tm
 
 async def _lose(storage: Storage, run: str) -> None:
     """Have a process hold the run that is gone, and a coordinator of the same name come back."""
-    await storage.write(lambda c: claim(c, run, "lost", 60.0, force_from="coordinator-0"))
+    await storage.write(claim(run, "lost", 60.0, force_from="coordinator-0"))
     engine = EngineSettings("", suspend_after=timedelta(milliseconds=30))
     coordinator = Coordinator("coordinator-0", engine, storage=storage)
     await coordinator.open()
