@@ -181,7 +181,7 @@ def _copy_of(of: Session, record: RunRecord, code: Code | None, origin: dict[str
         max_duration=record.max_duration,
         recover_on_worker_loss=record.recover_on_worker_loss,
         max_recovery_attempts=record.max_recovery_attempts,
-        owner_lease=of.runtime.engine.lease_ttl.total_seconds(),
+        owner_lease=of.runtime.engine_settings.lease_ttl.total_seconds(),
         created_at=datetime.now(UTC),
         blobs=links_to(record.input_args.encode(), record.input_kwargs.encode()),
         **of.runtime.placing(run_id, is_isolated(record), None),

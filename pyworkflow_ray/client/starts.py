@@ -258,7 +258,7 @@ def _new_run(
     start_at = None if options.start_at is None else resolve_when(options.start_at, of.runtime.now())
     isolated = definition.workflow_options.isolation == "process" or of.settings.coordinators == "per_run"
     return new_run(
-        of.runtime.engine,
+        of.runtime.engine_settings,
         definition,
         pack(definition, what),
         run_id,

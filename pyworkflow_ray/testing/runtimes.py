@@ -74,7 +74,7 @@ class CrashableRuntime(LocalRuntime):
         coordinator = _Coordinator(
             self._scheduler.look,
             name,
-            self._engine,
+            self._engine_settings,
             storage=CrashableStorage(self._storage_of_test, life),
             dispatcher=self._dispatcher,
             clock=self._clock_of_test,
