@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
 import msgspec
 from loguru import logger
@@ -14,13 +13,16 @@ from loguru import logger
 from pyworkflow_ray.actors.inboxes import CANCEL_KEY, InboxEntry
 from pyworkflow_ray.engine.events import CancellationRequested
 from pyworkflow_ray.exceptions import WorkflowError
+from pyworkflow_ray.storage.dialects import decode_time
 from pyworkflow_ray.storage.fires import Fired, fire, run_of_text
 from pyworkflow_ray.storage.inboxes import was_posted
 from pyworkflow_ray.storage.plans import DueSchedule, Plan, due_schedules, other_environments, plan
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.runs import latest_of_chain
-from pyworkflow_ray.storage.schedules import ScheduleRecord, database_now, get_schedule
+from pyworkflow_ray.storage.schedules import ScheduleRecord, finding_now, finding_schedule, schedule_record
+from pyworkflow_ray.storage.statements import Row
 from pyworkflow_ray.storage.storages import Storage
+from pyworkflow_ray.storage.works import Steps, last, together, work
 
 MOST_DUE = 1000
 """Schedules that are read in one go."""
@@ -58,11 +60,8 @@ async def fire_due(
     looked = Looked()
     at = None if now is None else now()
 
-    def read(connection: Any) -> list[DueSchedule]:
-        looked.others = other_environments(connection, environment)
-        return due_schedules(connection, environment, horizon, MOST_DUE, now=at)
-
-    found = await asyncio.to_thread(storage.read, read)
+    look = together(other_environments(environment), due_schedules(environment, horizon, MOST_DUE, now=at))
+    looked.others, found = await asyncio.to_thread(storage.read, look)
     due = [each for each in found if each.seconds_until <= 0]
     later = [each.seconds_until for each in found if each.seconds_until > 0]
     for first in range(0, len(due), BATCH):
@@ -89,15 +88,15 @@ async def _fire(
 async def _written(storage: Storage, plans: Sequence[Plan], at: datetime | None) -> list[tuple[Plan, Fired]]:
     """What has become of these plans: in one transaction; if that fails, in one each, without the guilty."""
 
-    def write(connection: Any) -> list[tuple[Plan, Fired]]:
-        done = [(each, fire(connection, each, now=at)) for each in plans]
-        for _, fired in done:
-            for run_id in fired.cancelled:
-                ask_to_cancel(connection, run_id)
-        return done
+    @work
+    def fire_all() -> Steps[list[tuple[Plan, Fired]]]:
+        done: list[Fired] = yield from together(*(fire(each, now=at) for each in plans))
+        cancelled = [run_id for fired in done for run_id in fired.cancelled]
+        yield from together(*map(ask_to_cancel, cancelled)).at_end()
+        return list(zip(plans, done, strict=True))
 
     try:
-        return await storage.write(write)
+        return await storage.write(fire_all())
     except Exception as error:
         if len(plans) == 1:
             logger.error("Schedule {} could not be fired; it stays due: {}", plans[0].schedule_id, error)
@@ -108,12 +107,10 @@ async def _written(storage: Storage, plans: Sequence[Plan], at: datetime | None)
 def _plan_all(
     storage: Storage, due: Sequence[DueSchedule], at: datetime | None
 ) -> tuple[list[Plan], datetime]:
-    def read(connection: Any) -> tuple[list[ScheduleRecord], datetime]:
-        records = (_readable(connection, each.schedule_id) for each in due)
-        return [record for record in records if record is not None], at or database_now(connection)
-
-    records, instant = storage.read(read)
-    plans = (_planned(record, instant) for record in records)
+    rows, now = storage.read(_rows_and_time([each.schedule_id for each in due]))
+    instant = at or now
+    records = (_readable(each.schedule_id, row) for each, row in zip(due, rows, strict=True))
+    plans = (_planned(record, instant) for record in records if record is not None)
     return [planned for planned in plans if planned is not None], instant
 
 
@@ -126,10 +123,16 @@ def _planned(record: ScheduleRecord, at: datetime) -> Plan | None:
         return None
 
 
-def _readable(connection: Any, schedule_id: str) -> ScheduleRecord | None:
+@work
+def _rows_and_time(schedule_ids: list[str]) -> Steps[tuple[list[Row | None], datetime]]:
+    *rows, now = yield last(*map(finding_schedule, schedule_ids), finding_now())
+    return rows, decode_time(now[0])
+
+
+def _readable(schedule_id: str, row: Row | None) -> ScheduleRecord | None:
     """The schedule, if it can be read: one that cannot must not keep the others from firing."""
     try:
-        record = get_schedule(connection, schedule_id)
+        record = None if row is None else schedule_record(row)
         if record is not None:
             run_of_text(record.run)
     except (WorkflowError, ValueError, TypeError, msgspec.MsgspecError) as error:
@@ -138,10 +141,11 @@ def _readable(connection: Any, schedule_id: str) -> ScheduleRecord | None:
     return record
 
 
-def ask_to_cancel(connection: Any, run_id: str) -> None:
+@work
+def ask_to_cancel(run_id: str) -> Steps[None]:
     """Have a run of a schedule make room for another one."""
-    latest = latest_of_chain(run_id).on(connection)
+    latest = yield from latest_of_chain(run_id)
     # To post again what its coordinator just reads would wait for its commit, with schedules in hand.
-    if not was_posted(latest, CANCEL_KEY).on(connection):
+    if not (yield from was_posted(latest, CANCEL_KEY)):
         request = CancellationRequested(reason="its schedule has fired again")
-        InboxEntry(run_id, CANCEL_KEY, request).posting(latest).on(connection)
+        yield last(InboxEntry(run_id, CANCEL_KEY, request).posting(latest))

@@ -73,9 +73,7 @@ class Timer:
         now = time.monotonic()
         # The next look must be set before the rows are read, so that an `arm` meanwhile is not lost.
         self._next_at = now + interval
-        found = await asyncio.to_thread(
-            storage.read, lambda c: due(c, horizon_seconds=interval, limit=MOST_DUE)
-        )
+        found = await asyncio.to_thread(storage.read, due(interval, MOST_DUE))
         ready: list[Placed] = [run for run in found if run.seconds_until <= 0]
         later = [run.seconds_until for run in found if run.seconds_until > 0]
         if len(found) == MOST_DUE:
@@ -84,7 +82,7 @@ class Timer:
             self._next_at = min(self._next_at, now + min(later))
         if now >= self._sweep_at:
             self._sweep_at = now + interval
-            lost = await asyncio.to_thread(storage.read, orphans)
+            lost = await asyncio.to_thread(storage.read, orphans())
             ready += lost
         mine = self.settings.environment
         for environment in {run.environment for run in ready} - {mine}:

@@ -113,6 +113,6 @@ async def test_a_run_that_is_held_and_not_driven_loses_its_lease(local: Path) ->
         driven = await pr.start(counted)
         await coordinator.wake([driven])
         await asyncio.sleep(0.8)
-        lost = storage.read(orphans)
+        lost = storage.read(orphans())
         assert [run.run_id for run in lost] == ["run_1"]
         await coordinator.close()
