@@ -1,7 +1,7 @@
 """The pytest plugin of pyworkflow_ray: fixtures for tests of workflows, and recorded histories as tests.
 
-Nothing is imported here but pytest: plugins are loaded in every project of an environment, and few of them
-test workflows.
+This module imports nothing but pytest. Pytest loads plugins in every project of an environment, and few of
+these projects test workflows.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for folder in asked:
         if not folder.is_dir():
             raise pytest.UsageError(f"--workflow-histories: there is no folder {folder}.")
-    # Those of the settings belong to a run of all tests; those of the command line to any.
+    # Folders of the settings are added to a run of all tests; folders of the command line to every run.
     is_of_all = config.args_source is not pytest.Config.ArgsSource.ARGS
     for folder in [*asked, *(configured if is_of_all else [])]:
         if str(folder) not in config.args and folder.is_dir():
@@ -56,7 +56,7 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
 
 @pytest.fixture
 def pyworkflow_settings() -> Iterator[Callable[..., Any]]:
-    """`configure`; the test begins with the settings of environment and files, and leaves none behind."""
+    """`configure`. The test begins with the settings of the environment and the files, and leaves none."""
     from pyworkflow_ray import configure, reset_config
 
     reset_config()

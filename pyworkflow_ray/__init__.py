@@ -40,7 +40,6 @@ from pyworkflow_ray.client.backends import (
 )
 from pyworkflow_ray.client.declarations import activate_scheduled_workflows
 from pyworkflow_ray.client.event_loops import run_sync
-from pyworkflow_ray.client.firings import backfill_schedule, trigger_schedule
 from pyworkflow_ray.client.forks import fork, rerun
 from pyworkflow_ray.client.handles import RunHandle
 from pyworkflow_ray.client.hooks import (
@@ -53,6 +52,7 @@ from pyworkflow_ray.client.hooks import (
     resume_hook_sync,
 )
 from pyworkflow_ray.client.logs import configure_logging
+from pyworkflow_ray.client.manual_fires import backfill_schedule, trigger_schedule
 from pyworkflow_ray.client.new_schedules import create_schedule
 from pyworkflow_ray.client.records import Event, WorkflowRun
 from pyworkflow_ray.client.runs import (

@@ -1,4 +1,7 @@
-"""The settings of this process, from one model: call > `configure` > environment > file > defaults."""
+"""The settings of this process, in one model.
+
+A call's own options come first, then `configure`, the environment, the file, and the defaults.
+"""
 
 from __future__ import annotations
 
@@ -35,13 +38,13 @@ _OTHER_VARIABLES = ("discover", "debug")
 
 
 class LogSettings(msgspec.Struct, frozen=True):
-    """How log lines are written, as it travels to other processes.
+    """How log lines are written. These settings travel to the engine's processes.
 
     Args:
-        level: The number of the lowest level that is written.
+        level: The number of the lowest level to write.
         json: Whether a line is a JSON object.
-        context: Whether lines show the run and step that they belong to.
-        file: The absolute path of a file that they go to as well.
+        context: Whether lines show the run and the step that they belong to.
+        file: The absolute path of a file to which lines are written as well.
     """
 
     level: int
@@ -53,7 +56,7 @@ class LogSettings(msgspec.Struct, frozen=True):
 def log_settings(
     level: str | int, *, json: bool, context: bool, file: str | os.PathLike[str] | None
 ) -> LogSettings:
-    """These settings, with what they mean here: the level's number, and where a relative path leads.
+    """The settings, with the level as a number and the path as an absolute one.
 
     Raises:
         ValueError: There is no such level.
@@ -63,10 +66,10 @@ def log_settings(
 
 
 def level_number(level: str | int) -> int:
-    """The number of a level, of which loguru knows the name.
+    """The number of a level that loguru knows by name, or that is given as a number.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is no such level.
     """
     if isinstance(level, str) and not level.isdigit():
         try:
@@ -82,10 +85,10 @@ def level_number(level: str | int) -> int:
 
 
 class Settings(BaseSettings):
-    """Everything that can be set. Durations take the forms of `sleep`.
+    """All settings. Durations have the same forms as in `sleep`.
 
-    `storage` is a database URL, a file path or "memory". The text of a URL is kept out of `repr`, since it
-    may hold a password. A relative path in a file of settings is meant from that file's folder.
+    `storage` is a database URL, a file path or "memory". A URL may hold a password, so `repr` does not show
+    it. A relative path in a settings file starts at that file's folder.
     """
 
     model_config = SettingsConfigDict(env_prefix=_PREFIX, env_ignore_empty=True, extra="forbid", frozen=True)
@@ -126,7 +129,7 @@ class Settings(BaseSettings):
     def _read_duration(cls, value: Any) -> timedelta:
         if isinstance(value, str):
             with contextlib.suppress(ValueError):
-                value = float(value)  # the environment has only text: "2.5" is seconds
+                value = float(value)  # the environment holds only texts: "2.5" means seconds
         return parse_duration(value)
 
     @field_validator("storage", mode="before")
@@ -137,7 +140,7 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _stay_in_process(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """What is in the memory of this process can be reached by runs in this process alone."""
+        """A database in memory sets the runtime "local": only runs in this process can reach it."""
         if "default_runtime" in values or not is_in_memory(values.get("storage")):
             return values
         return {**values, "default_runtime": "local"}
@@ -152,18 +155,18 @@ class Settings(BaseSettings):
     @field_validator("log_level")
     @classmethod
     def _read_level(cls, value: Any) -> Any:
-        return None if value is None else level_number(value)  # raises where it is no level
+        return None if value is None else level_number(value)  # raises an error if there is no such level
 
     @property
     def log_settings(self) -> LogSettings | None:
-        """How the engine's processes are to log; None leaves them as loguru is by itself."""
+        """How the engine's processes log; None leaves loguru's defaults."""
         if self.log_level is None:
             return None
         return log_settings(self.log_level, json=self.log_json, context=self.log_context, file=self.log_file)
 
     @property
     def storage_url(self) -> str:
-        """Where the database is: the URL as it was set, with its password."""
+        """The URL of the database as it was set, with its password."""
         return self.storage.get_secret_value() if self.storage is not None else DEFAULT_STORAGE
 
     @classmethod
@@ -175,7 +178,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        # The sources come first to last: a call wins over the environment, and that over the file.
+        # An earlier source wins: a call over the environment, the environment over the file.
         file = find_file()
         values = {} if file is None else _at_home(read_file(file), file.parent)
         return init_settings, env_settings, InitSettingsSource(settings_cls, init_kwargs=values)
@@ -183,18 +186,18 @@ class Settings(BaseSettings):
 
 @runtime_checkable
 class NamesDatabase(Protocol):
-    """What can be given as a storage: it has the database's URL, with its password."""
+    """An object that can be given as a storage. It has the database's URL, with its password."""
 
     @property
     def secret_url(self) -> str: ...
 
 
 def url_of(storage: Any) -> str:
-    """The URL, path or "memory" of what a caller gives as a storage.
+    """The URL, the path, or "memory", for whatever a caller gives as a storage.
 
     Raises:
-        ConfigurationError: It is nothing that names a database.
-        ValueError: It is a mapping of a type that is unknown.
+        ConfigurationError: It does not name a database.
+        ValueError: It is a mapping of an unknown type.
     """
     match storage:
         case str() | Path():
@@ -211,16 +214,16 @@ def url_of(storage: Any) -> str:
 
 
 def is_in_memory(storage: Any) -> bool:
-    """Whether what a caller gives as a storage is a database in the memory of this process."""
+    """Whether the storage that a caller gives is a database in this process's memory."""
     try:
         url = url_of(storage)
     except (ConfigurationError, ValueError):
-        return False  # whoever opens it says what is wrong
+        return False  # opening it will raise the error
     return url in ("memory", ":memory:", "sqlite://") or url.startswith("sqlite:///:memory:")
 
 
 def find_file() -> Path | None:
-    """The nearest file with settings, in the working directory or above it."""
+    """The nearest settings file, in the working directory or above it; None if there is none."""
     for folder in (Path.cwd(), *Path.cwd().parents):
         if (folder / YAML_NAME).is_file():
             return folder / YAML_NAME
@@ -231,12 +234,12 @@ def find_file() -> Path | None:
 
 
 def _at_home(values: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A file's settings, with relative paths meant from the file's own folder."""
+    """A file's settings; relative paths start at the file's own folder."""
     if isinstance(values.get("log_file"), str):
         values = {**values, "log_file": str(folder / values["log_file"])}
     storage = values.get("storage")
     if isinstance(storage, Mapping):
-        with contextlib.suppress(ValueError):  # the model says what is wrong with it
+        with contextlib.suppress(ValueError):  # the model will raise the error
             storage = storage_url(storage)
     if not isinstance(storage, str) or is_in_memory(storage) or "://" in storage:
         return values if storage is None else {**values, "storage": storage}
@@ -247,7 +250,7 @@ def read_file(file: Path) -> dict[str, Any]:
     """The settings in a YAML file, or in the table `[tool.pyworkflow]` of a TOML file.
 
     Raises:
-        ConfigurationError: The file cannot be read; it says where it is broken.
+        ConfigurationError: The file cannot be read; the message says where it is broken.
     """
     try:
         text = file.read_text(encoding="utf-8")
@@ -255,7 +258,7 @@ def read_file(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigurationError(f"Cannot read {file}: {error.strerror}.") from error
     except yaml.MarkedYAMLError as error:
-        # Not its whole text, which quotes the line: a password may be in there. For the same reason no cause.
+        # The whole error quotes the line, which may hold a password: so only a part of it, and no cause.
         line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
         raise ConfigurationError(f"{file} is broken{line}: {error.problem}.") from None
     except (yaml.YAMLError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -284,10 +287,10 @@ _STORAGE_KEYS = {
 
 
 def storage_url(mapping: Mapping[str, Any]) -> str:
-    """The database that a mapping with `type` and its own keys names.
+    """The URL or path of the database that a mapping with the key `type` describes.
 
     Raises:
-        ValueError: The type is unknown, or a key is missing.
+        ValueError: The type or a key is unknown.
     """
     kind = mapping.get("type")
     known = _STORAGE_KEYS.get("postgres" if kind == "postgresql" else str(kind), set(mapping))
@@ -322,10 +325,12 @@ _settings: Settings | None = None
 
 
 def configure(**settings: Any) -> Settings:
-    """Set settings for this process, over the environment's and the file's; again to change some.
+    """Change settings of this process. They win over the environment and the file.
+
+    A later call changes the settings that it names, and keeps the others.
 
     Raises:
-        ConfigurationError: A setting is unknown (it suggests the nearest) or its value is not accepted.
+        ConfigurationError: A setting is unknown (the message suggests one), or a value is not valid.
     """
     global _settings
     unknown = [name for name in settings if name not in Settings.model_fields]
@@ -339,17 +344,17 @@ def configure(**settings: Any) -> Settings:
 
 
 def configure_from_yaml(path: str | os.PathLike[str]) -> Settings:
-    """Set settings from a YAML file.
+    """Change settings of this process to those of a YAML file.
 
     Raises:
-        ConfigurationError: The file is not there or not readable, or holds what is not accepted.
+        ConfigurationError: The file is missing or broken, or a setting in it is not valid.
     """
     file = Path(path).absolute()
     return configure(**_at_home(read_file(file), file.parent))
 
 
 def get_config() -> Settings:
-    """The settings in force."""
+    """The present settings."""
     global _settings
     if _settings is None:
         _settings = _build({})
@@ -357,7 +362,7 @@ def get_config() -> Settings:
 
 
 def reset_config() -> None:
-    """Forget what `configure` set; the environment and the file are read again."""
+    """Forget what `configure` has set. The environment and the file are read again."""
     global _settings
     _settings = None
     _overrides.clear()
@@ -374,12 +379,12 @@ def _build(overrides: Mapping[str, Any]) -> Settings:
         if first["type"] == "extra_forbidden":
             raise ConfigurationError(where + _unknown(name)) from None
         raise ConfigurationError(f"{where}Setting {name!r}: {first['msg']}.") from None
-    except SettingsError as error:  # a variable that wants JSON and holds none
+    except SettingsError as error:  # a variable that must hold JSON and does not
         raise ConfigurationError(f"A variable of the environment cannot be read: {error}.") from None
 
 
 def _refuse_misspelt_variables() -> None:
-    """A variable that is almost a setting is meant to be one; others with our prefix are somebody else's."""
+    """Raise an error for a variable whose name is almost that of a setting; ignore any other."""
     for variable in os.environ:
         name = variable.removeprefix(_PREFIX).lower()
         if not variable.startswith(_PREFIX) or name in Settings.model_fields or name in _OTHER_VARIABLES:
@@ -390,7 +395,7 @@ def _refuse_misspelt_variables() -> None:
 
 
 def _source(name: str, overrides: Mapping[str, Any]) -> str:
-    """Where a setting was said, to put before what is wrong with it."""
+    """Where a setting was made, as the beginning of an error message."""
     if name in overrides:
         return ""
     if _PREFIX + name.upper() in os.environ:
@@ -398,9 +403,9 @@ def _source(name: str, overrides: Mapping[str, Any]) -> str:
     file = find_file()
     if file is None:
         return ""
-    told = name.removeprefix("default_")  # of those under `recovery`
+    short = name.removeprefix("default_")  # the form under `recovery`
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        if line.strip().strip("\"'").startswith((name, told)):
+        if line.strip().strip("\"'").startswith((name, short)):
             return f"{file}, line {number}: "
     return f"{file}: "
 

@@ -22,7 +22,7 @@ from pyworkflow_ray.cli.invocations import (
 )
 from pyworkflow_ray.cli.outputs import PROGRAM, Column, Output
 from pyworkflow_ray.cli.times import format_exact
-from pyworkflow_ray.client import declarations, firings, schedule_changes
+from pyworkflow_ray.client import declarations, manual_fires, schedule_changes
 from pyworkflow_ray.client import schedules as client
 from pyworkflow_ray.client.event_loops import run_sync
 from pyworkflow_ray.client.new_schedules import create_schedule
@@ -219,7 +219,7 @@ def trigger(
 ) -> None:
     """Start a run of the schedule now, whatever its times."""
     output, _ = begin_driving(ctx)
-    run = run_sync(firings.trigger_schedule(schedule, overlap))
+    run = run_sync(manual_fires.trigger_schedule(schedule, overlap))
     if output.is_json:
         output.data({"schedule_id": schedule, "run_id": None if run is None else str(run)})
     elif run is None:
@@ -240,7 +240,7 @@ def backfill(
     begins, ends = _instant(start, "--start"), _instant(end, "--end")
     output, _ = begin_driving(ctx)
     with output.busy("starting runs"):
-        made = run_sync(firings.backfill_schedule(schedule, begins, ends))
+        made = run_sync(manual_fires.backfill_schedule(schedule, begins, ends))
     if output.is_json:
         output.data({"schedule_id": schedule, "run_ids": made})
         return

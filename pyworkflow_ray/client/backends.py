@@ -1,4 +1,4 @@
-"""A storage as an application reads it, by itself or under the names of kinds of databases."""
+"""Storage backends: a database as an application names it and reads it."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ Statuses = RunStatus | str | Collection[RunStatus | str] | None
 
 
 class StorageBackend:
-    """One database: give it as `storage`, and read what is in it. No method needs Ray.
+    """One database. It can be given as `storage`, and read. No method needs Ray.
 
     Args:
-        url: As the setting `storage`: a database URL, or the path of an SQLite file.
+        url: A database URL or the path of an SQLite file, as in the setting `storage`.
     """
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
@@ -50,7 +50,7 @@ class StorageBackend:
 
     @property
     def secret_url(self) -> str:
-        """The URL with its password; never to be shown."""
+        """The URL with its password. Never show it."""
         return self._url
 
     def _storage(self) -> Storage:
@@ -68,7 +68,7 @@ class StorageBackend:
         return None if record is None else WorkflowRun.of(record)
 
     async def get_run_by_idempotency_key(self, key: str, workflow: str | None = None) -> WorkflowRun | None:
-        """The run that holds this key, or None; the newest when several workflows use it."""
+        """The run that holds this key, or None. If runs of several workflows hold it, the newest one."""
         record = await self._read(
             "get_run_by_idempotency_key", lambda c: runs.get_by_idempotency_key(c, key, workflow)
         )
@@ -107,32 +107,32 @@ class StorageBackend:
         return [WorkflowRun.of(record) for record in found if wanted is None or record.status in wanted]
 
     async def get_parent(self, run_id: str) -> WorkflowRun | None:
-        """The run that has started this one as its child, or None."""
+        """The run of which this one is a child, or None."""
 
         record = await self._read("get_parent", runs.get_parent(str(run_id)))
         return None if record is None else WorkflowRun.of(record)
 
     async def get_workflow_chain(self, run_id: str) -> list[WorkflowRun]:
-        """The runs that continued one another, oldest first, from any one of them; none for an unknown id."""
+        """The runs that continued one another, oldest first, by any one's id. Empty for an unknown id."""
         found = await self._read("get_workflow_chain", runs.get_chain(str(run_id)))
         return [WorkflowRun.of(record) for record in found]
 
     # --- histories --------------------------------------------------------------------------------
 
     async def get_events(self, run_id: str, event_types: Collection[str] | None = None) -> list[Event]:
-        """The history of a run, oldest first; with `event_types`, the events of these types alone."""
+        """The history of a run, oldest first. With `event_types`, only the events of these types."""
         rows = await self._read("get_events", read_events(str(run_id), types=event_types))
         return [Event.of(str(run_id), row) for row in rows]
 
     async def get_latest_event(self, run_id: str, event_type: str | None = None) -> Event | None:
-        """The last event of a run, or its last one of a type; None without one."""
+        """The last event of a run, or its last event of a type, or None."""
         if event_type is not None:
             return next(reversed(await self.get_events(run_id, [event_type])), None)
         row = await self._read("get_latest_event", latest_event(str(run_id)))
         return None if row is None else Event.of(str(run_id), row)
 
     async def list_steps(self, run_id: str) -> list[StepExecution]:
-        """The steps that a run has called, in that order."""
+        """The steps that a run has called, in the order of the calls."""
         return step_executions(str(run_id), await self.get_events(run_id))
 
     # --- hooks ------------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ class StorageBackend:
         """The hook of this id in a run, or None.
 
         Raises:
-            ValueError: There is no `run_id`: each run has hooks of its own.
+            ValueError: No `run_id` is given. Each run has hooks of its own.
         """
         if run_id is None:
             raise ValueError(
@@ -198,7 +198,7 @@ class StorageBackend:
         return await asyncio.to_thread(lambda: self._storage().health_check())
 
     async def connect(self) -> None:
-        """Open the database now, and make its tables if need be; anything else would do so, too.
+        """Open the database now, and create its tables if they are missing. The first use would do so, too.
 
         Raises:
             StorageError: It cannot be opened.
@@ -206,14 +206,14 @@ class StorageBackend:
         await asyncio.to_thread(lambda: self._storage().facts())
 
     async def disconnect(self) -> None:
-        """Does nothing: the database is closed when the process ends, and runs may use it until then."""
+        """Do nothing. The database is closed when the process ends; runs may use it until then."""
 
 
 _memories = itertools.count(1)
 
 
 class InMemoryStorageBackend(StorageBackend):
-    """A new database in the memory of this process; runs on it are driven in this process, too."""
+    """A new database in the memory of this process. Runs on it are driven in this process, too."""
 
     def __init__(self) -> None:
         super().__init__(f"sqlite:///:memory:?name={next(_memories)}")
@@ -223,21 +223,21 @@ class InMemoryStorageBackend(StorageBackend):
 
 
 class FileStorageBackend(StorageBackend):
-    """The SQLite database `pyworkflow.db` in a folder, which is made if it is not there."""
+    """The SQLite database `pyworkflow.db` in a folder. A missing folder is created."""
 
     def __init__(self, base_path: str | os.PathLike[str] = ".pyworkflow") -> None:
         super().__init__(storage_url({"type": "file", "base_path": base_path}))
 
 
 class SQLiteStorageBackend(StorageBackend):
-    """An SQLite database in a file, which is made if it is not there."""
+    """An SQLite database in a file. A missing file is created."""
 
     def __init__(self, db_path: str | os.PathLike[str] = DEFAULT_STORAGE) -> None:
         super().__init__(storage_url({"type": "sqlite", "db_path": db_path}))
 
 
 class PostgresStorageBackend(StorageBackend):
-    """A PostgreSQL database, by its URL or by the parts of it."""
+    """A PostgreSQL database, named by its URL or by the parts of the URL."""
 
     def __init__(
         self,
@@ -253,7 +253,7 @@ class PostgresStorageBackend(StorageBackend):
 
 
 def get_storage() -> StorageBackend:
-    """The storage of the settings in force."""
+    """The storage of the present settings."""
     storage = session().storage
     backend = StorageBackend(storage.database.secret_url)
     backend._opened = storage

@@ -1,7 +1,7 @@
-"""One coordinator as this process talks to it: many starts and many waits in few calls.
+"""Clients of coordinators: many starts and many waits travel in few actor calls.
 
-An actor call costs as much as a step. So what is asked while a call is under way goes together in the
-next one: a burst of a thousand starts is a handful of calls.
+An actor call costs as much as a step. So all requests that come while a call is under way go together in the
+next call. A burst of a thousand starts is a handful of calls.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _ends_decoder = msgspec.msgpack.Decoder(list[RunEnd])
 
 
 class CoordinatorClient:
-    """The way to one coordinator; lives on one event loop, as its callers do.
+    """Talks to one coordinator, on one event loop.
 
     Args:
         cluster: Finds the actor.
         name: The coordinator's name.
-        environment: The environment to create it in.
-        storage_id: Tells a coordinator of another storage that it is not meant.
+        environment: The environment to create the coordinator in.
+        storage_id: The storage of the runs; a coordinator of another storage refuses them.
     """
 
     def __init__(self, cluster: Cluster, name: str, environment: str, storage_id: str) -> None:
@@ -41,7 +41,7 @@ class CoordinatorClient:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, run: RunRecord) -> None:
-        """Hand over a run that was accepted; returns when the coordinator has it."""
+        """Hand over an accepted run; return when the coordinator has it."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._starts.append((run, done))
         if not self._starting:
@@ -50,7 +50,7 @@ class CoordinatorClient:
         await done
 
     async def wait(self, run_id: str) -> RunEnd | None:
-        """How the run's drive ends; None when the coordinator does not have it."""
+        """How the run's drive ends; None if the coordinator does not drive the run."""
         done: asyncio.Future[RunEnd | None] = asyncio.get_running_loop().create_future()
         self._waits.setdefault(run_id, []).append(done)
         if not self._waiting:
@@ -73,13 +73,13 @@ class CoordinatorClient:
                 _resolve_all([done for _, done in batch], None, error)
                 continue
             except Exception as error:
-                # The rows are there and placed; the sweep hands them to the coordinator's successor.
+                # The rows are stored and placed. The sweep hands them to the coordinator's successor.
                 logger.warning("Coordinator {} cannot be reached now: {}", self._name, error)
             _resolve_all([done for _, done in batch], None, None)
         self._starting = False
 
     async def _send_waits(self) -> None:
-        await asyncio.sleep(0)  # what is asked in this turn of the loop goes together
+        await asyncio.sleep(0)  # requests of this turn of the loop go together
         self._waiting = False
         mine, self._waits = self._waits, {}
         while mine:

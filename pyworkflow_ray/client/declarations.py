@@ -1,4 +1,4 @@
-"""The schedules that decorators declare, made and kept as they say."""
+"""Declarations: schedules that decorators declare, created and kept up to date."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pyworkflow_ray.storage.works import Steps, work
 
 
 async def activate_scheduled_workflows() -> list[str]:
-    """Make the schedules of all `@scheduled_workflow` functions that this process has imported; their ids.
+    """Create the schedules of all `@scheduled_workflow` functions that this process has imported; their ids.
 
-    A schedule that is there is changed where the decorator, or the workflow's code, says something new; a
-    paused one stays paused.
+    An existing schedule is updated if its decorator or its workflow's code has changed. A paused schedule
+    stays paused.
     """
     refuse_in_workflow("activate_scheduled_workflows")
     of = await opened()

@@ -1,4 +1,4 @@
-"""The engine's actors as an operator handles them: brought up, taken down, looked at."""
+"""The engine's actors: starting, stopping and inspecting them."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from pyworkflow_ray.storage.records import RunRecord
 
 FOR_GOOD = timedelta(days=36_500)
 ANSWER_TIME = 10.0
-"""Seconds after which an actor counts as one that does not answer."""
+"""Seconds after which an actor counts as not answering."""
 END_TIME = 15.0
-"""Seconds that actors may take to be gone."""
+"""Seconds that actors may take to end."""
 _LAST_TO_GO = (HOOK_REGISTRY, TIMER)
 
 
@@ -41,7 +41,7 @@ class EngineActor:
     pid: int | None = None
     is_new: bool = False
     runs: int | None = None
-    """Of a coordinator: how many it drives now."""
+    """For a coordinator: how many runs it drives now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +55,9 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """What the cluster that this process has joined holds of an engine.
+    """The state of an engine in the cluster that this process has joined.
 
-    `storage_url` is the database that the engine uses, with its password; None when there is no engine.
+    `storage_url` is the database that the engine uses, with its password; None if no engine runs.
     """
 
     address: str
@@ -68,25 +68,30 @@ class EngineState:
 
 
 async def join(*, may_start: bool = False, must_last: bool = False) -> bool:
-    """Join the cluster that the settings name, or that is found on this machine; whether it is our own.
+    """Join a cluster: the one that the settings name, or one on this machine.
 
     Args:
-        may_start: Whether a cluster of this process's own may be started when none is named and none that
-            lasts is running. It ends with the process.
-        must_last: Whether one that another process has for itself will not do.
+        may_start: Whether to start a cluster, if none is named and none runs here that lasts. The new
+            cluster ends with this process.
+        must_last: Whether to refuse a cluster that another process has started for itself.
+
+    Returns:
+        Whether this process has started the cluster.
 
     Raises:
-        ConfigurationError: The cluster is not there.
+        ConfigurationError: There is no such cluster.
     """
     settings = get_config()
     address = named_address(settings.address)
     if address is None and not may_start:
         if must_last and address_of_local_cluster() is None:
             raise ConfigurationError(
-                "No Ray cluster is named, and none runs on this machine that lasts. Start one with "
+                "No Ray cluster is named, and no lasting one runs on this machine. Start one with "
                 "`ray start --head`, or name one by --address or RAY_ADDRESS."
             )
-        address = None if must_last else "auto"  # any that runs here, one of another process's own as well
+        address = (
+            None if must_last else "auto"
+        )  # any cluster on this machine, even one that another process has started for itself
     try:
         await asyncio.to_thread(connect, address, settings.namespace)
     except ConfigurationError:
@@ -100,17 +105,17 @@ async def join(*, may_start: bool = False, must_last: bool = False) -> bool:
 
 
 def _is_own() -> bool:
-    # Ray has no public word for it; where this one has gone, nobody is told that the cluster will end.
+    # Ray has no public way to ask. If this attribute goes, a user is no longer warned that the cluster ends.
     from ray._private import worker
 
     return bool(getattr(getattr(worker, "_global_node", None), "head", False))
 
 
 async def bring_up() -> list[EngineActor]:
-    """Have the engine's actors running in the cluster that is joined, one coordinator for good among them.
+    """Start the engine's actors in the joined cluster; one of them is a coordinator that never leaves.
 
     Raises:
-        ConfigurationError: The cluster is not there, or an engine with another storage runs there.
+        ConfigurationError: The cluster has gone, or an engine with another storage runs in it.
         StorageError: The database cannot be reached.
     """
     from pyworkflow_ray.actors.remote import cluster_of
@@ -131,10 +136,10 @@ async def bring_up() -> list[EngineActor]:
 
 
 async def take_down(namespace: str) -> list[str]:
-    """End the engine's actors in the cluster that is joined; their names. Rows stay, and runs with them.
+    """Stop the engine's actors in the joined cluster; their names. The rows stay, and the runs with them.
 
     Raises:
-        ConfigurationError: Somebody makes them anew, such as a driver that waits for a run.
+        ConfigurationError: Another process, such as a driver that waits for a run, keeps creating them.
     """
     return await asyncio.to_thread(_take_down, namespace)
 
@@ -144,16 +149,17 @@ def _take_down(namespace: str) -> list[str]:
 
     ended: dict[str, None] = {}
     deadline = time.monotonic() + END_TIME
-    # Coordinators make a timer that they miss, and both others make coordinators: hence order and rounds.
+    # Coordinators create a missing timer, and timer and hook registry create coordinators. So the order
+    # matters, and one round may not be enough.
     while names := sorted(actor_names(namespace), key=_place_in_end):
         if time.monotonic() > deadline:
             raise ConfigurationError(
-                f"These actors are made anew as soon as they end: {', '.join(names)}. A process that waits "
-                "for a run does so; end it first."
+                f"These actors are created again as soon as they end: {', '.join(names)}. A process that "
+                "waits for a run does that; end it first."
             )
         for name in names:
             ended[name] = None
-            with contextlib.suppress(ValueError):  # it has gone
+            with contextlib.suppress(ValueError):  # it has already gone
                 ray.kill(ray.get_actor(name, namespace=namespace))
         time.sleep(0.1)
     return list(ended)
@@ -164,7 +170,7 @@ def _place_in_end(name: str) -> tuple[int, str]:
 
 
 def actor_names(namespace: str) -> list[str]:
-    """The names of an engine's actors in the cluster that is joined; blocking."""
+    """The names of an engine's actors in the joined cluster; blocking."""
     import ray
 
     return [
@@ -175,7 +181,7 @@ def actor_names(namespace: str) -> list[str]:
 
 
 async def inspect_engine(namespace: str) -> EngineState:
-    """What there is of an engine in the cluster that is joined; nothing is made or changed."""
+    """The state of an engine in the joined cluster. Nothing is created or changed."""
     import ray
 
     names = await asyncio.to_thread(actor_names, namespace)
@@ -191,10 +197,10 @@ async def inspect_engine(namespace: str) -> EngineState:
     )
 
 
-def _node(told: dict[str, Any]) -> Node:
-    resources = told.get("Resources", {})
+def _node(facts: dict[str, Any]) -> Node:
+    resources = facts.get("Resources", {})
     return Node(
-        str(told.get("NodeManagerHostname", "")), resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+        str(facts.get("NodeManagerHostname", "")), resources.get("CPU", 0.0), resources.get("GPU", 0.0)
     )
 
 
@@ -212,7 +218,7 @@ async def _look_at(namespace: str, name: str) -> EngineActor:
 
 
 class StoringRuntime(LocalRuntime):
-    """Stores what comes for runs, and leaves the runs to the sweep of an engine that is away now."""
+    """Wakes no run. What is sent to runs is stored, and the sweep of a later engine finds it."""
 
     name = "storing"
 
@@ -225,7 +231,7 @@ class StoringRuntime(LocalRuntime):
 
 @contextlib.contextmanager
 def store_only() -> Iterator[None]:
-    """What is told to runs in this block is stored, and nobody is told to look; needs no Ray."""
+    """In this block, what is sent to runs is only stored, and no coordinator is nudged. Needs no Ray."""
     of = session(runtime="local")
     token = enter(replace(of, runtime=StoringRuntime(of.settings, of.storage)))
     try:

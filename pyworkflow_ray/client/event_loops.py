@@ -1,4 +1,4 @@
-"""The client's own event loop, on a thread: blocking calls work in scripts and in notebooks alike."""
+"""The client's own event loop, on a thread, so that blocking calls work in scripts and in notebooks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _loop: asyncio.AbstractEventLoop | None = None
 
 
 def client_loop() -> asyncio.AbstractEventLoop:
-    """The loop, started when it is first needed; its thread does not keep the process alive."""
+    """The loop, started at its first use. Its thread does not keep the process alive."""
     global _loop
     with _lock:
         if _loop is None or _loop.is_closed():
@@ -25,9 +25,9 @@ def client_loop() -> asyncio.AbstractEventLoop:
 
 
 def run_sync(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine of this package to its end and give its result, blocking the calling thread.
+    """The result of a coroutine of this package, blocking the calling thread.
 
-    It works where an event loop is running too, as in a notebook.
+    It also works where an event loop is running, as in a notebook.
     """
     future = asyncio.run_coroutine_threadsafe(work, client_loop())
     try:

@@ -1,4 +1,4 @@
-"""New runs made of old ones: with the same input, or with the first part of the history as well."""
+"""Reruns and forks: new runs from old ones, with the same input, or with the first part of the history."""
 
 from __future__ import annotations
 
@@ -65,20 +65,20 @@ async def rerun(run_id: str) -> RunHandle[Any]:
 async def fork(
     run_id: str, from_step: str | None = None, from_position: int | None = None, code: str = "recorded"
 ) -> RunHandle[Any]:
-    """Start a new run that has the first part of this one's history behind it, and goes on from there.
+    """Start a new run that keeps the first part of this run's history, and goes on from there.
 
-    What that part records is not done again. With corrected code it is the way to finish a run that has
-    failed late: ``await fork(run_id, from_step="render#1", code="current")``.
+    What that part records is not done again. So a run that has failed late can be finished with corrected
+    code: ``await fork(run_id, from_step="render#1", code="current")``.
 
     Args:
-        from_step: The id of the first step to do anew; by default the one that failed last.
-        from_position: Instead: the number of events to keep.
-        code: "recorded" goes on with the code that the run carries, "current" with what this process defines.
+        from_step: The id of the first step to run again; by default the step that failed last.
+        from_position: The number of events to keep; give it instead of `from_step`.
+        code: "recorded" goes on with the code of the old run, "current" with the code of this process.
 
     Raises:
         WorkflowNotFoundError: There is no such run, or the workflow is not defined here.
-        WorkflowError: The history cannot be cut there; it says why.
-        NonDeterminismError: From the run's result: today's code does not fit the kept part.
+        WorkflowError: The history cannot be cut there; the message says why.
+        NonDeterminismError: Today's code does not fit the kept part. The new run's result raises this.
     """
     refuse_in_workflow("fork")
     if code not in CODES:
@@ -136,7 +136,7 @@ def _kept(run_id: str, events: list[Event], from_step: str | None, from_position
     if open_children:
         raise WorkflowError(
             f"A fork of run {run_id!r} cannot be cut at {kept}: child {sorted(open_children)[0]!r} is under "
-            "way there, and belongs to the run that started it. Cut before its start or behind its end."
+            "way there, and belongs to the run that started it. Cut before its start or after its end."
         )
     return kept
 

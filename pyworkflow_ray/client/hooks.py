@@ -1,4 +1,4 @@
-"""Answering hooks, from any process that has their tokens."""
+"""Hooks: answering and listing them, from any process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pyworkflow_ray.values.schemas import plain
 
 @dataclass(frozen=True, slots=True)
 class ResumeResult:
-    """A payload that was accepted: nothing can lose it any more."""
+    """An accepted payload. No crash can lose it any more."""
 
     run_id: str
     hook_id: str
@@ -34,7 +34,7 @@ class ResumeResult:
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """A hook as its row tells it. `payload` and `metadata` hold plain JSON values; nothing is unpickled."""
+    """A hook, from its row. `payload` and `metadata` hold plain JSON values; nothing is unpickled."""
 
     hook_id: str
     run_id: str
@@ -73,18 +73,18 @@ class Hook:
 async def resume_hook(
     token: str, payload: Any = None, dedup_key: str | None = None, *, storage: Any = None
 ) -> ResumeResult:
-    """Give the run that waits for this hook its payload. When this returns, it will get it, whoever crashes.
+    """Give a payload to the run that waits for this hook. Once this has returned, no crash can lose it.
 
     Args:
-        token: The hook's.
-        payload: Any value; one with a schema is checked before it is accepted.
+        token: The hook's token.
+        payload: Any value. If the hook has a schema, the payload must fit it.
         dedup_key: A second delivery with the same key is accepted and has no effect.
-        storage: Another than the settings name, as for `start`.
+        storage: Another storage than that of the settings, as in `start`.
 
     Raises:
         HookNotFoundError: No hook has this token.
-        HookAlreadyReceivedError: The hook has its payload.
-        HookExpiredError: Its time is over, or its run waits for it no longer.
+        HookAlreadyReceivedError: The hook already has its payload.
+        HookExpiredError: The hook's time is over, or its run no longer waits for it.
         HookValidationError: The payload does not fit; nothing was accepted.
     """
     refuse_in_workflow("resume_hook")
@@ -95,10 +95,10 @@ async def resume_hook(
 async def reject_hook(
     token: str, error: BaseException | str, dedup_key: str | None = None, *, storage: Any = None
 ) -> ResumeResult:
-    """Have the run that waits for this hook raise an error there; otherwise as `resume_hook`.
+    """Raise an error in the run that waits for this hook, at the hook. The rest is as in `resume_hook`.
 
     Args:
-        error: An exception, or a text, which becomes a `HookRejectedError`.
+        error: An exception. A text becomes a `HookRejectedError`.
     """
     refuse_in_workflow("reject_hook")
     raised = error if isinstance(error, BaseException) else HookRejectedError(error)
@@ -110,7 +110,7 @@ async def _answer(of: Session, method: str, token: str, data: bytes, dedup_key: 
     if not isinstance(token, str) or not token:
         raise InvalidTokenError(repr(token)[:60])
     await of.runtime.open()
-    # With a key of its own each call may be made again to a registry that died before it answered.
+    # Each call has a key, so that it can be repeated after the registry has died without an answer.
     key = dedup_key or f"delivery:{uuid.uuid4().hex}"
     run_id, hook_id = await of.runtime.answer_hook(method, token, data, key)
     return ResumeResult(run_id, hook_id)
@@ -134,13 +134,13 @@ async def list_hooks(
     limit: int = 100,
     cursor: str | None = None,
 ) -> tuple[list[Hook], str | None]:
-    """A page of hooks, newest first, and the cursor of the next page (None behind the last). Needs no Ray.
+    """A page of hooks, newest first, and the cursor of the next page (None after the last). Needs no Ray.
 
     Args:
-        run_id: Those of one run.
+        run_id: Only hooks of this run.
         status: "pending", "received", "expired" or "disposed".
-        limit: Hooks in the page, at most.
-        cursor: What the page before gave.
+        limit: The most hooks in the page.
+        cursor: The cursor that came with the page before.
     """
     refuse_in_workflow("list_hooks")
     return await page_of_hooks(session().storage, run_id=run_id, status=status, limit=limit, cursor=cursor)

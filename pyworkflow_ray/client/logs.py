@@ -1,4 +1,4 @@
-"""How this process, and the engine's own processes, write log lines."""
+"""Logging: how this process and the engine's processes write log lines."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ def configure_logging(
     json_logs: bool = False,
     show_context: bool = True,
 ) -> None:
-    """Have this process, and the engine's actors and step workers, log in this way.
+    """Set how this process, the engine's actors and its step workers log.
 
-    Lines go to standard error, which Ray carries from its workers into its log files and to the driver. A
-    second call replaces what the first has set up, and the first replaces the sink that loguru makes by
-    itself; sinks that the application has added stay. Call it before the first run is started: actors that
-    are up already keep what they have.
+    Lines go to standard error. Ray carries the lines of its workers to its log files and to the driver. The
+    first call replaces loguru's default sink, and a second call replaces what the first has set. Sinks that
+    the application has added stay. Call this before the first run is started: running actors keep the
+    settings that they have.
 
     Args:
-        level: The lowest level to write, a name of loguru's or a number.
-        log_file: A file to append to as well, in each process. On another node it is a file of that node.
+        level: The lowest level to write: a name that loguru knows, or a number.
+        log_file: A file to which each process appends its lines as well. Each node has a file of its own.
         json_logs: Whether each line is a JSON object.
         show_context: Whether lines show the run and step that they come from.
 
@@ -37,5 +37,5 @@ def configure_logging(
     except ValueError as error:
         raise ConfigurationError(f"configure_logging: {error}.") from None
     use_sinks(chosen, admit)
-    # From there they travel to actors, and from these to workers.
+    # The settings travel to the actors, and from them to the step workers.
     configure(log_level=chosen.level, log_json=json_logs, log_context=show_context, log_file=chosen.file)

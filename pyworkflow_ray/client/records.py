@@ -1,4 +1,4 @@
-"""What a client sees of runs and their events."""
+"""Records: runs and events as a client sees them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pyworkflow_ray.values import codec
 class Event:
     """An event of a run's history.
 
-    `data` holds plain JSON values: a value that has no JSON form shows as text, and nothing is unpickled.
+    `data` holds plain JSON values. A value without a JSON form shows as text; nothing is unpickled.
     `sequence` is the event's position, from 0 without gaps.
     """
 
@@ -42,10 +42,10 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class WorkflowRun:
-    """A run as its row tells it. All times are aware and in UTC.
+    """A run, from its row. All times are aware and in UTC.
 
-    `input_args`, `input_kwargs`, `result`, `metadata` and `attributes` hold plain JSON values; a value that
-    has no JSON form shows as text. `await run.result()` of a handle gives the result itself.
+    `input_args`, `input_kwargs`, `result`, `metadata` and `attributes` hold plain JSON values. A value
+    without a JSON form shows as text. The `result()` of a run's handle gives the result itself.
     """
 
     run_id: str
@@ -106,7 +106,7 @@ class WorkflowRun:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The run as plain JSON values; `from_dict` takes it back."""
+        """The run as plain JSON values; `from_dict` reads them."""
         plain: dict[str, Any] = {}
         for each in fields(self):
             value = getattr(self, each.name)
@@ -126,7 +126,7 @@ class WorkflowRun:
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> Self:
-        """The run that `to_dict` told."""
+        """The run of which these are the values that `to_dict` gave."""
         return msgspec.convert(plain, cls, strict=False)
 
 

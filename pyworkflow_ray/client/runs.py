@@ -1,4 +1,4 @@
-"""Looking at runs, and having them go on."""
+"""Functions for runs: reading, resuming, cancelling, messaging and deleting them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def get_workflow_run(run_id: str, *, storage: Any = None) -> WorkflowRun |
     """The run of this id, or None. Needs no Ray.
 
     Args:
-        storage: Another than the settings name, as for `start`; so in the functions below.
+        storage: Another storage than that of the settings, as in `start`. The functions below have it, too.
     """
     refuse_in_workflow("get_workflow_run")
     record = await asyncio.to_thread(session(storage=storage).storage.read, runs.get_run(str(run_id)))
@@ -42,7 +42,7 @@ async def get_workflow_events(run_id: str, *, storage: Any = None) -> list[Event
     of = session(storage=storage)
     events = await RunHandle(str(run_id), of).events()
     if not events:
-        await read_record(of, str(run_id))  # a run without events, or none at all
+        await read_record(of, str(run_id))  # raises an error if there is no such run
     return events
 
 
@@ -56,19 +56,19 @@ async def list_runs(
     limit: int = 100,
     cursor: str | None = None,
 ) -> tuple[list[WorkflowRun], str | None]:
-    """A page of runs, newest first, and the cursor of the next page (None behind the last). Needs no Ray.
+    """A page of runs, newest first, and the cursor of the next page (None after the last). Needs no Ray.
 
     Args:
-        query: Part of a run id, workflow name or idempotency key; case does not matter.
+        query: A part of a run id, workflow name or idempotency key; case does not matter.
         status: One status or several.
         workflow: A workflow's name.
-        start_time, end_time: Bounds on when runs were created: from the first on, before the second.
-        attributes: Values that the runs' attributes must equal.
-        limit: Runs in the page, at most.
-        cursor: What the page before gave.
+        start_time, end_time: Only runs that were created at or after the first and before the second time.
+        attributes: Only runs whose attributes have these values.
+        limit: The most runs in the page.
+        cursor: The cursor that came with the page before.
 
     Raises:
-        ValueError: The cursor, the status or the limit is not one.
+        ValueError: The cursor, a status or the limit is not valid.
     """
     refuse_in_workflow("list_runs")
     return await page_of_runs(
@@ -110,7 +110,7 @@ def statuses_of(status: RunStatus | str | Collection[RunStatus | str] | None) ->
     """The statuses that a caller names.
 
     Raises:
-        ValueError: One of them is none.
+        ValueError: There is no such status.
     """
     if status is None:
         return None
@@ -124,7 +124,7 @@ def statuses_of(status: RunStatus | str | Collection[RunStatus | str] | None) ->
 
 
 async def resume(run_id: str, *, storage: Any = None) -> RunHandle[Any]:
-    """Have a suspended or interrupted run go on now; a run that is going on is left alone.
+    """Let a suspended or interrupted run go on now. A run that is going on is left alone.
 
     Raises:
         WorkflowNotFoundError: There is no such run.
@@ -148,26 +148,26 @@ async def cancel_workflow(
     *,
     storage: Any = None,
 ) -> bool:
-    """Ask a run to cancel: its code sees a `CancellationError` where it waits, and may clean up.
+    """Ask a run to cancel. A `CancellationError` is raised in its code where it waits; it may clean up.
 
     Args:
-        reason: Told to the code, and kept with the run.
-        wait: Whether to return only when the run has ended.
-        timeout: Seconds to wait at most.
+        reason: The reason. The code sees it, and it is kept with the run.
+        wait: Whether to return only after the run has ended.
+        timeout: How many seconds to wait at most.
 
     Returns:
-        True when the run will learn of it (also when it was asked before), False when it has ended already.
+        True if the request will reach the run, also if it was asked before. False if the run has ended.
 
     Raises:
         WorkflowNotFoundError: There is no such run.
-        TimeoutError: It has not ended in time.
+        TimeoutError: The run has not ended in time.
     """
     refuse_in_workflow("cancel_workflow")
     return await cancel_run(session(storage=storage), str(run_id), reason, wait, timeout)
 
 
 async def signal(run_id: str, name: str, payload: Any = None, dedup_key: str | None = None) -> None:
-    """Send a run a signal; it reads signals with `receive(name)`, in the order in which they came.
+    """Send a run a signal. The run reads signals with `receive(name)`, in the order in which they came.
 
     Args:
         payload: Any value.
@@ -181,21 +181,21 @@ async def signal(run_id: str, name: str, payload: Any = None, dedup_key: str | N
 
 
 async def query(run_id: str, name: str, *args: Any, **kwargs: Any) -> Any:
-    """What the run answers now; its history does not change.
+    """The run's answer to a query. The query does not change the history.
 
-    The run's code has registered a function under this name by `set_query_handler`. It is asked where the
-    run is driven; of a run that is suspended or has ended, a replay is asked.
+    The answer comes from the function that the run's code has registered under this name with
+    `set_query_handler`. For a run that is suspended or has ended, a replay answers.
 
     Raises:
         WorkflowNotFoundError: There is no such run.
-        WorkflowError: The run answers no such query.
+        WorkflowError: The run has no such query.
         Exception: What the function raised.
     """
     return await query_run(session(), str(run_id), name, args, kwargs)
 
 
 async def get_workflow_chain(run_id: str, *, storage: Any = None) -> list[WorkflowRun]:
-    """The runs that continued one another, oldest first, from any one of them. Needs no Ray.
+    """The runs that continued one another, oldest first, by the id of any of them. Needs no Ray.
 
     Raises:
         WorkflowNotFoundError: There is no such run.
@@ -216,7 +216,7 @@ async def get_children(run_id: str) -> list[WorkflowRun]:
 
 
 async def get_workflow_run_by_idempotency_key(key: str, workflow: str | None = None) -> WorkflowRun | None:
-    """The run that holds this key, or None; the newest when several workflows use it. Needs no Ray."""
+    """The run that holds this key, or None. Of several workflows' runs, the newest. Needs no Ray."""
     refuse_in_workflow("get_workflow_run_by_idempotency_key")
     record = await asyncio.to_thread(
         session().storage.read, lambda c: runs.get_by_idempotency_key(c, key, workflow)
@@ -225,10 +225,10 @@ async def get_workflow_run_by_idempotency_key(key: str, workflow: str | None = N
 
 
 async def delete_run(run_id: str) -> bool:
-    """Whether there was such a run; it is gone with its history and its hooks.
+    """Delete a run with its history and its hooks; whether there was such a run.
 
     Raises:
-        WorkflowError: The run has not ended: cancel it first.
+        WorkflowError: The run has not ended. Cancel it first.
     """
     refuse_in_workflow("delete_run")
     of = session()
@@ -245,10 +245,11 @@ async def delete_run(run_id: str) -> bool:
 
 
 async def purge(older_than: When, status: RunStatus | str | Collection[RunStatus | str] | None = None) -> int:
-    """Delete runs that ended before a time ago ("30d", a `timedelta`) or an instant; how many there were.
+    """Delete runs that ended long ago; how many were deleted.
 
     Args:
-        status: Only runs that ended so; all that have ended by default.
+        older_than: How long ago the runs ended at least ("30d", a `timedelta`), or the instant before which.
+        status: Only runs that ended in this state; by default all runs that have ended.
     """
     refuse_in_workflow("purge")
     of = session()

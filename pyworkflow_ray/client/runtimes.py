@@ -1,4 +1,4 @@
-"""Where runs are driven: by coordinator actors on Ray, or by one in this process."""
+"""Runtimes: runs are driven by coordinator actors on Ray, or by one coordinator in this process."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from pyworkflow_ray.storage.storages import Storage
 
 LOCAL = "local"
 JOB_FOLDER = "/working_dir_files/_ray_pkg_"
-"""In the path of every file that a submitted job has in its working directory."""
+"""A part of the path of every file in the working directory of a submitted job."""
 
 
 class RayRuntime:
-    """Runs are driven by coordinator actors on a Ray cluster, which is joined when it is first needed."""
+    """Coordinator actors on a Ray cluster drive the runs. The cluster is joined at its first use."""
 
     name = "ray"
 
@@ -52,7 +52,7 @@ class RayRuntime:
         """Join the cluster.
 
         Raises:
-            ConfigurationError: It is not there.
+            ConfigurationError: The cluster is not there.
         """
         if self._cluster is None or joined_job() != self._joined:
             await asyncio.to_thread(self._open)
@@ -68,7 +68,7 @@ class RayRuntime:
             database = self._storage.database
             if database.is_memory:
                 raise ConfigurationError(
-                    "The storage 'memory' lives in one process, and runs on Ray are driven by others: use a "
+                    "The storage 'memory' lives in one process, and other processes drive runs on Ray. Use a "
                     "file or PostgreSQL, or configure(default_runtime='local')."
                 )
             if database.path is not None and JOB_FOLDER in str(database.path):
@@ -92,13 +92,13 @@ class RayRuntime:
             self._cluster.timer()
 
     def now(self) -> datetime:
-        """What time it is for runs."""
+        """The present time for runs."""
         return datetime.now(UTC)
 
     owns_time = False
 
     async def look_at_schedules(self) -> None:
-        """Have the timer see that a schedule was made or changed."""
+        """Nudge the timer: a schedule was created or changed."""
         timer = await asyncio.to_thread(self.cluster.timer)
         timer.arm.remote(0)
 
@@ -141,7 +141,7 @@ class RayRuntime:
         return {"placement": self.engine_settings.placement()}
 
     async def start(self, run: RunRecord) -> None:
-        """Hand over a run that was accepted; of one that starts later, the timer is told."""
+        """Hand an accepted run to its coordinator. For a run that starts later, nudge the timer."""
         if run.start_at is not None:
             seconds = (run.start_at - datetime.now(UTC)).total_seconds()
             timer = await asyncio.to_thread(self.cluster.timer)
@@ -150,22 +150,22 @@ class RayRuntime:
         await self._client_of(run.coordinator or coordinator_of(run.run_id), run.environment).start(run)
 
     async def wait(self, run: RunRecord) -> RunEnd | None:
-        """How the run's drive ends; None when no coordinator has it now."""
+        """How the run's drive ends; None if no coordinator drives it now."""
         if run.coordinator is None:
             return None
         return await self._client_of(run.coordinator, run.environment).wait(run.run_id)
 
     async def wake(self, run: RunRecord) -> None:
-        """Have a run go on that nobody holds, and one that is held look into its inbox.
+        """Wake a run that no coordinator holds, or have a held run look into its inbox.
 
-        Of many calls for one run, one is under way, and one more goes out for all that came meanwhile.
+        For each run, one call at a time is under way. All requests that come meanwhile share the next call.
         """
         waking = self._waking.setdefault(asyncio.get_running_loop(), {})
         if run.run_id in waking:
             waking[run.run_id] = True
             return
         waking[run.run_id] = False
-        # A task of its own: it goes on for the others should this caller be cancelled.
+        # A task of its own: it goes on for the other callers if this caller is cancelled.
         task = asyncio.get_running_loop().create_task(self._wake_for_all(run, waking))
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
         await asyncio.shield(task)
@@ -198,14 +198,14 @@ class RayRuntime:
         return run_id, hook_id
 
     def _client_of(self, name: str, environment: str) -> CoordinatorClient:
-        lines = self._clients.setdefault(asyncio.get_running_loop(), {})
-        if name not in lines:
-            lines[name] = CoordinatorClient(self.cluster, name, environment, self._storage_id)
-        return lines[name]
+        clients = self._clients.setdefault(asyncio.get_running_loop(), {})
+        if name not in clients:
+            clients[name] = CoordinatorClient(self.cluster, name, environment, self._storage_id)
+        return clients[name]
 
 
 class LocalRuntime:
-    """Runs are driven in this process, on the event loop that starts them."""
+    """One coordinator in this process drives the runs, on the event loop that starts them."""
 
     name = LOCAL
 
@@ -231,19 +231,19 @@ class LocalRuntime:
         return self._coordinators[loop]
 
     def now(self) -> datetime:
-        """What time it is for runs."""
+        """The present time for runs."""
         return datetime.now(UTC) if self._clock is None else self._clock.now()
 
     @property
     def owns_time(self) -> bool:
-        """Whether time is a test's, and not the database's."""
+        """Whether a test's clock gives the time, and not the database's."""
         return self._clock is not None
 
     async def look_at_schedules(self) -> None:
-        """Nobody fires schedules in process; see `WorkflowEnvironment` for a test's."""
+        """Do nothing: schedules do not fire in process. (They do in a `WorkflowEnvironment`.)"""
 
     async def wake_all(self, runs: Sequence[RunRecord]) -> None:
-        """Drive runs that were accepted and placed nowhere, until they end or are suspended."""
+        """Drive runs that were accepted and not placed, until they end or are suspended."""
         await self.coordinator().wake([run.run_id for run in runs])
         for run in runs:
             await self._rest_of(run.run_id)
@@ -253,11 +253,11 @@ class LocalRuntime:
         return self._engine_settings
 
     def placing(self, run_id: str, isolated: bool, start_at: datetime | None) -> dict[str, Any]:
-        """What a new run's row says of where it lives, and from when on."""
+        """The fields of a new run's row that say which coordinator has it, and from when on."""
         return {"coordinator": self.coordinator().name, "start_at": start_at}
 
     async def start(self, run: RunRecord) -> None:
-        """Drive a run that was accepted until it ends or is suspended, unless it starts later."""
+        """Drive an accepted run until it ends or is suspended, unless it starts later."""
         await self.coordinator().accept_runs([run])
         if run.start_at is not None and run.start_at > self.now():
             return
@@ -269,16 +269,16 @@ class LocalRuntime:
             end = await self.coordinator().end_of(end.continued_to)
 
     async def wait(self, run: RunRecord) -> RunEnd | None:
-        """How the run's drive ends; None when it is not driven on this loop."""
+        """How the run's drive ends; None if it is not driven on this loop."""
         return await self.coordinator().end_of(run.run_id)
 
     async def wake(self, run: RunRecord) -> None:
-        """Have a run go on that nobody holds, until it ends or is suspended again."""
+        """Wake a run that no coordinator holds, and drive it until it ends or is suspended again."""
         if await self.nudge(run):
             await self.coordinator().end_of(run.run_id)
 
     async def nudge(self, run: RunRecord) -> bool:
-        """Have a run look into its inbox, and go on if nobody holds it; whether it was taken up here."""
+        """Have a run look into its inbox, or wake it if no coordinator holds it; whether this woke it."""
         for loop, coordinator in list(self._coordinators.items()):
             if coordinator.is_driving(run.run_id):
                 loop.call_soon_threadsafe(coordinator.deliver, run.run_id)
@@ -287,7 +287,7 @@ class LocalRuntime:
         return True
 
     async def query(self, run: RunRecord, name: str, args: bytes, kwargs: bytes) -> bytes:
-        """What the run's query function returns or raises, as an outcome."""
+        """The outcome of the run's query function: what it returns or raises."""
         return await self.coordinator().query(run.run_id, name, args, kwargs)
 
     async def answer_hook(self, method: str, token: str, data: bytes, delivery_key: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""The storage and the runtime that this process's client uses, opened once for its settings."""
+"""Sessions: the storage and the runtime that a client uses, opened once for its settings."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _memories: dict[str, Storage] = {}
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A client's way to one engine."""
+    """What a client needs to reach one engine."""
 
     settings: Settings
     storage: Storage
@@ -44,10 +44,10 @@ class Session:
 
 
 def session(runtime: str | None = None, storage: Any = None) -> Session:
-    """The session for the settings in force, or for another runtime or storage than they name.
+    """The session for the present settings, or for another runtime or storage.
 
     Raises:
-        ConfigurationError: The runtime is unknown, or the storage is nothing that names a database.
+        ConfigurationError: The runtime is unknown, or the storage does not name a database.
     """
     settings, step = get_config(), current_step.get()
     is_plain = runtime is None and storage is None
@@ -65,7 +65,7 @@ def session(runtime: str | None = None, storage: Any = None) -> Session:
         if adopted is None and in_step:
             raise ConfigurationError(
                 f"The engine in the namespace {settings.namespace!r} does not say which storage it uses: its "
-                "timer is gone. Was it taken down? Give the call a storage of its own: storage=..."
+                "timer is gone. Was it taken down? Give this call a storage: storage=..."
             )
     url = adopted or (settings.storage_url if storage is None else _url(storage))
     key = _key(name, url, settings)
@@ -89,20 +89,20 @@ def _open(known: Session | None, name: str, url: str, settings: Settings, *, cre
 def _storage(url: str, settings: Settings, *, create: bool) -> Storage:
     if not is_in_memory(url):
         return Storage(url, create=create, synchronous=settings.sqlite_synchronous)
-    # The one of this name, whatever else is set: a second one would be empty.
+    # There is one database for each name, whatever the other settings: a second one would be empty.
     return _memories.setdefault(url, Storage(url))
 
 
 @lru_cache(maxsize=16)
 def _settings_in_step(settings: Settings, namespace: str) -> Settings:
-    """What a step's calls go by: the engine that runs it, whatever its worker's own settings say."""
+    """The settings for calls in a step: those of the engine that runs it, and not the worker's own."""
     return settings.model_copy(
         update={"namespace": namespace, "default_runtime": "ray", "storage": None, "address": None}
     )
 
 
 def _has_begun(settings: Settings) -> bool:
-    """Whether this process has an engine on its default storage: what runs is of its own making then."""
+    """Whether this process has started an engine on its default storage, and so needs to adopt no other."""
     own = _sessions.get(_key("ray", settings.storage_url, settings))
     return own is not None and isinstance(own.runtime, RayRuntime) and own.runtime.is_open
 
@@ -119,7 +119,7 @@ def _key(name: str, url: str, settings: Settings) -> tuple[Any, ...]:
 
 
 def _running_storage(settings: Settings) -> str | None:
-    """The storage of the engine that runs where this process would start runs; None without one."""
+    """The storage of the engine in the cluster where this process would start runs, or None."""
     if not has_joined():
         address = named_address(settings.address) or address_of_local_cluster()
         if address in (None, "local"):
@@ -127,8 +127,8 @@ def _running_storage(settings: Settings) -> str | None:
         try:
             connect(settings.address, settings.namespace)
         except ConfigurationError:
-            return None  # for a read that is no harm; whatever needs Ray will say so
-    # Kept once it is known: an engine does not change its storage.
+            return None  # reads can do without Ray; what needs it will raise the error
+    # Kept once known: an engine never changes its storage.
     key = (joined_job(), settings.namespace)
     with _lock:
         if _adopted.get(key) is None:
@@ -136,7 +136,7 @@ def _running_storage(settings: Settings) -> str | None:
             _adopted[key] = None if engine is None else engine.storage_url
             if engine is not None:
                 logger.info(
-                    "An engine runs in the namespace {!r} of this cluster: its storage is used, {}.",
+                    "An engine runs in the namespace {!r} of this cluster. Its storage is used here: {}.",
                     *(settings.namespace, Storage(engine.storage_url).url),
                 )
         return _adopted[key]
@@ -154,16 +154,16 @@ def _url(storage: Any) -> str:
     try:
         return url_of(storage)
     except ValueError as error:
-        raise ConfigurationError(f"storage cannot be understood: {error}.") from None
+        raise ConfigurationError(f"The storage is not valid: {error}.") from None
 
 
 def enter(of: Session) -> Token[Session | None]:
-    """Make this the session of the code that runs in this context; `leave` with the token ends that."""
+    """Make this the session of the present context, until `leave` is called with the token."""
     return _entered.set(of)
 
 
 def leave(token: Token[Session | None]) -> None:
-    """End what `enter` began."""
+    """Undo `enter`."""
     _entered.reset(token)
 
 
@@ -171,7 +171,7 @@ _entered: ContextVar[Session | None] = ContextVar("pyworkflow_ray_session", defa
 
 
 def close_sessions() -> None:
-    """Let go of every storage that this process has opened; what was written is safe."""
+    """Close every storage that this process has opened. What was written is safe."""
     with _lock:
         for known in _sessions.values():
             known.storage.close()

@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class StartOptions:
-    """How a run is started; None leaves an option to the workflow or the settings."""
+    """The options of a start. None leaves an option to the workflow or the settings."""
 
     idempotency_key: str | None = None
     run_id: str | None = None
@@ -54,7 +54,7 @@ class StartOptions:
 
 
 class Starter:
-    """`start` with options of its own, kept apart from the workflow's arguments."""
+    """`start` with its options given: a call takes the workflow and its arguments."""
 
     def __init__(self, options: StartOptions) -> None:
         self._options = options
@@ -67,7 +67,7 @@ class Starter:
 
 
 class Start:
-    """Starts runs; `start.options(...)` keeps its options apart from the workflow's arguments."""
+    """Starts runs. `start.options(...)` separates its options from the workflow's arguments."""
 
     async def __call__(
         self,
@@ -79,19 +79,19 @@ class Start:
         idempotency_key: str | None = None,
         **kwargs: Any,
     ) -> RunHandle[T]:
-        """Start a run and return once it is durably accepted; whatever crashes now, it will run.
+        """Start a run, and return once it is durably accepted. After that no crash can lose it.
 
         Args:
-            fn: A `@workflow` function, a `Workflow` class, or the name of one that was imported.
+            fn: A `@workflow` function, a `Workflow` class, or the name of an imported workflow.
             args, kwargs: The workflow's arguments.
             runtime: "ray" or "local"; the setting `default_runtime` by default.
-            durable: False keeps no history.
+            durable: If False, the run keeps no history.
             storage: Another database than the configured one.
-            idempotency_key: A run of this workflow that has the key already is returned instead.
+            idempotency_key: If a run of this workflow has the key already, that run is returned.
 
         Raises:
             StepValidationError: The arguments do not fit the workflow's signature.
-            ConfigurationError: The code cannot travel, or the cluster is not there.
+            ConfigurationError: The code cannot be sent to other processes, or the cluster is not there.
             StorageError: The database cannot be reached.
             WorkflowAlreadyRunningError: The key is in use with other arguments.
         """
@@ -118,26 +118,26 @@ class Start:
         """``await start.options(idempotency_key=order_id)(order, order_id)``.
 
         Args:
-            idempotency_key: A run of this workflow that has the key already is returned instead.
-            run_id: An id of your own; unique in the storage.
-            attributes: What `list_runs` finds the run by.
-            metadata: Kept with the run.
-            start_at: When it is to start, instead of now (a naive `datetime` is UTC).
-            delay: After how long it is to start, instead of now.
-            conflict: What to do when a run of this workflow has the idempotency key: "use_existing" returns
-                that run, "fail" raises `WorkflowAlreadyRunningError`, "replace" has that run cancelled and
+            idempotency_key: If a run of this workflow has the key already, that run is returned.
+            run_id: An id of your own, unique in the storage.
+            attributes: Values by which `list_runs` finds the run.
+            metadata: Values that are kept with the run.
+            start_at: The time at which the run starts, instead of now. A naive `datetime` is UTC.
+            delay: How long the start waits.
+            conflict: What to do if a run of this workflow has the idempotency key already. "use_existing"
+                returns that run. "fail" raises `WorkflowAlreadyRunningError`. "replace" cancels that run and
                 starts a new one, which gets the key.
-            runtime, durable, storage: As of `start`.
+            runtime, durable, storage: As in `start`.
         """
         if conflict not in CONFLICTS:
             raise ConfigurationError(
                 f"conflict is {conflict!r}: give one of {', '.join(map(repr, CONFLICTS))}."
             )
         if start_at is not None and delay is not None:
-            raise ConfigurationError("start_at and delay say the same: give one of them.")
+            raise ConfigurationError("start_at and delay both say when to start: give one of them.")
         when = delay if delay is not None else start_at
         if when is not None:
-            resolve_when(when, datetime.now(UTC))  # refuse what cannot be read here
+            resolve_when(when, datetime.now(UTC))  # raises an error here if it cannot be read
         return Starter(
             StartOptions(
                 idempotency_key=idempotency_key,
@@ -162,9 +162,9 @@ def start_sync(fn: WorkflowFunction[Any, T] | Any, *args: Any, **kwargs: Any) ->
 
 
 def run_workflow(fn: WorkflowFunction[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Start a run, wait for it, and give its result or raise what it raised.
+    """Start a run, wait for it, and return its result or raise what it raised.
 
-    Blocking; works in scripts and in notebooks. In a terminal it shows what the run does.
+    This blocks, and works in scripts and in notebooks. In a terminal it shows what the run does.
     """
     refuse_in_workflow("run_workflow")
 
@@ -219,7 +219,7 @@ async def start_run(
 
 
 async def hand_over(of: Session, run: RunRecord) -> None:
-    """Have the runtime drive a run that was accepted."""
+    """Let the runtime drive an accepted run."""
     try:
         await of.runtime.start(run)
     except ConfigurationError:
@@ -283,12 +283,12 @@ async def _require_same(of: Session, existing: RunRecord, new: NewRun) -> None:
         raise WorkflowAlreadyRunningError(
             run_id,
             f"The {what} belongs to run {run_id!r}, which was started with other arguments. "
-            "Use a key of its own for each input.",
+            "Use another key for each input.",
         )
 
 
 async def _raise_local_failure(handle: RunHandle[Any]) -> None:
-    """In process, `start` has driven the run, and raises what it raised."""
+    """Raise what the run raised: in process, `start` has driven the run."""
     last = await latest_of_chain(handle._session, str(handle))
     if last.status.is_terminal and last.status is not RunStatus.COMPLETED:
         await handle.result()

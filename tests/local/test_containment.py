@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from pyworkflow_ray.storage.acceptances import NewRun, accept
 from pyworkflow_ray.storage.runs import get_run
 from pyworkflow_ray.storage.storages import Storage
 from pyworkflow_ray.storage.sweeps import orphans
+from tests.local.waits import until_due
 
 
 @pr.step(local=True)
@@ -27,7 +28,7 @@ async def one() -> int:
 @pr.workflow
 async def counted() -> int:
     total = await one()
-    await pr.sleep(0.2)
+    await pr.sleep(1)  # long enough to be seen suspended on a busy machine
     return total + await one()
 
 
@@ -54,7 +55,7 @@ async def test_a_run_whose_driving_failed_is_given_back_for_another_to_drive(
     assert (record.lease_expires_at, record.status.is_terminal) == (None, False)
     monkeypatch.setattr(Drive, "_open", whole)
     await pr.resume(run)
-    await asyncio.sleep(0.2)
+    await until_due(run)
     await pr.resume(run)
     assert await run == 2
 
@@ -95,6 +96,13 @@ async def test_two_wakes_of_one_run_at_once_drive_it_once(local: Path) -> None:
     assert [event.type for event in events].count("step.completed") == 2
 
 
+def _lease_of(storage: Storage, run: str) -> datetime:
+    record = storage.read(get_run(run))
+    assert record is not None
+    assert record.lease_expires_at is not None
+    return record.lease_expires_at
+
+
 async def test_a_run_that_is_held_and_not_driven_loses_its_lease(local: Path) -> None:
     """1. A client has a run accepted. 2. It dies before it tells. 3. Others are driven there."""
     engine = EngineSettings(str(local), lease_ttl=timedelta(milliseconds=300))
@@ -112,7 +120,9 @@ async def test_a_run_that_is_held_and_not_driven_loses_its_lease(local: Path) ->
         await storage.write(accept(held))
         driven = await pr.start(counted)
         await coordinator.wake([driven])
-        await asyncio.sleep(0.8)
-        lost = storage.read(orphans())
-        assert [run.run_id for run in lost] == ["run_1"]
+        claimed = _lease_of(storage, driven)
+        while [run.run_id for run in storage.read(orphans())] != ["run_1"]:
+            await asyncio.sleep(0.01)
+        while _lease_of(storage, driven) == claimed:  # it is renewed
+            await asyncio.sleep(0.01)
         await coordinator.close()

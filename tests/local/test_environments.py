@@ -11,6 +11,7 @@ import pytest
 
 import pyworkflow_ray as pr
 from pyworkflow_ray.testing import WorkflowEnvironment, replay
+from tests.local.waits import until_due
 
 
 @pr.step
@@ -117,14 +118,14 @@ async def test_start_in_process_raises_what_the_run_raised_with_its_id(local: Pa
 @pr.workflow
 async def rests() -> str:
     await add(1, 1)
-    await pr.sleep(0.5)
+    await pr.sleep(1)  # long enough to be seen suspended on a busy machine
     return "rested"
 
 
 async def test_a_run_suspended_in_process_goes_on_with_resume(local: Path) -> None:
     run = await pr.start(rests)
     assert await run.status() is pr.RunStatus.SUSPENDED
-    await asyncio.sleep(0.5)
+    await until_due(run)
     await pr.resume(run)
     assert await run == "rested"
     with pytest.raises(pr.WorkflowError, match="nothing to resume"):
@@ -133,7 +134,7 @@ async def test_a_run_suspended_in_process_goes_on_with_resume(local: Path) -> No
 
 def test_another_event_loop_goes_on_with_what_the_first_one_left(local: Path) -> None:
     run = asyncio.run(_start(rests))
-    time.sleep(0.6)
+    asyncio.run(until_due(run))
 
     async def go_on() -> str:
         await pr.resume(run)

@@ -11,6 +11,7 @@ import pytest
 import pyworkflow_ray as pr
 from pyworkflow_ray.testing import WorkflowEnvironment
 from tests.local.notes import note, notes, types, write_note
+from tests.local.waits import until_due
 
 # --- children -------------------------------------------------------------------------------------
 
@@ -300,7 +301,7 @@ async def test_a_cancelled_parent_cancels_a_child_that_has_continued() -> None:
         await run.cancel("enough")
         await environment.settle()
         with pytest.raises(pr.CancellationError):
-            await run.result(timeout=2)
+            await run.result(timeout=60)
 
 
 async def test_a_run_that_fails_at_its_event_limit_cancels_its_children() -> None:
@@ -321,17 +322,17 @@ async def test_a_run_that_fails_at_its_event_limit_cancels_its_children() -> Non
 
 async def test_a_child_of_a_run_that_was_suspended_wakes_it(tmp_path: Path) -> None:
     pr.configure(default_runtime="local", storage=tmp_path / "local.db", suspend_after="30ms")
-    run = await asyncio.wait_for(pr.start(waits_for_a_short_one), 2)
+    run = await asyncio.wait_for(pr.start(waits_for_a_short_one), 60)
     assert await run.status() is pr.RunStatus.SUSPENDED
     (child,) = await pr.get_children(run)
-    await asyncio.sleep(0.5)
+    await until_due(child.run_id)
     await pr.resume(child.run_id)
-    assert await run.result(timeout=10) == 49
+    assert await run.result(timeout=60) == 49
 
 
 @pr.workflow
 async def waits_for_a_short_one() -> int:
-    return int(await pr.start_child_workflow(squares, 7, 0.5))
+    return int(await pr.start_child_workflow(squares, 7, 1.0))
 
 
 # --- continue_as_new ------------------------------------------------------------------------------
@@ -370,7 +371,7 @@ async def test_a_chain_is_cancelled_by_the_id_of_any_of_its_runs() -> None:
     async with WorkflowEnvironment(skip_time=False) as environment:
         run = await environment.start(child_in_stages, 1, 1_000_000)
         await environment.advance("150m")
-        assert await pr.cancel_workflow(run, "by its first id", wait=True, timeout=5)
+        assert await pr.cancel_workflow(run, "by its first id", wait=True, timeout=60)
         chain = await pr.get_workflow_chain(run)
         assert [each.status.value for each in chain] == ["continued_as_new"] * 2 + ["cancelled"]
         with pytest.raises(pr.CancellationError):
@@ -386,7 +387,7 @@ async def test_a_long_chain_does_not_nest() -> None:
 async def test_an_idempotency_key_goes_to_the_run_that_goes_on() -> None:
     async with WorkflowEnvironment():
         run = await pr.start.options(idempotency_key="key")(counts_to, 3)
-        assert await run.result(timeout=5) == 3
+        assert await run.result(timeout=60) == 3
         last = (await pr.get_workflow_chain(run))[-1]
         holder = await pr.get_workflow_run_by_idempotency_key("key", "counts_to")
         assert holder is not None

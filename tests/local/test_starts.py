@@ -130,7 +130,7 @@ async def test_a_replaced_run_that_continues_leaves_the_key_to_the_new_one() -> 
         second = await starter(polls, 3)
         await environment.settle()
         await first.signal("go")
-        assert await first.result(timeout=2) == "stage 2"
+        assert await first.result(timeout=60) == "stage 2"
         assert await second == "stage 3"
 
 
@@ -190,7 +190,7 @@ async def test_a_start_that_is_put_off_keeps_its_key_and_its_inbox() -> None:
         run = await starter(hears)
         assert await starter(hears) == run
         await run.signal("word", "early")
-        await asyncio.wait_for(environment.settle(), 2)
+        await asyncio.wait_for(environment.settle(), 60)
         assert await run.status() is pr.RunStatus.PENDING
         await environment.advance("25h")
         assert await run == "early"
@@ -207,7 +207,7 @@ async def test_a_start_that_was_put_off_can_be_replaced() -> None:
         await environment.settle()
         second = await pr.start.options(idempotency_key="k", conflict="replace")(waits_a_day, "b")
         with pytest.raises(pr.CancellationError):
-            await first.result(timeout=5)
+            await first.result(timeout=60)
         assert await second == "b"
 
 

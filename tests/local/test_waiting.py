@@ -21,6 +21,7 @@ from pyworkflow_ray.engine.events import SignalReceived
 from pyworkflow_ray.storage.storages import Storage
 from pyworkflow_ray.testing import WorkflowEnvironment
 from tests.local.notes import note, notes, types, write_note
+from tests.local.waits import until_due
 
 
 @pytest.fixture
@@ -383,7 +384,7 @@ async def announces(folder: str, token: str) -> Any:
         on_created=lambda token: write_note(folder, f"created {token}"),
         on_received=lambda payload: write_note(folder, f"received {payload}"),
     )
-    await pr.sleep(0.2)
+    await pr.sleep(1)  # long enough to be seen suspended on a busy machine
     return payload
 
 
@@ -392,7 +393,7 @@ async def test_on_created_and_on_received_run_once_in_spite_of_replays(local: Pa
     assert await run.status() is pr.RunStatus.SUSPENDED
     await pr.resume_hook("t", 5)
     assert await run.status() is pr.RunStatus.SUSPENDED
-    await asyncio.sleep(0.2)
+    await until_due(run)
     await pr.resume(run)
     assert await run == 5
     assert notes(local) == ["created t", "received 5"]
@@ -436,7 +437,7 @@ async def test_a_hook_that_could_not_be_announced_is_disposed_of() -> None:
 def test_a_payload_can_be_given_blocking_and_from_another_loop(local: Path) -> None:
     run = asyncio.run(_started(asks, "t"))
     assert pr.resume_hook_sync("t", "blocking").run_id == run
-    assert run.wait(timeout=10) == "blocking"
+    assert run.wait(timeout=60) == "blocking"
 
 
 async def _started(workflow: Any, *args: Any) -> pr.RunHandle[Any]:
@@ -632,7 +633,7 @@ async def test_signals_that_are_read_together_are_shared_among_the_runs_of_a_cha
         for number in (1, 2, 3):
             _post(database, run, number)
         await run.signal("item", 4)
-        assert await run.result(timeout=5) == [1, 2, 3, 4]
+        assert await run.result(timeout=60) == [1, 2, 3, 4]
 
 
 # --- queries and attributes -----------------------------------------------------------------------
@@ -704,7 +705,7 @@ async def test_a_query_of_a_run_that_is_put_off_is_refused_at_once(tmp_path: Pat
         run = await pr.start.options(delay="30d")(counts_up, str(tmp_path))
         await environment.settle()
         with pytest.raises(pr.WorkflowError, match="has not begun"):
-            await asyncio.wait_for(run.query("total"), 2)
+            await asyncio.wait_for(run.query("total"), 60)
 
 
 async def test_a_query_handler_must_be_a_plain_function_of_a_run() -> None:

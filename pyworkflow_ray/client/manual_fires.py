@@ -1,4 +1,4 @@
-"""Fires by hand: one now, or those of a past time."""
+"""Manual fires: one fire now, or all fires of a past time."""
 
 from __future__ import annotations
 
@@ -29,14 +29,15 @@ _BATCH = 100
 async def trigger_schedule(
     schedule_id: str, overlap_policy: OverlapPolicy | str = OverlapPolicy.ALLOW_ALL
 ) -> RunHandle[Any] | None:
-    """Fire now, apart from the schedule's times and also while it is paused.
+    """Fire a schedule now, whatever its times, and even while it is paused.
 
     Args:
-        overlap_policy: What to do if a run of the schedule has not ended, or another fire waits for its turn;
-            a run beside it by default. What has to wait, waits until a paused schedule is resumed.
+        overlap_policy: What to do if a run of the schedule has not ended, or another fire waits for its turn.
+            The default starts a run beside it. A fire that must wait also waits until a paused schedule is
+            resumed.
 
     Returns:
-        The run; None if the policy makes none now.
+        The run; None if the policy starts no run now.
 
     Raises:
         ScheduleNotFoundError: There is no such schedule.
@@ -64,15 +65,15 @@ async def trigger_schedule(
 
 
 async def backfill_schedule(schedule_id: str, start_time: datetime, end_time: datetime) -> list[str]:
-    """Make the runs of past fires that have none, all at once; the ids of those that were made.
+    """Start the missing runs of past fires, all at once; the ids of the new runs.
 
     Args:
-        start_time: The first instant, included (a naive one is UTC).
-        end_time: The first instant that is not included.
+        start_time: The beginning of the time. A fire at this instant counts. A naive instant is UTC.
+        end_time: The end of the time. A fire at this instant does not count.
 
     Raises:
         ScheduleNotFoundError: There is no such schedule.
-        ConfigurationError: The times are not in order, lie ahead, or hold more than 10,000 fires.
+        ConfigurationError: The times are not in order, lie in the future, or hold more than 10,000 fires.
     """
     refuse_in_workflow("backfill_schedule")
     start, end = in_utc(start_time), in_utc(end_time)
@@ -100,12 +101,12 @@ async def backfill_schedule(schedule_id: str, start_time: datetime, end_time: da
 
 
 def _new_call() -> str:
-    """A name for one call, by which its traces are known when a write is run again."""
+    """The name of one call. A write that is run again knows by it what the call has already written."""
     return secrets.token_hex(8)
 
 
 async def _there(of: Session, schedule_id: str) -> tuple[ScheduleRecord, datetime]:
-    """The schedule, and the time by the clock that it goes by."""
+    """The schedule, and the present time by the schedule's clock."""
 
     look = together(schedules.get_schedule(schedule_id), schedules.database_now())
     record, now = await asyncio.to_thread(of.storage.read, look)
@@ -125,6 +126,6 @@ def _fires_between(record: ScheduleRecord, start: datetime, end: datetime) -> li
         if len(found) > MOST_BACKFILLED:
             raise ConfigurationError(
                 f"From {start} to {end} schedule {record.schedule_id!r} has more than {MOST_BACKFILLED:,} "
-                "fires: fill a shorter time."
+                "fires. Give a shorter time."
             )
     return found
