@@ -1,4 +1,4 @@
-"""The types of events, as they stand in the log."""
+"""The types of events, as the log has them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class EventType(StrEnum):
 
     @classmethod
     def _missing_(cls, value: object) -> EventType:
-        # A later version of this package has written it; a reader shows it all the same.
+        # A later version of this package has written the event. A reader shows it all the same.
         unknown = str.__new__(cls, str(value))
         unknown._name_ = unknown._value_ = str(value)
         return unknown
