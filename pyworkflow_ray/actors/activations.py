@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from pyworkflow_ray.actors.attempts import Arrived
 from pyworkflow_ray.actors.inboxes import CANCEL_KEY, InboxEntry
 from pyworkflow_ray.actors.new_runs import child_of, label, successor_of
 from pyworkflow_ray.actors.payloads import Payloads
@@ -40,7 +39,7 @@ from pyworkflow_ray.storage.acceptances import NewRun, accept
 from pyworkflow_ray.storage.codes import Code, saving_code
 from pyworkflow_ray.storage.histories import Append, appending, confirm_append, is_still_unread
 from pyworkflow_ray.storage.hooks import NewHook, creating_hook, disposing_hooks, holder_of
-from pyworkflow_ray.storage.inboxes import InboxRow, move_unread
+from pyworkflow_ray.storage.inboxes import move_unread
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.runs import get_run, latest_of_chain, releasing_key
 from pyworkflow_ray.storage.statements import Bound, RefusedError
@@ -68,20 +67,14 @@ class RunEnd(msgspec.Struct, frozen=True):
         return self.status in _FINAL
 
 
-@dataclass(frozen=True, slots=True)
-class Incoming:
-    """What a turn feeds: either what must be committed alone, or what came since the last one."""
-
-    alone: list[Event]
-    outcomes: list[Event]
-    arrived: list[Arrived]
-    unread: list[InboxRow]
-
-
 @dataclass(slots=True)
 class Activation:
-    """Events, what follows from them in other tables, and the commands to act on after the commit."""
+    """A decision about one run: its events, all that is written with them, and the commands to act on.
 
+    It is filled on an engine thread, then written by `write`, then acted on: never by two threads at once.
+    """
+
+    run_id: str
     commands: list[Command] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     rows: list[tuple[datetime, str, bytes]] = field(default_factory=list)
@@ -95,7 +88,12 @@ class Activation:
     unread: list[InboxEntry] = field(default_factory=list)
     """For the successor: signals that were received and not read."""
     outgoing: list[InboxEntry] = field(default_factory=list)
+    end: RunEnd | None = None
+    """How the drive ends with this: the lease is released in the same commit. None goes on."""
     appended: int = 0
+    """Once handed to the writer: how many events it adds to the history."""
+    is_unread: bool = False
+    """After a commit that releases the lease: whether something has come into the inbox meanwhile."""
     begun: list[RunRecord] = field(default_factory=list)
     """After the commit: the runs that it has made."""
     told: list[str] = field(default_factory=list)
@@ -109,20 +107,25 @@ class Activation:
         self.events.append(event)
         self.blobs.extend(blobs)
         self.rows.append((at, type_of(stored), encode_data(stored)))
-        match stored:
+        match event:
             case WorkflowStarted():
                 self.changes |= {"status": RunStatus.RUNNING, "started_at": at, "wake_at": None}
             case WorkflowInterrupted(recovery_attempt=attempt):
                 self.changes |= {"status": RunStatus.RUNNING, "recovery_attempts": attempt}
             case WorkflowCompleted(result=result):
+                assert isinstance(stored, WorkflowCompleted)
                 nothing = {"error": None, "error_type": None}
-                self._ended(RunStatus.COMPLETED, at, result=bytes(result), **nothing)
+                self._ended(RunStatus.COMPLETED, at, result=bytes(stored.result), **nothing)
+                self.end = RunEnd(self.run_id, RunStatus.COMPLETED.value, bytes(result))
             case WorkflowFailed(error=error, error_type=error_type):
                 self._ended(RunStatus.FAILED, at, error=error, error_type=error_type)
+                self.end = RunEnd(self.run_id, RunStatus.FAILED.value, failure=event.failure)
             case WorkflowCancelled(reason=reason):
                 self._ended(RunStatus.CANCELLED, at, error=reason or None, error_type="CancellationError")
+                self.end = RunEnd(self.run_id, RunStatus.CANCELLED.value, reason=reason)
             case WorkflowContinuedAsNew(new_run_id=following):
                 self._ended(RunStatus.CONTINUED_AS_NEW, at, continued_to_run_id=following)
+                self.end = RunEnd(self.run_id, RunStatus.CONTINUED_AS_NEW.value, continued_to=following)
             case AttributesSet():
                 self.changes["attributes"] = label(attributes)
             case HookDisposed(hook_id=hook_id):
@@ -131,7 +134,7 @@ class Activation:
     def _ended(self, status: RunStatus, at: datetime, **changes: Any) -> None:
         self.changes |= {"status": status, "completed_at": at, "wake_at": None, **changes}
 
-    def prepare(self, run: RunRecord, engine: EngineSettings, pack: Callable[[Any, str], Code]) -> None:
+    def prepare(self, run: RunRecord, settings: EngineSettings, pack: Callable[[Any, str], Code]) -> None:
         """Make of the commands what the commit writes into other tables than the history."""
         for command in self.commands:
             match command:
@@ -141,22 +144,21 @@ class Activation:
                     code = pack(definition, f"child workflow {definition.name!r}")
                     args, kwargs = bytes(command.args), bytes(command.kwargs)
                     self.new_runs.append(
-                        child_of(run, engine, definition, code, child_id, run_id, args, kwargs)
+                        child_of(run, settings, definition, code, child_id, run_id, args, kwargs)
                     )
                 case CancelChild(child_run_id=run_id, reason=reason):
                     request = CancellationRequested(reason=reason, requested_by=run.run_id)
                     self.outgoing.append(InboxEntry(run_id, CANCEL_KEY, request))
                 case ContinueRun(new_run_id=run_id):
                     args, kwargs = bytes(command.args), bytes(command.kwargs)
-                    self.successor = successor_of(run, engine, run_id, args, kwargs)
+                    self.successor = successor_of(run, settings, run_id, args, kwargs)
                     for number, (name, payload) in enumerate(command.signals):
                         unread = SignalReceived(name=name, payload=payload)
                         self.unread.append(InboxEntry(run_id, f"unread:{number}", unread))
                 case _:
                     pass
-        end = end_of(run.run_id, self.events)
-        if end is not None and run.parent_run_id is not None and run.child_id is not None:
-            outcome = _outcome_of(run, run.child_id, end)
+        if self.end is not None and self.end.is_final and run.parent_run_id and run.child_id:
+            outcome = _outcome_of(run, run.child_id, self.end)
             if outcome is not None:
                 self.outgoing.append(InboxEntry(run.parent_run_id, f"child:{run.child_id}", outcome))
 
@@ -203,7 +205,7 @@ class Activation:
     @work
     def written(self, new: Append) -> Steps[Activation]:
         """As `write`; the result is the activation itself."""
-        yield from self.write(new).at_end()
+        self.is_unread = yield from self.write(new).at_end()
         return self
 
     @work
@@ -284,21 +286,6 @@ def _outcome_of(run: RunRecord, child_id: str, end: RunEnd) -> Event | None:
     if end.failure is not None:
         return ChildFailed(**told, **failure_fields(end.failure))
     return None
-
-
-def end_of(run_id: str, events: list[Event]) -> RunEnd | None:
-    """How the run has ended, if the last of these events ends it."""
-    match events[-1] if events else None:
-        case WorkflowCompleted(result=result):
-            return RunEnd(run_id, RunStatus.COMPLETED.value, bytes(result))
-        case WorkflowFailed() as failed:
-            return RunEnd(run_id, RunStatus.FAILED.value, failure=failed.failure)
-        case WorkflowCancelled(reason=reason):
-            return RunEnd(run_id, RunStatus.CANCELLED.value, reason=reason)
-        case WorkflowContinuedAsNew(new_run_id=following):
-            return RunEnd(run_id, RunStatus.CONTINUED_AS_NEW.value, continued_to=following)
-        case _:
-            return None
 
 
 def blob_links(event: Event) -> list[tuple[str, None]]:

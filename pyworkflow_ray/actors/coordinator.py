@@ -65,8 +65,8 @@ class Coordinator:
 
     Args:
         name: The name runs are placed by.
-        engine: The settings of all actors.
-        storage: Where to record; opened from `engine` by default.
+        settings: The settings of all actors.
+        storage: Where to record; opened from `settings` by default.
         dispatcher: What runs steps; in this process by default.
         clock: The system's by default.
         cluster: Tells coordinators of this name in other clusters apart.
@@ -75,7 +75,7 @@ class Coordinator:
     def __init__(
         self,
         name: str,
-        engine: EngineSettings,
+        settings: EngineSettings,
         *,
         storage: Storage | None = None,
         dispatcher: Dispatcher | None = None,
@@ -83,7 +83,7 @@ class Coordinator:
         cluster: str = "",
     ) -> None:
         self.name = name
-        self.engine = engine
+        self.settings = settings
         self.cluster = cluster
         self.owner = owner_of(name, cluster, secrets.token_hex(4))
         self.is_leaving = False
@@ -117,17 +117,17 @@ class Coordinator:
             raise
 
     async def _open(self) -> None:
-        storage = self._storage or self.engine.open_storage()
+        storage = self._storage or self.settings.open_storage()
         self._storage = storage
         self._storage_id = (await asyncio.to_thread(storage.facts))["storage_id"]
-        values = configured_values(self.engine.payload_codec, self.engine.payload_limit)
+        values = configured_values(self.settings.payload_codec, self.settings.payload_limit)
         self._services = Services(
-            engine=self.engine,
+            settings=self.settings,
             owner=self.owner,
             storage=storage,
             dispatcher=self._dispatcher or LocalDispatcher(is_cancelled=self.is_cancelled_here),
             clock=self._clock,
-            payloads=Payloads(values, _blob_fetcher(storage), self.engine.blob_threshold),
+            payloads=Payloads(values, _blob_fetcher(storage), self.settings.blob_threshold),
             loader=CodeLoader(),
             threads=ThreadPoolExecutor(ENGINE_THREADS, thread_name_prefix="pyworkflow-engine"),
             on_due=self.on_due,
@@ -136,7 +136,7 @@ class Coordinator:
             deliver=self.deliver,
             is_here=self._drives.__contains__,
         )
-        ttl = self.engine.lease_ttl.total_seconds()
+        ttl = self.settings.lease_ttl.total_seconds()
         runs = await storage.write(claim_placed(self.name, self.owner, ttl, self.cluster))
         for run in runs:
             self._begin(run)
@@ -153,7 +153,7 @@ class Coordinator:
             self._services.threads.shutdown(wait=False, cancel_futures=True)
 
     async def _renew(self) -> None:
-        ttl = self.engine.lease_ttl.total_seconds()
+        ttl = self.settings.lease_ttl.total_seconds()
         while True:
             await asyncio.sleep(ttl / 3)
             if not self._drives or self._storage is None:
@@ -182,7 +182,7 @@ class Coordinator:
                 self.show(drive)
         if self._drives:
             self._idle_since = now
-        elif now - self._idle_since > self.engine.coordinator_ttl.total_seconds():
+        elif now - self._idle_since > self.settings.coordinator_ttl.total_seconds():
             self.leave()
             self._idle_since = now
 
@@ -221,7 +221,7 @@ class Coordinator:
         await self.open()
         if storage_id and storage_id != self._storage_id:
             raise ConfigurationError(
-                f"An engine with another storage runs in the namespace {self.engine.namespace!r} of this "
+                f"An engine with another storage runs in the namespace {self.settings.namespace!r} of this "
                 "cluster. Use its storage, or give this one a namespace of its own: "
                 "configure(namespace='...')."
             )
@@ -282,7 +282,7 @@ class Coordinator:
 
     async def _claim(self, run_ids: list[str]) -> list[RunRecord]:
         assert self._storage is not None
-        ttl = self.engine.lease_ttl.total_seconds()
+        ttl = self.settings.lease_ttl.total_seconds()
 
         if not run_ids:
             return []
@@ -294,10 +294,10 @@ class Coordinator:
     async def _regain(self, drive: Drive) -> None:
         """Go on with a run that a sweep took for lost and placed here again, while it was here."""
         assert self._storage is not None
-        ttl = self.engine.lease_ttl.total_seconds()
+        ttl = self.settings.lease_ttl.total_seconds()
         epoch = await self._storage.write(regain(drive.run_id, self.owner, ttl, born_owner=self.name))
         if epoch is not None:
-            drive.run = msgspec.structs.replace(drive.run, epoch=epoch)
+            drive.regain(epoch)
 
     def _begin_here(self, run: RunRecord) -> None:
         is_as_born = run.epoch == 1 and run.owner == self.name

@@ -26,20 +26,20 @@ class HookRegistry:
     """Takes payloads for the hooks of a storage.
 
     Args:
-        engine: The settings of all actors.
+        settings: The settings of all actors.
         wake: Has a run look into its inbox; it may fail, since the sweep finds the row.
-        storage: Where the hooks are; opened from `engine` by default.
+        storage: Where the hooks are; opened from `settings` by default.
         now: A clock for the hooks' timeouts; the database's by default.
     """
 
     def __init__(
         self,
-        engine: EngineSettings,
+        settings: EngineSettings,
         wake: Callable[[str], None],
         storage: Storage | None = None,
         now: Callable[[], datetime] | None = None,
     ) -> None:
-        self.engine = engine
+        self.settings = settings
         self._now = now
         self._wake = wake
         self._opened = storage
@@ -82,12 +82,12 @@ class HookRegistry:
         code = self._storage().read(load_code(schema_hash))
         if code is None:
             return  # the workflow validates it, too
-        values = configured_values(self.engine.payload_codec, self.engine.payload_limit)
+        values = configured_values(self.settings.payload_codec, self.settings.payload_limit)
         validated(self._loader.load(code), values.decode(payload), hook.name)
 
     def _storage(self) -> Storage:
         if self._opened is None:
-            self._opened = self.engine.open_storage()
+            self._opened = self.settings.open_storage()
         return self._opened
 
     async def status(self) -> dict[str, Any]:

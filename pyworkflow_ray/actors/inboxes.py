@@ -7,6 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 import msgspec
+from loguru import logger
 
 from pyworkflow_ray.engine.events import (
     CancellationRequested,
@@ -21,9 +22,9 @@ from pyworkflow_ray.engine.events import (
     encode_data,
     type_of,
 )
-from pyworkflow_ray.exceptions import SerializationError
+from pyworkflow_ray.exceptions import SerializationError, StorageError
 from pyworkflow_ray.storage.histories import EventRow, read_events
-from pyworkflow_ray.storage.inboxes import InboxRow, posting
+from pyworkflow_ray.storage.inboxes import InboxRow, posting, unread
 from pyworkflow_ray.storage.statements import Bound
 
 if TYPE_CHECKING:
@@ -67,6 +68,16 @@ async def requests_to_children(services: Services, run_id: str) -> list[InboxEnt
                     open_children.pop(ended.child_id, None)
     request = CancellationRequested(reason="its parent has ended", requested_by=run_id)
     return [InboxEntry(child, CANCEL_KEY, request) for child in open_children.values()]
+
+
+async def read_inbox(services: Services, run_id: str) -> list[InboxRow]:
+    """What lies unread in the run's inbox; an outage of the database is waited for, as commits do."""
+    while True:
+        try:
+            return await asyncio.to_thread(services.storage.read, unread(run_id))
+        except StorageError as error:
+            logger.warning("The inbox of run {} cannot be read now: {}", run_id, error)
+        await asyncio.sleep(1.0)
 
 
 def decoded_inbox(run_id: str, rows: list[InboxRow]) -> tuple[list[int], list[Event]]:

@@ -13,7 +13,9 @@ from pyworkflow_ray.actors.codes import pack
 from pyworkflow_ray.actors.new_runs import label
 from pyworkflow_ray.actors.nudges import is_isolated
 from pyworkflow_ray.authoring.workflows import as_workflow
-from pyworkflow_ray.client.handles import RunHandle, read_record, refuse_in_workflow
+from pyworkflow_ray.client.guards import refuse_in_workflow
+from pyworkflow_ray.client.handles import RunHandle
+from pyworkflow_ray.client.lookups import read_record
 from pyworkflow_ray.client.sessions import Session, session
 from pyworkflow_ray.client.starts import hand_over
 from pyworkflow_ray.engine.events import (
@@ -179,7 +181,7 @@ def _copy_of(of: Session, record: RunRecord, code: Code | None, origin: dict[str
         max_duration=record.max_duration,
         recover_on_worker_loss=record.recover_on_worker_loss,
         max_recovery_attempts=record.max_recovery_attempts,
-        owner_lease=of.runtime.engine.lease_ttl.total_seconds(),
+        owner_lease=of.runtime.engine_settings.lease_ttl.total_seconds(),
         created_at=datetime.now(UTC),
         blobs=links_to(record.input_args.encode(), record.input_kwargs.encode()),
         **of.runtime.placing(run_id, is_isolated(record), None),

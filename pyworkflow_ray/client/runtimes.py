@@ -9,28 +9,20 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 from pyworkflow_ray.actors.activations import RunEnd
-from pyworkflow_ray.actors.cluster import (
-    HOOK_REGISTRY,
-    Cluster,
-    connect,
-    job_environment,
-    joined_job,
-    placed_on,
-)
+from pyworkflow_ray.actors.cluster import Cluster, connect, job_environment, joined_job, placed_on
 from pyworkflow_ray.actors.coordinator import Coordinator
 from pyworkflow_ray.actors.hook_registry import HookRegistry
-from pyworkflow_ray.actors.nudges import Nudger, coordinator_of, is_isolated
+from pyworkflow_ray.actors.names import coordinator_of
+from pyworkflow_ray.actors.nudges import Placed, grouped
 from pyworkflow_ray.actors.settings import EngineSettings
-from pyworkflow_ray.client.coordinators import CoordinatorClient, call_actor
+from pyworkflow_ray.client.coordinators import CoordinatorClient
 from pyworkflow_ray.clock import Clock
 from pyworkflow_ray.config import Settings
 from pyworkflow_ray.exceptions import ConfigurationError
 from pyworkflow_ray.storage.environments import save_environment
-from pyworkflow_ray.storage.placements import Placement, locate
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.runs import get_run
 from pyworkflow_ray.storage.storages import Storage
@@ -48,8 +40,8 @@ class RayRuntime:
     def __init__(self, settings: Settings, storage: Storage) -> None:
         self._settings, self._storage = settings, storage
         self._cluster: Cluster | None = None
-        self._lines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, CoordinatorClient]]
-        self._lines = weakref.WeakKeyDictionary()
+        self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, CoordinatorClient]]
+        self._clients = weakref.WeakKeyDictionary()
         self._waking: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, bool]]
         self._waking = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
@@ -70,7 +62,9 @@ class RayRuntime:
             if self._cluster is not None and joined_job() == self._joined:
                 return
             connect(self._settings.address, self._settings.namespace)
-            engine = EngineSettings.configured(self._settings)
+            from pyworkflow_ray.actors.remote import cluster_of
+
+            settings = EngineSettings.configured(self._settings)
             database = self._storage.database
             if database.is_memory:
                 raise ConfigurationError(
@@ -84,15 +78,16 @@ class RayRuntime:
                     "configure(storage='...') or PYWORKFLOW_STORAGE."
                 )
             # Absolute: it must mean the same in another process's working directory.
-            engine = replace(engine, storage_url=database.secret_url)
+            settings = replace(settings, storage_url=database.secret_url)
             self._storage_id = self._storage.facts()["storage_id"]
             environment, data = job_environment()
             if environment:
                 # Others than this job may have to make a coordinator for its runs: the timer, another driver.
                 self._storage.submit(save_environment(environment, data)).result()
             self._joined = joined_job()
-            self._lines.clear()
-            self._cluster = Cluster(placed_on(engine, database.path is not None, self._settings.coordinators))
+            self._clients.clear()
+            is_file, slots = database.path is not None, self._settings.coordinators
+            self._cluster = cluster_of(placed_on(settings, is_file, slots))
             # Not waited for: it wakes what sleeps, and picks up what a driver that vanished has left.
             self._cluster.timer()
 
@@ -109,11 +104,12 @@ class RayRuntime:
 
     async def wake_all(self, runs: Sequence[RunRecord]) -> None:
         """Have runs go on that were accepted and placed nowhere."""
-        groups: list[tuple[str, str, list[str]]] = []
-        await Nudger(self.engine, lambda *group: groups.append(group)).wake(self._storage, runs)
-        for name, environment, run_ids in groups:
-            make = partial(self.cluster.coordinator, name, environment)
-            await call_actor(self.cluster, make, name, "wake", run_ids)
+        await self._wake(runs)
+
+    async def _wake(self, runs: Sequence[Placed]) -> None:
+        async for group in grouped(self.engine_settings, self._storage, runs):
+            callee = self.cluster.coordinator_callee(group.coordinator, group.environment)
+            await self.cluster.handles.call(callee, "wake", group.run_ids)
 
     @property
     def is_open(self) -> bool:
@@ -126,12 +122,12 @@ class RayRuntime:
         return self._cluster
 
     @property
-    def engine(self) -> EngineSettings:
-        return self.cluster.engine
+    def engine_settings(self) -> EngineSettings:
+        return self.cluster.settings
 
     def placing(self, run_id: str, isolated: bool, start_at: datetime | None) -> dict[str, Any]:
         """What a new run's row says of where it lives, and from when on."""
-        environment = self.engine.environment
+        environment = self.engine_settings.environment
         if start_at is not None:  # nobody holds it until then
             later = {
                 "start_at": start_at,
@@ -142,7 +138,7 @@ class RayRuntime:
             return later | ({"coordinator": coordinator_of(run_id)} if isolated else {})
         if isolated:
             return {"coordinator": coordinator_of(run_id), "environment": environment}
-        return {"placement": self.engine.placement()}
+        return {"placement": self.engine_settings.placement()}
 
     async def start(self, run: RunRecord) -> None:
         """Hand over a run that was accepted; of one that starts later, the timer is told."""
@@ -151,13 +147,13 @@ class RayRuntime:
             timer = await asyncio.to_thread(self.cluster.timer)
             timer.arm.remote(seconds)
             return
-        await self._line(run.coordinator or coordinator_of(run.run_id), run.environment).start(run)
+        await self._client_of(run.coordinator or coordinator_of(run.run_id), run.environment).start(run)
 
     async def wait(self, run: RunRecord) -> RunEnd | None:
         """How the run's drive ends; None when no coordinator has it now."""
         if run.coordinator is None:
             return None
-        return await self._line(run.coordinator, run.environment).wait(run.run_id)
+        return await self._client_of(run.coordinator, run.environment).wait(run.run_id)
 
     async def wake(self, run: RunRecord) -> None:
         """Have a run go on that nobody holds, and one that is held look into its inbox.
@@ -178,7 +174,7 @@ class RayRuntime:
         try:
             while True:
                 try:
-                    await self._wake(run)
+                    await self._wake([run])
                 except Exception:
                     if not waking[run.run_id]:
                         raise
@@ -188,32 +184,21 @@ class RayRuntime:
         finally:
             del waking[run.run_id]
 
-    async def _wake(self, run: RunRecord) -> None:
-        if is_isolated(run):
-            name: str | None = run.coordinator
-        else:
-            name = await _locate(self._storage, run.run_id, self.engine.placement(run.environment))
-        if name is not None:
-            make = partial(self.cluster.coordinator, name, run.environment)
-            await call_actor(self.cluster, make, name, "wake", [run.run_id])
-
     async def query(self, run: RunRecord, name: str, args: bytes, kwargs: bytes) -> bytes:
         """What the run's query function returns or raises, as an outcome."""
-        where = run.coordinator or f"{self.engine.placement(run.environment).full_prefix}0"
-        make = partial(self.cluster.coordinator, where, run.environment)
-        outcome: bytes = await call_actor(self.cluster, make, where, "query", run.run_id, name, args, kwargs)
+        where = run.coordinator or self.engine_settings.first_coordinator(run.environment)
+        callee = self.cluster.coordinator_callee(where, run.environment)
+        outcome: bytes = await self.cluster.handles.call(callee, "query", run.run_id, name, args, kwargs)
         return outcome
 
     async def answer_hook(self, method: str, token: str, data: bytes, delivery_key: str) -> tuple[str, str]:
         """Hand a payload (`resume`) or an error (`reject`) to the hook registry."""
-        make = self.cluster.hook_registry
-        run_id, hook_id = await call_actor(
-            self.cluster, make, HOOK_REGISTRY, method, token, data, delivery_key
-        )
+        callee = self.cluster.hook_registry_callee()
+        run_id, hook_id = await self.cluster.handles.call(callee, method, token, data, delivery_key)
         return run_id, hook_id
 
-    def _line(self, name: str, environment: str) -> CoordinatorClient:
-        lines = self._lines.setdefault(asyncio.get_running_loop(), {})
+    def _client_of(self, name: str, environment: str) -> CoordinatorClient:
+        lines = self._clients.setdefault(asyncio.get_running_loop(), {})
         if name not in lines:
             lines[name] = CoordinatorClient(self.cluster, name, environment, self._storage_id)
         return lines[name]
@@ -225,7 +210,7 @@ class LocalRuntime:
     name = LOCAL
 
     def __init__(self, settings: Settings, storage: Storage, clock: Clock | None = None) -> None:
-        self._engine = EngineSettings.configured(settings, slots=1, namespace="")
+        self._engine_settings = EngineSettings.configured(settings, slots=1, namespace="")
         self._storage = storage
         self._clock = clock
         self._coordinators: dict[asyncio.AbstractEventLoop, Coordinator] = {}
@@ -241,7 +226,7 @@ class LocalRuntime:
         if loop not in self._coordinators:
             name = f"{LOCAL}-{secrets.token_hex(6)}"
             self._coordinators[loop] = Coordinator(
-                name, self._engine, storage=self._storage, clock=self._clock
+                name, self._engine_settings, storage=self._storage, clock=self._clock
             )
         return self._coordinators[loop]
 
@@ -264,8 +249,8 @@ class LocalRuntime:
             await self._rest_of(run.run_id)
 
     @property
-    def engine(self) -> EngineSettings:
-        return self._engine
+    def engine_settings(self) -> EngineSettings:
+        return self._engine_settings
 
     def placing(self, run_id: str, isolated: bool, start_at: datetime | None) -> dict[str, Any]:
         """What a new run's row says of where it lives, and from when on."""
@@ -289,10 +274,10 @@ class LocalRuntime:
 
     async def wake(self, run: RunRecord) -> None:
         """Have a run go on that nobody holds, until it ends or is suspended again."""
-        if await self.tell(run):
+        if await self.nudge(run):
             await self.coordinator().end_of(run.run_id)
 
-    async def tell(self, run: RunRecord) -> bool:
+    async def nudge(self, run: RunRecord) -> bool:
         """Have a run look into its inbox, and go on if nobody holds it; whether it was taken up here."""
         for loop, coordinator in list(self._coordinators.items()):
             if coordinator.is_driving(run.run_id):
@@ -308,7 +293,7 @@ class LocalRuntime:
     async def answer_hook(self, method: str, token: str, data: bytes, delivery_key: str) -> tuple[str, str]:
         """Hand a payload (`resume`) or an error (`reject`) to the hook registry."""
         now = None if self._clock is None else self._clock.now
-        registry = HookRegistry(self._engine, lambda run_id: None, self._storage, now)
+        registry = HookRegistry(self._engine_settings, lambda run_id: None, self._storage, now)
         run_id, hook_id = await getattr(registry, method)(token, data, delivery_key)
         run = await asyncio.to_thread(self._storage.read, get_run(run_id))
         if run is not None:
@@ -317,8 +302,3 @@ class LocalRuntime:
 
 
 Runtime = RayRuntime | LocalRuntime
-
-
-async def _locate(storage: Storage, run_id: str, placement: Placement) -> str | None:
-    placed = await storage.write(locate([run_id], placement, storage.loads))
-    return placed.get(run_id)
