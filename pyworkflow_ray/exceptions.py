@@ -66,7 +66,7 @@ class StepValidationError(FatalError):
 
 
 class RetryableError(WorkflowError):
-    """Raised by a step that wants another attempt, if its retries allow one.
+    """Raised by a step to ask for another attempt, if its retries allow one.
 
     Args:
         message: What went wrong.

@@ -9,8 +9,8 @@ from typing import Any
 from pyworkflow_ray.engine.loop import RunTask
 
 
-class Compensations:
-    """A run's compensations, the last one first."""
+class CompensationStack:
+    """The calls that undo a run's work. The last one added is made first."""
 
     def __init__(self) -> None:
         self._stack: list[Callable[[], Awaitable[Any]]] = []

@@ -43,9 +43,9 @@ class RetryPolicy:
             if duration is not None:
                 parse_duration(duration)
         if not (self.factor >= 1 and 0 <= self.jitter < math.inf):  # "not", for NaN
-            raise ValueError(f"A retry policy wants factor >= 1 and jitter >= 0, not {self!r}.")
+            raise ValueError(f"A retry policy needs factor >= 1 and jitter >= 0, not {self!r}.")
         if self.max_attempts is not None and self.max_attempts < 1:
-            raise ValueError(f"A retry policy wants max_attempts >= 1, not {self.max_attempts}.")
+            raise ValueError(f"A retry policy needs max_attempts >= 1, not {self.max_attempts}.")
 
     def pause(self, failures: int) -> timedelta:
         """The pause after this many failures (1 or more), without jitter."""

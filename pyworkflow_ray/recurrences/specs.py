@@ -80,7 +80,7 @@ class ScheduleSpec:
         given = [name for name, value in kinds.items() if value is not None]
         if len(given) != 1:
             raise ConfigurationError(
-                "A schedule wants exactly one of cron, interval and calendar; "
+                "A schedule needs exactly one of cron, interval and calendar; "
                 f"given: {', '.join(given) or 'none'}."
             )
         zone_of(timezone)
