@@ -5,25 +5,55 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, assert_never
 
 import msgspec
 from msgspec import Raw
 
 from pyworkflow_ray.actors.inboxes import CANCEL_KEY, InboxEntry
 from pyworkflow_ray.actors.new_runs import child_of, label, successor_of
+from pyworkflow_ray.actors.observers import Moment
 from pyworkflow_ray.actors.payloads import Payloads
 from pyworkflow_ray.actors.settings import EngineSettings
-from pyworkflow_ray.engine.commands import CancelChild, Command, ContinueRun, CreateHook, StartChild
+from pyworkflow_ray.engine.commands import (
+    ApplyPatch,
+    CancelChild,
+    CancelRun,
+    CancelStep,
+    Command,
+    CompleteRun,
+    ContinueRun,
+    CreateHook,
+    DisposeHook,
+    FailRun,
+    RecordSideEffect,
+    ScheduleStep,
+    SetAttributes,
+    StartChild,
+    StartTimer,
+)
 from pyworkflow_ray.engine.events import (
     AttributesSet,
     CancellationRequested,
     ChildCancelled,
     ChildCompleted,
     ChildFailed,
+    ChildStarted,
     Event,
+    HookCreated,
     HookDisposed,
+    HookExpired,
+    HookReceived,
+    PatchApplied,
+    SideEffectRecorded,
     SignalReceived,
+    StepCancelled,
+    StepCompleted,
+    StepFailed,
+    StepRetrying,
+    StepScheduled,
+    TimerFired,
+    TimerStarted,
     WorkflowCancelled,
     WorkflowCompleted,
     WorkflowContinuedAsNew,
@@ -90,8 +120,12 @@ class Activation:
     outgoing: list[InboxEntry] = field(default_factory=list)
     end: RunEnd | None = None
     """How the drive ends with this: the lease is released in the same commit. None goes on."""
+    moments: list[Moment] = field(default_factory=list)
+    """What observers are to see once this is committed."""
     appended: int = 0
     """Once handed to the writer: how many events it adds to the history."""
+    posted_at: float = 0.0
+    """When it was handed to the writer, by the monotonic clock."""
     is_unread: bool = False
     """After a commit that releases the lease: whether something has come into the inbox meanwhile."""
     begun: list[RunRecord] = field(default_factory=list)
@@ -108,6 +142,27 @@ class Activation:
         self.blobs.extend(blobs)
         self.rows.append((at, type_of(stored), encode_data(stored)))
         match event:
+            case (
+                StepScheduled()
+                | StepCompleted()
+                | StepFailed()
+                | StepRetrying()
+                | StepCancelled()
+                | TimerStarted()
+                | TimerFired()
+                | HookCreated()
+                | HookReceived()
+                | HookExpired()
+                | CancellationRequested()
+                | ChildStarted()
+                | ChildCompleted()
+                | ChildFailed()
+                | ChildCancelled()
+                | SignalReceived()
+                | SideEffectRecorded()
+                | PatchApplied()
+            ):
+                pass  # the row does not change with these
             case WorkflowStarted():
                 self.changes |= {"status": RunStatus.RUNNING, "started_at": at, "wake_at": None}
             case WorkflowInterrupted(recovery_attempt=attempt):
@@ -130,6 +185,8 @@ class Activation:
                 self.changes["attributes"] = label(attributes)
             case HookDisposed(hook_id=hook_id):
                 self.disposed.append(hook_id)
+            case _:
+                assert_never(event)
 
     def _ended(self, status: RunStatus, at: datetime, **changes: Any) -> None:
         self.changes |= {"status": status, "completed_at": at, "wake_at": None, **changes}
@@ -155,8 +212,21 @@ class Activation:
                     for number, (name, payload) in enumerate(command.signals):
                         unread = SignalReceived(name=name, payload=payload)
                         self.unread.append(InboxEntry(run_id, f"unread:{number}", unread))
+                case (
+                    ScheduleStep()
+                    | CancelStep()
+                    | StartTimer()
+                    | DisposeHook()
+                    | RecordSideEffect()
+                    | ApplyPatch()
+                    | SetAttributes()
+                    | CompleteRun()
+                    | FailRun()
+                    | CancelRun()
+                ):
+                    pass  # the event that records it says all
                 case _:
-                    pass
+                    assert_never(command)
         if self.end is not None and self.end.is_final and run.parent_run_id and run.child_id:
             outcome = _outcome_of(run, run.child_id, self.end)
             if outcome is not None:

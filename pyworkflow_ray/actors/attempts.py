@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
 
 from msgspec import Raw
 
 from pyworkflow_ray.actors.dispatchers import Ticket
+from pyworkflow_ray.actors.observers import AttemptDispatched, AttemptEnded
 from pyworkflow_ray.actors.runner import KILL_GRACE, Attempt
 from pyworkflow_ray.actors.services import Services
-from pyworkflow_ray.engine.attempts import AttemptFailed, AttemptOutcome
+from pyworkflow_ray.engine.attempts import AttemptCompleted, AttemptFailed, AttemptOutcome
 from pyworkflow_ray.engine.pending_steps import PendingStep
 from pyworkflow_ray.exceptions import WorkerDiedError
 from pyworkflow_ray.storage.records import RunRecord
@@ -115,8 +119,17 @@ class Attempts:
             attempt,
             command.function,
             options,
-            lambda outcome: self._arrive(attempt.step_id, attempt.attempt, outcome),
+            partial(self._ended, attempt, time.monotonic()),
         )
+        if self._services.observers.wants(AttemptDispatched):
+            self._services.observers.report(AttemptDispatched(**_of(attempt)))
+
+    def _ended(self, attempt: Attempt, dispatched_at: float, outcome: AttemptOutcome) -> None:
+        if self._services.observers.wants(AttemptEnded):
+            how = "completed" if isinstance(outcome, AttemptCompleted) else outcome.cause
+            duration = timedelta(seconds=time.monotonic() - dispatched_at)
+            self._services.observers.report(AttemptEnded(**_of(attempt), outcome=how, duration=duration))
+        self._arrive(attempt.step_id, attempt.attempt, outcome)
 
     async def _resolve(self, value: Raw) -> bytes:
         data = bytes(value)
@@ -138,3 +151,14 @@ class Attempts:
         ticket.cancel()
         if on_cancel != "interrupt":
             asyncio.get_running_loop().call_later(KILL_GRACE, ticket.cancel, True)
+
+
+def _of(attempt: Attempt) -> dict[str, Any]:
+    """What a moment says of an attempt."""
+    return {
+        "run_id": attempt.run_id,
+        "workflow": attempt.workflow_name,
+        "step_id": attempt.step_id,
+        "step": attempt.step_name,
+        "attempt": attempt.attempt,
+    }

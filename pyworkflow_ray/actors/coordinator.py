@@ -18,7 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
@@ -29,6 +29,16 @@ from pyworkflow_ray.actors.activations import RunEnd
 from pyworkflow_ray.actors.codes import CodeLoader, pack
 from pyworkflow_ray.actors.dispatchers import Dispatcher, LocalDispatcher
 from pyworkflow_ray.actors.drives import Drive
+from pyworkflow_ray.actors.observers import (
+    LogObserver,
+    Observer,
+    Observers,
+    RunAccepted,
+    RunBlocked,
+    RunClaimed,
+    RunGivenUp,
+    of_run,
+)
 from pyworkflow_ray.actors.payloads import Payloads, configured_values
 from pyworkflow_ray.actors.queries import answer_by_replay
 from pyworkflow_ray.actors.services import Services
@@ -70,6 +80,7 @@ class Coordinator:
         dispatcher: What runs steps; in this process by default.
         clock: The system's by default.
         cluster: Tells coordinators of this name in other clusters apart.
+        observers: Watch the runs, besides the log.
     """
 
     def __init__(
@@ -81,6 +92,7 @@ class Coordinator:
         dispatcher: Dispatcher | None = None,
         clock: Clock | None = None,
         cluster: str = "",
+        observers: Iterable[Observer] = (),
     ) -> None:
         self.name = name
         self.settings = settings
@@ -90,6 +102,7 @@ class Coordinator:
         self._storage = storage
         self._dispatcher = dispatcher
         self._clock = clock or SystemClock()
+        self._observers = Observers([LogObserver(), *observers])
         self._services: Services | None = None
         self._drives: dict[str, Drive] = {}
         self._ends: dict[str, asyncio.Task[RunEnd]] = {}
@@ -135,11 +148,12 @@ class Coordinator:
             begin=self._begin_here,
             deliver=self.deliver,
             is_here=self._drives.__contains__,
+            observers=self._observers,
         )
         ttl = self.settings.lease_ttl.total_seconds()
         runs = await storage.write(claim_placed(self.name, self.owner, ttl, self.cluster))
         for run in runs:
-            self._begin(run)
+            self._begin_claimed(run)
         self._background = [
             asyncio.get_running_loop().create_task(work()) for work in (self._renew, self._watch)
         ]
@@ -192,12 +206,8 @@ class Coordinator:
             return
         frame = sys._current_frames().get(feeding[1])
         stack = "".join(traceback.format_stack(frame)[-6:]) if frame is not None else "(unknown)"
-        logger.warning(
-            "Workflow code of run {} has blocked for {:.0f} s; do slow work in a step. It is at:\n{}",
-            drive.run_id,
-            now - feeding[0],
-            stack,
-        )
+        duration = timedelta(seconds=now - feeding[0])
+        self._observers.report(RunBlocked(**of_run(drive.run), duration=duration, stack=stack))
 
     # --- what a runtime adds ------------------------------------------------------------------
 
@@ -234,7 +244,7 @@ class Coordinator:
             await asyncio.Event().wait()  # the call ends with this process, and is made again to the next
         for run in runs:
             if run.run_id not in self._ends and run.run_id not in self._recent:
-                self._begin(run)
+                self._begin_accepted(run)
 
     async def end_of(self, run_id: str) -> RunEnd | None:
         """How the run's drive ends, or ended of late; None when it is not known here."""
@@ -275,7 +285,7 @@ class Coordinator:
         self._claiming.update(new)
         try:
             for run in await self._claim(new):
-                self._begin(run)
+                self._begin_claimed(run)
         finally:
             self._claiming.difference_update(new)
         return [run_id for run_id in wanted if run_id in self._ends]
@@ -302,7 +312,7 @@ class Coordinator:
     def _begin_here(self, run: RunRecord) -> None:
         is_as_born = run.epoch == 1 and run.owner == self.name
         if is_as_born and run.run_id not in self._ends and run.run_id not in self._recent:
-            self._begin(run)
+            self._begin_accepted(run)
 
     def deliver(self, run_id: str) -> None:
         """Have a run look into its inbox: one that is driven here, or else wherever it is."""
@@ -358,6 +368,21 @@ class Coordinator:
             )
         return encode_outcome(outcome)
 
+    def _begin_accepted(self, run: RunRecord) -> None:
+        self._observers.report(RunAccepted(**of_run(run), coordinator=self.name))
+        self._begin(run)
+
+    def _begin_claimed(self, run: RunRecord) -> None:
+        self._observers.report(
+            RunClaimed(
+                **of_run(run),
+                coordinator=self.name,
+                epoch=run.epoch,
+                was_interrupted=run.was_interrupted,
+            )
+        )
+        self._begin(run)
+
     def _begin(self, run: RunRecord) -> asyncio.Task[RunEnd]:
         assert self._services is not None
         self._idle_since = time.monotonic()
@@ -377,7 +402,7 @@ class Coordinator:
         except BaseException as error:
             # The traceback alone: values in its frames (payloads, a password) do not belong in a log.
             told = "".join(traceback.format_exception(error))
-            logger.error("Driving run {} failed; it is given up here:\n{}", drive.run_id, told)
+            self._observers.report(RunGivenUp(**of_run(drive.run), traceback=told))
             await self._give_up(drive)
             return RunEnd(drive.run_id, "lost")
         finally:

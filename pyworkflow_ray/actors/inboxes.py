@@ -53,19 +53,17 @@ CANCEL_KEY = "cancel"
 
 async def requests_to_children(services: Services, run_id: str) -> list[InboxEntry]:
     """What asks the children to cancel that end with their parent, read off the history without its code."""
-    types = (
-        "child_workflow.started",
-        *(f"child_workflow.{end}" for end in ("completed", "failed", "cancelled")),
-    )
+    types = [kind.type for kind in (ChildStarted, ChildCompleted, ChildFailed, ChildCancelled)]
     rows = await asyncio.to_thread(services.storage.read, read_events(run_id, types=types))
     open_children: dict[str, str] = {}
     for _, _, type_, data in rows:
         with contextlib.suppress(ValueError):  # a damaged row: that child goes on
-            match decode_event(type_, data):
-                case ChildStarted(child_id=child_id, child_run_id=child_run_id, parent_close="cancel"):
-                    open_children[child_id] = child_run_id
-                case ChildCompleted() | ChildFailed() | ChildCancelled() as ended:
-                    open_children.pop(ended.child_id, None)
+            event = decode_event(type_, data)
+            if isinstance(event, ChildStarted):
+                if event.parent_close == "cancel":
+                    open_children[event.child_id] = event.child_run_id
+            elif isinstance(event, ChildCompleted | ChildFailed | ChildCancelled):
+                open_children.pop(event.child_id, None)
     request = CancellationRequested(reason="its parent has ended", requested_by=run_id)
     return [InboxEntry(child, CANCEL_KEY, request) for child in open_children.values()]
 

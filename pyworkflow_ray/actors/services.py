@@ -12,6 +12,7 @@ from loguru import logger
 
 from pyworkflow_ray.actors.codes import CodeLoader, source_changed
 from pyworkflow_ray.actors.dispatchers import Dispatcher
+from pyworkflow_ray.actors.observers import Observers
 from pyworkflow_ray.actors.payloads import Payloads
 from pyworkflow_ray.actors.settings import EngineSettings
 from pyworkflow_ray.clock import Clock
@@ -43,6 +44,8 @@ class Services:
     deliver: Callable[[str], None]
     """Have a run look into its inbox, wherever it is."""
     is_here: Callable[[str], bool]
+    """Whether this coordinator drives the run."""
+    observers: Observers
 
 
 def limits_of(run: RunRecord, settings: EngineSettings) -> Limits:

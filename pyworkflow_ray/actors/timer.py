@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from datetime import timedelta
 from typing import Any
 
 from loguru import logger
 
 from pyworkflow_ray.actors.nudges import Nudge, Nudger, Placed
+from pyworkflow_ray.actors.observers import LogObserver, Observer, Observers, RunWoken
 from pyworkflow_ray.actors.schedulers import fire_due
 from pyworkflow_ray.actors.settings import EngineSettings
 from pyworkflow_ray.storage.storages import Storage
@@ -30,11 +32,19 @@ class Timer:
         settings: The settings of all actors.
         nudge: How a coordinator is nudged.
         rouse: Has the timer of another environment look at its rows.
+        observers: Watch the runs that it wakes, besides the log.
     """
 
-    def __init__(self, settings: EngineSettings, nudge: Nudge, rouse: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        settings: EngineSettings,
+        nudge: Nudge,
+        rouse: Callable[[str], None],
+        observers: Iterable[Observer] = (),
+    ) -> None:
         self.settings = settings
         self._rouse = rouse
+        self._observers = Observers([LogObserver(), *observers])
         self._nudger = Nudger(settings, nudge)
         self._storage: Storage | None = None
         self._hurry = asyncio.Event()
@@ -76,7 +86,8 @@ class Timer:
         found = await asyncio.to_thread(
             storage.read, lambda c: due(c, horizon_seconds=interval, limit=MOST_DUE)
         )
-        ready: list[Placed] = [run for run in found if run.seconds_until <= 0]
+        is_due = [run for run in found if run.seconds_until <= 0]
+        ready: list[Placed] = list(is_due)
         later = [run.seconds_until for run in found if run.seconds_until > 0]
         if len(found) == MOST_DUE:
             self._next_at = now  # there may be more
@@ -90,6 +101,10 @@ class Timer:
         for environment in {run.environment for run in ready} - {mine}:
             self._rouse(environment)  # it is at its work, or has gone with its cluster
         self.wakes += await self._nudger.nudge(storage, [run for run in ready if run.environment == mine])
+        if self._observers.wants(RunWoken):
+            for run in (run for run in is_due if run.environment == mine):
+                late = timedelta(seconds=-run.seconds_until)
+                self._observers.report(RunWoken(run_id=run.run_id, late=late))
         await self._fire(storage, interval)
 
     async def _fire(self, storage: Storage, horizon: float) -> None:
