@@ -49,7 +49,7 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
     file = file_path.resolve()
     if not any(file.is_relative_to(folder) for folder in parent.config.stash[_HISTORIES]):
         return None
-    from pyworkflow_ray.testing.plugin import HistoryFile
+    from pyworkflow_ray.testing.history_tests import HistoryFile
 
     return HistoryFile.from_parent(parent, path=file_path)
 

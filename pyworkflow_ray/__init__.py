@@ -53,6 +53,7 @@ from pyworkflow_ray.client.hooks import (
     resume_hook_sync,
 )
 from pyworkflow_ray.client.logs import configure_logging
+from pyworkflow_ray.client.new_schedules import create_schedule
 from pyworkflow_ray.client.records import Event, WorkflowRun
 from pyworkflow_ray.client.runs import (
     cancel_workflow,
@@ -68,17 +69,13 @@ from pyworkflow_ray.client.runs import (
     resume,
     signal,
 )
-from pyworkflow_ray.client.schedules import (
-    Schedule,
-    create_schedule,
+from pyworkflow_ray.client.schedule_changes import (
     delete_schedule,
-    get_schedule,
-    get_schedule_events,
-    list_schedules,
     pause_schedule,
     resume_schedule,
     update_schedule,
 )
+from pyworkflow_ray.client.schedules import Schedule, get_schedule, get_schedule_events, list_schedules
 from pyworkflow_ray.client.starts import run_workflow, start, start_sync
 from pyworkflow_ray.client.steps import StepExecution
 from pyworkflow_ray.config import configure, configure_from_yaml, get_config, reset_config

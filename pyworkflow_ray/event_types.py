@@ -47,9 +47,14 @@ class EventType(StrEnum):
     def __repr__(self) -> str:
         return repr(self.value)
 
+    @property
+    def is_known(self) -> bool:
+        """Whether this version of the package knows the type."""
+        return self._name_ in type(self).__members__
+
     @classmethod
     def _missing_(cls, value: object) -> EventType:
-        # A later version of this package has written it; a reader shows it all the same.
+        # A later version of this package has written it. A reader can still show its text.
         unknown = str.__new__(cls, str(value))
         unknown._name_ = unknown._value_ = str(value)
         return unknown

@@ -172,3 +172,23 @@ def test_importing_the_package_configures_no_logging_and_joins_no_cluster() -> N
         "assert not {'typer', 'rich'} & set(sys.modules), 'the command line was imported'"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize("folder", ["client", "cli", "testing"])
+def test_no_module_of_a_folder_imports_itself_by_way_of_others(folder: str) -> None:
+    inside = {module: path for module, path in sources() if module.startswith(f"pyworkflow_ray.{folder}.")}
+    below = {
+        module: {
+            name
+            for _, imported in imports(path)
+            for name in (imported, imported.rpartition(".")[0])
+            if name in inside and name != module
+        }
+        for module, path in inside.items()
+    }
+    while leaves := [module for module, needed in below.items() if not needed]:
+        for module in leaves:
+            del below[module]
+        for needed in below.values():
+            needed.difference_update(leaves)
+    assert not below, f"these modules import each other in a circle: {', '.join(sorted(below))}"

@@ -1,4 +1,4 @@
-"""The command line's root: what is common to all commands, and where they are put together."""
+"""The command line's root: its global options, and all its commands put together."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pyworkflow_ray.cli import (
     schedules,
     workflows,
 )
-from pyworkflow_ray.cli.errors import is_debugging, print_error, told
+from pyworkflow_ray.cli.errors import is_debugging, print_error, report_errors
 from pyworkflow_ray.cli.invocations import Invocation
 from pyworkflow_ray.cli.outputs import PROGRAM, Format
 
@@ -30,20 +30,20 @@ _FLAGS = frozenset({"--debug"})
 
 
 class Root(TyperGroup):
-    """The root group: global options may stand behind the sub-command, too, and errors are told."""
+    """The root group. Global options may also follow the sub-command, and errors are reported."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, hoisted(args))
 
     def invoke(self, ctx: Any) -> Any:
-        with told(bool(ctx.params.get("debug"))):
+        with report_errors(bool(ctx.params.get("debug"))):
             return super().invoke(ctx)
 
 
 def hoisted(args: list[str]) -> list[str]:
-    """The arguments with the global options in front; what comes behind `--` stays where it is.
+    """The arguments with the global options moved to the front. What follows `--` stays where it is.
 
-    So no command may have an option of its own that is named like a global one.
+    So no command may have an option with the name of a global one.
     """
     front: list[str] = []
     rest: list[str] = []
@@ -69,10 +69,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Durable workflows on Ray: run them, look at them, answer what they wait for.",
+    help="Durable workflows on Ray: run them, look at them, answer their hooks.",
     epilog=(
-        "Settings come from these options, PYWORKFLOW_*, pyworkflow.config.yaml and defaults. These "
-        f"options may stand anywhere. To begin: {PROGRAM} quickstart"
+        "Settings come from these options, then PYWORKFLOW_*, then pyworkflow.config.yaml, then defaults. "
+        f"These options may stand anywhere. To begin: {PROGRAM} quickstart"
     ),
 )
 for each in (engine_actors, quickstarts, replays):
@@ -96,11 +96,11 @@ def root(
     storage: Annotated[
         str | None, typer.Option(metavar="URL", help="Database URL, or path of an SQLite file.")
     ] = None,
-    address: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Ray cluster to join.")] = None,
-    namespace: Annotated[str | None, typer.Option(help="Ray namespace of the engine.")] = None,
+    address: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="The Ray cluster to join.")] = None,
+    namespace: Annotated[str | None, typer.Option(help="The engine's Ray namespace.")] = None,
     module: Annotated[
         list[str] | None,
-        typer.Option(metavar="MODULE", help="Module or file that defines workflows; may be repeated."),
+        typer.Option(metavar="MODULE", help="A module or file that defines workflows; may be repeated."),
     ] = None,
     output: Annotated[Format, typer.Option(help="Form of the answer.")] = Format.TABLE,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks (or PYWORKFLOW_DEBUG=1).")] = False,
@@ -133,7 +133,5 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        print_error(
-            f"{type(error).__name__}: {error}", "the same with --debug, which shows where it comes from"
-        )
+        print_error(f"{type(error).__name__}: {error}", "run it again with --debug to see the traceback")
         sys.exit(1)

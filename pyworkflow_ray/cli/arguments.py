@@ -1,4 +1,4 @@
-"""The arguments of a workflow as they are typed: `--arg order=A-17 --arg cents=1250`."""
+"""Arguments of workflows, as a user types them: `--arg order=A-17 --arg cents=1250`."""
 
 from __future__ import annotations
 
@@ -6,31 +6,38 @@ import json
 import types
 import typing
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from pydantic import TypeAdapter
 
 from pyworkflow_ray.authoring.workflows import WorkflowFunction
-from pyworkflow_ray.cli.questions import read_value
+
+Args = Annotated[
+    list[str] | None,
+    typer.Option("--arg", "-a", metavar="NAME=VALUE", help="An argument, JSON or text; may be repeated."),
+]
+ArgsJson = Annotated[
+    str | None, typer.Option(help="Arguments as a JSON list, or as an object of named ones.")
+]
 
 
 def arguments_of(
     definition: WorkflowFunction[Any, Any], given: Iterable[str], args_json: str | None
 ) -> tuple[list[Any], dict[str, Any]]:
-    """The positional and the named arguments; the library's own checks convert and refuse them.
+    """The positional and the named arguments. The library's own checks convert or refuse them later.
 
     Args:
         given: Texts "name=value".
         args_json: A JSON list of positional arguments, or an object of named ones.
 
     Raises:
-        BadParameter: A text has no such form, or a name is given twice.
+        BadParameter: A text has another form, or a name is given twice.
     """
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     if args_json is not None:
-        match read_value(args_json, "--args-json"):
+        match parse_json(args_json, "--args-json"):
             case list() as args:
                 pass
             case dict() as kwargs:
@@ -49,9 +56,9 @@ def arguments_of(
 
 
 def typed(text: str, annotation: Any) -> Any:
-    """What a text means for a parameter: JSON if it is that and the parameter takes it, else the text itself.
+    """The value of a text for a parameter: JSON, if the parameter accepts that; else the text itself.
 
-    So `--arg order=1234` is a text for a parameter that is one, and a number for others.
+    So `--arg order=1234` is the text "1234" for a `str` parameter, and a number for other parameters.
     """
     if annotation is str:
         return text
@@ -64,7 +71,7 @@ def typed(text: str, annotation: Any) -> Any:
 
 
 def _is_text(annotation: Any) -> bool:
-    """Whether a text is one of the alternatives, as in `str | None`."""
+    """Whether `str` is one of the alternatives, as in `str | None`."""
     is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     return is_union and str in typing.get_args(annotation)
 
@@ -82,3 +89,19 @@ def _hints(definition: WorkflowFunction[Any, Any]) -> dict[str, Any]:
         return typing.get_type_hints(definition.fn, include_extras=True)
     except Exception:
         return {}
+
+
+def parse_json(text: str, option: str) -> Any:
+    """The value of the JSON text that was given for an option.
+
+    Raises:
+        BadParameter: It is not JSON.
+    """
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"it is not JSON: {error}. Texts need quotes in JSON, and the whole quotes of the shell: "
+            "'\"a text\"', '{\"approved\": true}'",
+            param_hint=option,
+        ) from None

@@ -1,4 +1,4 @@
-"""What the shell offers at the tab key. A completion never fails: where it cannot look, it offers nothing."""
+"""Completions: what the shell offers at the tab key. On an error they offer nothing."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def workflows_with_runs(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def runs(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    """The newest runs, with what they are."""
+    """The newest runs, with their workflows and states."""
     found = _offered(
         ctx, lambda _: _storage().read(lambda c: list_runs(c, query=incomplete or None, limit=MOST))[0]
     )
@@ -58,7 +58,7 @@ def runs(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
 
 
 def schedules(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    """Schedules, with what they run."""
+    """Schedules, with their workflows and times."""
     found = _offered(ctx, lambda _: _storage().read(lambda c: list_schedules(c, limit=MOST)))
     return [
         (each.schedule_id, f"{each.workflow_name}, {each.spec.describe()}")

@@ -1,4 +1,4 @@
-"""`pyworkflow-ray db`: the version of the tables, and bringing it up."""
+"""`pyworkflow-ray db`: the version of the tables, and upgrading them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ app = typer.Typer(no_args_is_help=True, help="The database's tables.")
 
 @app.command()
 def current(ctx: typer.Context) -> None:
-    """Show the version of the tables; nothing is changed."""
+    """Show the version of the tables. Nothing is changed."""
     output = begin(ctx)
     found = inspect_database(session().storage.database.secret_url)
     _print(output, found)
@@ -25,7 +25,7 @@ def current(ctx: typer.Context) -> None:
 
 @app.command()
 def upgrade(ctx: typer.Context) -> None:
-    """Make the tables, or bring them to the newest version, in one transaction."""
+    """Create the tables, or upgrade them to the newest version, in one transaction."""
     output = begin(ctx)
     storage = session().storage
     if storage.database.is_memory:

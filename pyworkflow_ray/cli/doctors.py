@@ -1,4 +1,4 @@
-"""What `pyworkflow-ray doctor` looks at, and how it tells what it has found."""
+"""`pyworkflow-ray doctor`: what it checks, and how it prints what it finds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.text import Text
 
 from pyworkflow_ray import config
 from pyworkflow_ray.actors.cluster import named_address
-from pyworkflow_ray.cli.cells import STYLES, shown
+from pyworkflow_ray.cli.formatters import STYLES, sanitize
 from pyworkflow_ray.cli.outputs import PROGRAM, Column, Format, Output
 from pyworkflow_ray.client.engine_actors import EngineState, inspect_engine, join
 from pyworkflow_ray.exceptions import ConfigurationError, StorageError
@@ -26,15 +26,15 @@ OK, WARNING, PROBLEM = "ok", "warning", "problem"
 MARKS = {OK: "✓", WARNING: "!", PROBLEM: "✗"}
 PACKAGES = ("pyworkflow-ray", "ray", "sqlalchemy", "pydantic", "msgspec", "cloudpickle")
 CLOCK_TOLERANCE = 1.0
-"""Seconds by which host and database may differ."""
+"""Seconds by which the clocks of host and database may differ."""
 LATE = 60.0
-"""Seconds after which a run that is due counts as late."""
+"""Seconds after its time at which a run counts as late."""
 MOST_COUNTED = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What was looked at, what is there, and how to mend it."""
+    """What was checked, what was found, and how to mend it."""
 
     name: str
     status: str
@@ -43,13 +43,13 @@ class Check:
 
 
 async def examine() -> list[Check]:
-    """Every check, in the order in which a reader wants them."""
+    """All checks, in the order in which a reader wants them."""
     checks = [_versions()]
-    state, told = await _ray()
-    checks += told
+    state, found = await _ray()
+    checks += found
     url = _url(state)
-    database, told = await asyncio.to_thread(_storage, url)
-    checks += told
+    database, found = await asyncio.to_thread(_storage, url)
+    checks += found
     if database is not None and state is not None:
         checks += await asyncio.to_thread(_agreement, state, database)
         checks += _actors(state, database)
@@ -60,7 +60,7 @@ async def examine() -> list[Check]:
 
 
 def _url(state: EngineState | None) -> str:
-    """The configured database; where none is named, that of the engine which runs."""
+    """The configured database. If none is configured, that of the running engine."""
     settings = config.get_config()
     adopted = None if settings.storage is not None or state is None else state.storage_url
     return adopted or settings.storage_url
@@ -85,7 +85,7 @@ async def _ray() -> tuple[EngineState | None, list[Check]]:
     except ConfigurationError as error:
         if named:
             return None, [Check("Ray", PROBLEM, str(error), "ray start --head, or the right --address")]
-        mend = "ray start --head; without one, a process that starts runs has a cluster of its own"
+        mend = "ray start --head; without a cluster, each process that starts runs has one of its own"
         return None, [Check("Ray", WARNING, "no cluster runs here, and no address is named", mend)]
     state = await inspect_engine(config.get_config().namespace)
     cpus, gpus = sum(node.cpus for node in state.nodes), sum(node.gpus for node in state.nodes)
@@ -101,39 +101,39 @@ def _storage(url: str) -> tuple[Inspection | None, list[Check]]:
         found = inspect_database(url)
     except StorageError as error:
         return None, [
-            Check("storage", PROBLEM, str(error), "start the database, or name the right one: --storage")
+            Check("storage", PROBLEM, str(error), "start the database, or name another one with --storage")
         ]
-    told = f"{found.url}, tables of version {found.schema_version}, {found.mode}"
+    facts = f"{found.url}, tables of version {found.schema_version}, {found.mode}"
     if not found.exists:
-        return found, [
-            Check("storage", WARNING, f"{found.url} is not there yet", "it is made with the first run")
-        ]
+        return found, [Check("storage", WARNING, f"{found.url} is not there yet", "the first run creates it")]
     if found.schema_version > found.newest_version:
         return found, [
-            Check("storage", PROBLEM, f"{told}: newer than this program", "upgrade pyworkflow-ray here")
+            Check("storage", PROBLEM, f"{facts}: newer than this program", "upgrade pyworkflow-ray here")
         ]
     if found.schema_version < found.newest_version:
-        return found, [Check("storage", WARNING, f"{told}: older than this program", f"{PROGRAM} db upgrade")]
+        return found, [
+            Check("storage", WARNING, f"{facts}: older than this program", f"{PROGRAM} db upgrade")
+        ]
     if found.url.startswith("sqlite") and found.mode != "wal":
         return found, [
-            Check("storage", WARNING, f"{told}: no write-ahead log", "put the file on a local disk")
+            Check("storage", WARNING, f"{facts}: no write-ahead log", "put the file on a local disk")
         ]
-    return found, [Check("storage", OK, told)]
+    return found, [Check("storage", OK, facts)]
 
 
 def _agreement(state: EngineState, database: Inspection) -> list[Check]:
-    """Whether the engine that runs uses the database that is configured here."""
+    """Whether the running engine uses the database that is configured here."""
     if state.storage_url is None:
         return []
     try:
         running = inspect_database(state.storage_url)
     except StorageError as error:
-        mend = "an SQLite file is on one node: take PostgreSQL, or look from that node"
-        return [Check("engine's storage", PROBLEM, f"not to be read from here: {error}", mend)]
+        mend = "an SQLite file is on one node: use PostgreSQL, or run this on that node"
+        return [Check("engine's storage", PROBLEM, f"cannot be read from here: {error}", mend)]
     if running.storage_id == database.storage_id and running.storage_id is not None:
         return [Check("engine's storage", OK, "the same")]
-    mend = "name that one with --storage, or another engine with --namespace"
-    return [Check("engine's storage", PROBLEM, f"another one: {running.url}", mend)]
+    mend = "name that database with --storage, or another engine with --namespace"
+    return [Check("engine's storage", PROBLEM, f"another database: {running.url}", mend)]
 
 
 def _actors(state: EngineState, database: Inspection) -> list[Check]:
@@ -144,13 +144,13 @@ def _actors(state: EngineState, database: Inspection) -> list[Check]:
     deaf = [actor.name for actor in state.actors if actor.pid is None]
     names = ", ".join(_actor(actor.name, actor.runs) for actor in state.actors)
     if deaf:
-        mend = f"wait, if Ray is restarting them; else {PROGRAM} down, and up again"
+        mend = f"wait, if Ray is restarting them; else {PROGRAM} down, then up"
         checks.append(Check("engine", PROBLEM, f"no answer from {', '.join(deaf)}", mend))
     else:
         checks.append(Check("engine", OK, names))
     if len(state.nodes) > 1 and database.url.startswith("sqlite"):
-        found = f"an SQLite file is on one of {len(state.nodes)} nodes, and runs stop with that node"
-        checks.append(Check("nodes", WARNING, found, "take PostgreSQL"))
+        found = f"the SQLite file is on one of {len(state.nodes)} nodes; runs stop if that node stops"
+        checks.append(Check("nodes", WARNING, found, "use PostgreSQL"))
     return checks
 
 
@@ -163,7 +163,7 @@ def _clock(database: Inspection) -> Check:
     if abs(ahead) <= CLOCK_TOLERANCE:
         return Check("clocks", OK, f"host and database agree to {abs(ahead):.2f} s")
     found = f"the database's clock is {abs(ahead):.1f} s {'ahead of' if ahead > 0 else 'behind'} this host's"
-    return Check("clocks", WARNING, f"{found}: sleeps are that much off", "set both by NTP")
+    return Check("clocks", WARNING, f"{found}: sleeps are wrong by that much", "let NTP set both")
 
 
 def _runs(url: str, has_engine: bool) -> list[Check]:
@@ -179,19 +179,19 @@ def _runs(url: str, has_engine: bool) -> list[Check]:
             "runs that nobody drives",
             [run.run_id for run in lost],
             WARNING,
-            "the sweep takes them up within seconds: look again" if has_engine else mend,
+            "the sweep finds them within seconds: check again" if has_engine else mend,
         ),
         _counted(
             "runs that should be awake",
             [run.run_id for run in late],
             PROBLEM if has_engine else WARNING,
-            f"{PROGRAM} down, and up again: the timer does not keep up" if has_engine else mend,
+            f"{PROGRAM} down, then up: the timer does not keep up" if has_engine else mend,
         ),
         _counted(
             "runs set aside",
             [run.run_id for run in aside],
             WARNING,
-            f"{PROGRAM} runs status ID tells why; {PROGRAM} runs resume ID goes on",
+            f"{PROGRAM} runs status ID shows why; {PROGRAM} runs resume ID lets it go on",
         ),
     ]
 
@@ -205,7 +205,7 @@ def _counted(name: str, run_ids: list[str], status: str, mend: str) -> Check:
 
 
 def print_checks(output: Output, checks: list[Check]) -> None:
-    """Print a line for each check, and one below it for how to mend what is wrong."""
+    """Print a line for each check. A second line says how to mend what is wrong."""
     if output.format is not Format.TABLE:
         columns = [Column(name, attrgetter(name)) for name in Check.__dataclass_fields__]
         output.rows(checks, columns)
@@ -213,7 +213,7 @@ def print_checks(output: Output, checks: list[Check]) -> None:
     width = max(len(check.name) for check in checks)
     for check in checks:
         head = Text.assemble((MARKS[check.status], STYLES[check.status]), f" {check.name:<{width}}")
-        output.hanging(head, Text(shown(check.found)))
+        output.hanging(head, Text(sanitize(check.found)))
         if check.status != OK:
             output.hanging(Text(" " * head.cell_len), Text.assemble(("→ ", "dim"), (check.mend, "bold")))
     bad = sum(check.status == PROBLEM for check in checks)

@@ -20,7 +20,7 @@ COLUMNS = [
 
 
 def up(ctx: typer.Context) -> None:
-    """Bring the engine's actors up in a Ray cluster, and keep them there."""
+    """Start the engine's actors in a Ray cluster, and keep them running."""
     output = begin(ctx)
     with output.busy("joining Ray"):
         run_sync(join(must_last=True))
@@ -31,7 +31,7 @@ def up(ctx: typer.Context) -> None:
 
 
 def down(ctx: typer.Context) -> None:
-    """End the engine's actors in a Ray cluster. Runs stay as they are, and go on after the next `up`."""
+    """Stop the engine's actors in a Ray cluster. Runs are kept, and go on after the next `up`."""
     output = begin(ctx)
     run_sync(join(must_last=True))
     namespace = get_config().namespace
@@ -40,17 +40,17 @@ def down(ctx: typer.Context) -> None:
         names, [Column("actor", str, is_whole=True)], empty=f"No engine runs in the namespace {namespace!r}."
     )
     if names:
-        _tell_down(output)
+        _print_after_down(output)
 
 
-def _tell_down(output: Output) -> None:
-    output.say(f"Runs stay, and go on after: {PROGRAM} up", "dim")
+def _print_after_down(output: Output) -> None:
+    output.say(f"Runs are kept, and go on after: {PROGRAM} up", "dim")
 
 
 def doctor(ctx: typer.Context) -> None:
-    """Check versions, Ray, the storage, the engine and its runs, and tell how to mend what is wrong."""
+    """Check versions, Ray, the storage, the engine and its runs. Say how to mend what is wrong."""
     output = begin(ctx)
-    with output.busy("looking"):
+    with output.busy("checking"):
         checks = run_sync(doctors.examine())
     doctors.print_checks(output, checks)
     if any(check.status == doctors.PROBLEM for check in checks):

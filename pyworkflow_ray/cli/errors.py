@@ -1,4 +1,4 @@
-"""Errors as the command line tells them: one message on standard error, and what to type next."""
+"""Errors of commands: one message on standard error, and what to type next."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import typer
 
 from pyworkflow_ray import exceptions
-from pyworkflow_ray.cli.cells import shown
+from pyworkflow_ray.cli.formatters import sanitize
 from pyworkflow_ray.cli.outputs import PROGRAM
 
 VARIABLE = "PYWORKFLOW_DEBUG"
@@ -21,7 +21,7 @@ _NEXT: dict[type[BaseException], str] = {
     exceptions.HookAlreadyReceivedError: f"{PROGRAM} hooks list",
     exceptions.StorageError: f"{PROGRAM} doctor",
 }
-"""What shows more of an error's circumstances."""
+"""The command that shows more about an error."""
 
 
 def is_debugging(debug: bool = False) -> bool:
@@ -30,8 +30,8 @@ def is_debugging(debug: bool = False) -> bool:
 
 
 @contextmanager
-def told(debug: bool) -> Iterator[None]:
-    """Errors of this package end the command with a message and exit code 1; with `debug` they go through."""
+def report_errors(debug: bool) -> Iterator[None]:
+    """Report errors of this package with a message and exit code 1. With `debug` they pass."""
     try:
         yield
     except (exceptions.WorkflowError, TimeoutError) as error:
@@ -42,14 +42,14 @@ def told(debug: bool) -> Iterator[None]:
 
 
 def print_error(text: str, following: str | None = None) -> None:
-    """Tell an error, and the command that comes next."""
-    print(f"Error: {shown(text, lines=True)}", file=sys.stderr)
+    """Print an error, and the command to type next."""
+    print(f"Error: {sanitize(text, lines=True)}", file=sys.stderr)
     if following is not None:
         print(f"Next: {following}", file=sys.stderr)
 
 
 def next_command(error: BaseException) -> str | None:
-    """What to type after an error; None where the message says it."""
+    """The command to type after an error; None if the message says it."""
     if isinstance(error, exceptions.WorkflowNotFoundError):
         is_run = str(error).startswith("There is no run")
         return f"{PROGRAM} {'runs' if is_run else 'workflows'} list"

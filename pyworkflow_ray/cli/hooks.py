@@ -1,4 +1,4 @@
-"""`pyworkflow-ray hooks`: what runs wait for, and answers to it."""
+"""`pyworkflow-ray hooks`: what runs wait for from outside, and the answers."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from typing import Annotated, Any
 import typer
 
 from pyworkflow_ray.cli import completions
+from pyworkflow_ray.cli.arguments import parse_json
+from pyworkflow_ray.cli.confirmations import is_interactive
 from pyworkflow_ray.cli.errors import print_error
 from pyworkflow_ray.cli.invocations import STORED, begin_reading, begin_writing
 from pyworkflow_ray.cli.outputs import Column, Output
-from pyworkflow_ray.cli.questions import is_interactive, read_value
 from pyworkflow_ray.cli.run_ids import full_id
 from pyworkflow_ray.client.event_loops import run_sync
 from pyworkflow_ray.client.hooks import Hook, get_hook, list_hooks, reject_hook, resume_hook
 from pyworkflow_ray.exceptions import HookNotFoundError, HookValidationError
 from pyworkflow_ray.statuses import HookStatus
 
-app = typer.Typer(no_args_is_help=True, help="Hooks: what runs wait for, and answers to it.")
+app = typer.Typer(no_args_is_help=True, help="Hooks: what runs wait for from outside, and the answers.")
 
 MOST_CHOICES = 50
 
@@ -38,7 +39,8 @@ def list_(
     ctx: typer.Context,
     status: Annotated[HookStatus | None, typer.Option(help="Only hooks in this state.")] = None,
     run: Annotated[
-        str | None, typer.Option(metavar="ID", help="Only those of a run.", autocompletion=completions.runs)
+        str | None,
+        typer.Option(metavar="ID", help="Only hooks of this run.", autocompletion=completions.runs),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 20,
 ) -> None:
@@ -47,17 +49,16 @@ def list_(
     of_run = None if run is None else full_id(run)
     found, following = run_sync(list_hooks(run_id=of_run, status=status, limit=limit))
     output.rows(
-        found, COLUMNS, empty="No run waits for anybody." if status is HookStatus.PENDING else "No hooks."
+        found, COLUMNS, empty="No run waits for an answer." if status is HookStatus.PENDING else "No hooks."
     )
-    if following is not None:
-        output.say(f"There are more: --limit {limit * 5}", "dim")
+    output.suggest_limit(limit, following)
 
 
 @app.command()
 def info(
     ctx: typer.Context, token: Annotated[str, typer.Argument(metavar="TOKEN", help="The hook's token.")]
 ) -> None:
-    """Show a hook: its state, and what its payload must be."""
+    """Show a hook: its state, and the schema of its payload."""
     output = begin_reading(ctx)
     hook = _found(token)
     output.record(
@@ -83,18 +84,20 @@ def resume(
     ctx: typer.Context,
     token: Annotated[
         str | None,
-        typer.Argument(metavar="[TOKEN]", help="The hook's token; chosen from a list without one."),
+        typer.Argument(metavar="[TOKEN]", help="The hook's token; without it you choose from a list."),
     ] = None,
     payload: Annotated[
-        str | None, typer.Option("--payload", "-p", metavar="JSON", help="What the run is to get.")
+        str | None, typer.Option("--payload", "-p", metavar="JSON", help="The payload for the run.")
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option("--file", "-f", metavar="FILE", help="The same from a file; - is standard input."),
+        typer.Option(
+            "--file", "-f", metavar="FILE", help="Read the payload from a file; - is standard input."
+        ),
     ] = None,
     reject: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", help="Instead: an error with this text is raised in the run."),
+        typer.Option(metavar="TEXT", help="Reject the hook: raise an error with this text in the run."),
     ] = None,
 ) -> None:
     """Answer a hook, so that its run goes on."""
@@ -102,39 +105,41 @@ def resume(
     if len(given) > 1:
         raise typer.BadParameter("give one answer", param_hint="--payload, --file, --reject")
     if token is None and not is_interactive():
-        raise typer.BadParameter("there is no terminal to choose at: give the token", param_hint="TOKEN")
+        raise typer.BadParameter("there is no terminal for a choice: give the token", param_hint="TOKEN")
     if not given and not is_interactive():
         raise typer.BadParameter(
-            "there is no terminal to ask at: give an answer, such as -p null",
+            "there is no terminal for questions: give an answer, such as -p null",
             param_hint="--payload, --file, --reject",
         )
     value = _given(payload, file)
     output, is_hurried = begin_writing(ctx)
     hook = _chosen(output) if token is None else _found(token)
     if reject is not None:
-        told = run_sync(reject_hook(hook.token, reject))
+        answered = run_sync(reject_hook(hook.token, reject))
     elif given:
-        told = run_sync(resume_hook(hook.token, value))
+        answered = run_sync(resume_hook(hook.token, value))
     else:
-        told = _ask_and_resume(output, hook)
+        answered = _ask_and_resume(output, hook)
     if output.is_json:
-        output.data(told)
+        output.data(answered)
     else:
-        output.text(f"{told.hook_id} of {told.run_id} is {'rejected' if reject is not None else 'answered'}")
+        output.text(
+            f"{answered.hook_id} of {answered.run_id} is {'rejected' if reject is not None else 'answered'}"
+        )
     if not is_hurried:
         output.say(STORED)
 
 
 def _given(payload: str | None, file: Path | None) -> Any:
     if payload is not None:
-        return read_value(payload, "--payload")
+        return parse_json(payload, "--payload")
     if file is None:
         return None
     try:
         text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise typer.BadParameter(f"{file} cannot be read: {error}", param_hint="--file") from None
-    return read_value(text, "--file")
+    return parse_json(text, "--file")
 
 
 def _found(token: str) -> Hook:
@@ -147,16 +152,16 @@ def _found(token: str) -> Hook:
 def _chosen(output: Output) -> Hook:
     pending, _ = run_sync(list_hooks(status=HookStatus.PENDING, limit=MOST_CHOICES))
     if not pending:
-        output.say("No run waits for anybody.")
+        output.say("No run waits for an answer.")
         raise typer.Exit(1)
-    from pyworkflow_ray.cli.prompts import choose
+    from pyworkflow_ray.cli.payload_prompts import choose
 
     return choose(output, pending)
 
 
 def _ask_and_resume(output: Output, hook: Hook) -> Any:
-    """Ask until an answer is accepted: what the schema cannot say, the hook's own type refuses."""
-    from pyworkflow_ray.cli.prompts import ask_payload  # late: few commands ask
+    """Ask until the hook accepts the answer. Its own type may refuse what its schema allows."""
+    from pyworkflow_ray.cli.payload_prompts import ask_payload  # imported late: few commands ask
 
     while True:
         value = ask_payload(output, hook)

@@ -1,4 +1,4 @@
-"""One call of the command line: what was given for all commands, and the ways in which commands begin."""
+"""One call of the command line: its global options, and the ways in which commands begin."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from pyworkflow_ray.config import configure, get_config
 from pyworkflow_ray.exceptions import ConfigurationError
 
 STORED = (
-    "No Ray cluster runs here: it is stored, and the run learns of it once an engine on this storage is up "
-    "(pyworkflow-ray up)."
+    "No Ray cluster runs here. The request is stored, and reaches the run once an engine on this storage is "
+    "up (pyworkflow-ray up)."
 )
 
 is_whole_process = False
-"""Whether this process is there for one call alone."""
+"""Whether this process runs for one call alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Invocation:
-    """The global options of a call; None and () leave a setting to the environment and the files."""
+    """The global options of a call. None and () leave a setting to the environment and the files."""
 
     storage: str | None = None
     address: str | None = None
@@ -40,7 +40,7 @@ class Invocation:
     debug: bool = False
 
     def apply(self) -> None:
-        """Set what was given over the environment's and the files' settings.
+        """Put the given options over the settings of the environment and the files.
 
         Raises:
             ConfigurationError: A setting is not accepted.
@@ -49,8 +49,8 @@ class Invocation:
         settings = configure(**{name: value for name, value in given.items() if value is not None})
         named = named_address(settings.address) or address_of_local_cluster()
         if settings.storage is None and named is None and not has_joined():
-            # A command may find a cluster that some process has for itself. What another project's engine
-            # keeps there is not what is meant here, where every command has to mean the same.
+            # A command may find a cluster that some other process started for itself, with the engine of
+            # another project. The storage of that engine is not meant: every command here must mean the same.
             configure(storage=settings.storage_url)
 
 
@@ -62,13 +62,13 @@ def invocation(ctx: typer.Context) -> Invocation:
 
 
 def begin(ctx: typer.Context) -> Output:
-    """Begin a command: settings are applied, and what anybody else prints goes to standard error."""
+    """Begin a command: apply its settings. What other code prints goes to standard error."""
     call = invocation(ctx)
     output = Output(call.format, sys.stdout, sys.stderr)
-    # Steps, imported modules and Ray may print; the answer must stay alone on standard output.
+    # Steps, imported modules and Ray may print. Standard output must hold the answer alone.
     others = contextlib.redirect_stdout(sys.stderr)
     if is_whole_process:
-        others.__enter__()  # for good: Ray brings lines from its workers until the process ends
+        others.__enter__()  # for good: Ray prints lines of its workers until the process ends
     else:
         ctx.with_resource(others)
     call.apply()
@@ -76,21 +76,23 @@ def begin(ctx: typer.Context) -> Output:
 
 
 def begin_reading(ctx: typer.Context) -> Output:
-    """Begin a command that only looks: a database that is not there is none, and is not made."""
+    """Begin a command that only reads. If there is no database, it is not created, and counts as empty."""
     output = begin(ctx)
     path, settings = session().storage.database.path, get_config()
     is_ours = settings.storage is not None or path == Path(settings.storage_url).absolute()
     if path is not None and is_ours and not path.exists():
-        output.say(f"There is no database at {path} yet: it is made with the first run.", style="dim")
+        output.say(f"There is no database at {path} yet. The first run creates it.", style="dim")
         output.say(
-            "Another one is named by --storage, PYWORKFLOW_STORAGE or pyworkflow.config.yaml.", style="dim"
+            "To name another one, use --storage, PYWORKFLOW_STORAGE or pyworkflow.config.yaml.", style="dim"
         )
         configure(storage="memory")
     return output
 
 
 def begin_writing(ctx: typer.Context) -> tuple[Output, bool]:
-    """Begin a command that tells runs something; the second is False when there is no cluster to hurry it.
+    """Begin a command that sends something to runs.
+
+    The second value is False if no cluster runs: then the request is only stored.
 
     Raises:
         ConfigurationError: The cluster that was named is not there.
@@ -100,10 +102,12 @@ def begin_writing(ctx: typer.Context) -> tuple[Output, bool]:
 
 
 def begin_driving(ctx: typer.Context, *, may_start: bool = False) -> tuple[Output, bool]:
-    """Begin a command that has runs driven; the second is True if that is by a cluster of our own.
+    """Begin a command for which runs must be driven.
+
+    The second value is True if this process has started a cluster for that, which ends with it.
 
     Args:
-        may_start: Whether such a cluster may be started.
+        may_start: Whether this process may start such a cluster.
 
     Raises:
         ConfigurationError: There is no cluster.
@@ -111,12 +115,12 @@ def begin_driving(ctx: typer.Context, *, may_start: bool = False) -> tuple[Outpu
     output = begin(ctx)
     if is_local():
         return output, False
-    with output.busy("joining Ray"):  # starting a cluster of one's own takes seconds
+    with output.busy("joining Ray"):  # starting a cluster takes seconds
         return output, run_sync(join(may_start=may_start))
 
 
 def import_workflows(ctx: typer.Context) -> list[str]:
-    """The names of the workflows in the modules that were named, by --module or the settings.
+    """Import the modules that --module or the settings name; the names of their workflows.
 
     Raises:
         DiscoveryError: One of them cannot be imported.

@@ -1,6 +1,6 @@
-"""What a command prints: tables for people, JSON for programs, tab-separated lines for `cut` and `awk`.
+"""Outputs: tables for people, JSON for programs, tab-separated lines for `cut` and `awk`.
 
-Standard output holds the answer alone; everything that is said about it goes to standard error.
+Standard output holds the answer alone. Every other message goes to standard error.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.text import Text
 
-from pyworkflow_ray.cli.cells import cell, json_text, plain_text, shown
-from pyworkflow_ray.cli.times import exact
+from pyworkflow_ray.cli.formatters import format_cell, format_json, format_plain, sanitize
+from pyworkflow_ray.cli.times import format_exact
 
 PROGRAM = "pyworkflow-ray"
 
 UNLIMITED = 100_000
-"""The width of an output that nobody watches: no line is cut."""
+"""The width of an output that is no terminal: no line is cut."""
 NARROWEST = 8
-"""Characters that every column keeps."""
+"""The fewest characters that a column is cut to."""
 _GAP = "  "
 
 
@@ -41,9 +41,9 @@ class Column:
 
     Args:
         title: Its heading.
-        of: What an item has there: text, a time, a state, a number, any plain value, or None.
-        is_whole: Whether it must never be cut, as ids.
-        is_exact: Whether its times are told to the millisecond, instead of how long ago they are.
+        of: The value of an item in this column: text, a time, a state, a number, any plain value, or None.
+        is_whole: Whether values must never be cut, such as ids.
+        is_exact: Whether times are shown to the millisecond, and not as "2 m ago".
     """
 
     title: str
@@ -52,9 +52,11 @@ class Column:
     is_exact: bool = False
 
     def cell(self, item: Any) -> Text:
-        """What a person sees of an item there."""
+        """The text of an item in this column of a table."""
         value = self.of(item)
-        return Text(exact(value)) if self.is_exact and isinstance(value, datetime) else cell(value)
+        return (
+            Text(format_exact(value)) if self.is_exact and isinstance(value, datetime) else format_cell(value)
+        )
 
 
 class Output:
@@ -76,32 +78,37 @@ class Output:
         return self.format is Format.JSON
 
     def say(self, text: str, style: str = "") -> None:
-        """Tell something that is not the answer."""
-        self.err.print(Text(shown(text, lines=True), style=style))
+        """Print a message, which is not part of the answer."""
+        self.err.print(Text(sanitize(text, lines=True), style=style))
 
     def suggest(self, command: str, meaning: str = "") -> None:
-        """Tell what to type: in one piece, to be copied."""
+        """Print a command to type next, on one line that can be copied."""
         line = Text.assemble("  ", (f"{PROGRAM} {command}", "bold"))
         if meaning:
             line.append(f"  {meaning}", style="dim")
         self.err.print(line, soft_wrap=True)
 
+    def suggest_limit(self, limit: int, following: object | None) -> None:
+        """After a page of a list: say how to see more, if another page follows."""
+        if following is not None:
+            self.say(f"There are more: --limit {limit * 5}", "dim")
+
     def busy(self, text: str) -> AbstractContextManager[object]:
-        """Tell, as long as the block lasts, what takes a while; on a terminal only."""
+        """On a terminal, show what takes a while, for as long as the block lasts."""
         return self.err.status(Text(text, style="dim")) if self.err.is_terminal else nullcontext()
 
     def data(self, data: Any) -> None:
         """Print data as JSON, whatever the format."""
-        self.out.file.write(json_text(data, indent=2) + "\n")
+        self.out.file.write(format_json(data, indent=2) + "\n")
         self.out.file.flush()
 
     def line(self, data: Any) -> None:
-        """Print data as one line of JSON: one of many that come bit by bit."""
-        self.out.file.write(json_text(data) + "\n")
+        """Print data as one line of JSON, in a stream of such lines."""
+        self.out.file.write(format_json(data) + "\n")
         self.out.file.flush()
 
     def text(self, text: str | Text) -> None:
-        """Print a text that is the answer, for people or as it is."""
+        """Print a text of the answer."""
         if isinstance(text, Text):
             self.out.print(text, soft_wrap=True)
         else:
@@ -112,9 +119,9 @@ class Output:
         """Print a list.
 
         Args:
-            items: Data classes or mappings; under JSON they are printed whole.
-            columns: What else is shown of each.
-            empty: What to say when there are none.
+            items: Data classes or mappings. JSON has all their fields.
+            columns: The columns of the other formats.
+            empty: The message when there are no items.
         """
         if self.is_json:
             self.data(list(items))
@@ -123,26 +130,26 @@ class Output:
             self.say(empty, style="dim")
         if self.format is Format.PLAIN:
             for item in items:
-                self.text("\t".join(plain_text(column.of(item)) for column in columns))
+                self.text("\t".join(format_plain(column.of(item)) for column in columns))
         elif items:
             self._table(items, columns)
 
     def record(self, data: Any, pairs: Iterable[tuple[str, Any]]) -> None:
-        """Print one thing: `data` under JSON, else named values, those of None left out."""
+        """Print one thing: `data` as JSON, or named values in the other formats. A None is left out."""
         if self.is_json:
             self.data(data)
             return
         known = [(name, value) for name, value in pairs if value is not None]
         if self.format is Format.PLAIN:
             for name, value in known:
-                self.text(f"{name}\t{plain_text(value)}")
+                self.text(f"{name}\t{format_plain(value)}")
             return
         width = max((len(name) for name, _ in known), default=0)
         for name, value in known:
             self.out.print(field(name, width, value), soft_wrap=True)
 
     def hanging(self, head: Text, text: Text) -> None:
-        """Print a text behind a head, with its further lines set in."""
+        """Print a text after a head; further lines of the text are indented."""
         room = max(self.out.width - head.cell_len - len(_GAP), NARROWEST)
         first, *more = text.wrap(self.out, room) or [Text()]
         self.out.print(Text.assemble(head, _GAP, first), soft_wrap=True)
@@ -168,7 +175,7 @@ class Output:
             self.out.print(line, soft_wrap=True)
 
     def _stacked(self, cells: list[list[Text]], columns: Sequence[Column]) -> None:
-        """Each item as a block of its own: where its ids have no room side by side."""
+        """Print each item as a block of its own, when the columns do not fit side by side."""
         width = max(len(column.title) for column in columns)
         for number, row in enumerate(cells):
             if number:
@@ -179,8 +186,8 @@ class Output:
 
 
 def field(name: str, width: int, value: Any) -> Text:
-    """A named value on a line; lines below the first are set in."""
-    text = value if isinstance(value, Text) else cell(value, is_alone=True)
+    """A named value on a line; further lines are indented."""
+    text = value if isinstance(value, Text) else format_cell(value, is_alone=True)
     first, *more = text.split("\n") or [Text()]
     line = Text.assemble((name.ljust(width), "dim"), _GAP, first)
     for each in more:
@@ -189,7 +196,7 @@ def field(name: str, width: int, value: Any) -> Text:
 
 
 def fit(widths: Sequence[int], are_whole: Sequence[bool], room: int) -> list[int] | None:
-    """The widths of columns that fit the room, the widest cut first; None if whole columns leave none."""
+    """Column widths that fit the room; the widest column is cut first. None if whole columns do not fit."""
     fitted = list(widths)
     excess = sum(fitted) + len(_GAP) * (len(fitted) - 1) - room
     while excess > 0:

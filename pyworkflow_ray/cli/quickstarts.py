@@ -1,4 +1,4 @@
-"""`pyworkflow-ray quickstart`: a small project that runs."""
+"""`pyworkflow-ray quickstart`: writes a small project that runs."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ FIRST = f"{PROGRAM} workflows run process_order --arg order=A-17 --arg cents=125
 
 def quickstart(
     ctx: typer.Context,
-    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to write it.")] = Path("orders"),
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="The folder to write to.")] = Path("orders"),
 ) -> None:
-    """Write a small project: a workflow with steps, a sleep and a hook, its settings, and how to go on."""
+    """Write a small project: a workflow with steps, a sleep and a hook, its settings, and a README."""
     output = begin(ctx)
     taken = [name for name in FILES if (folder / name).exists()]
     if taken:
         raise ConfigurationError(
-            f"{folder / taken[0]} is there already, and is not overwritten: name another folder."
+            f"{folder / taken[0]} exists already, and is not overwritten: name another folder."
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""`pyworkflow-ray replay`: recorded histories against today's code."""
+"""`pyworkflow-ray replay`: today's code, run over recorded histories."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 
 from pyworkflow_ray.cli.invocations import begin, import_workflows
 from pyworkflow_ray.cli.outputs import Column
+from pyworkflow_ray.exceptions import DiscoveryError
 from pyworkflow_ray.testing.replays import ReplayResult, replay_directory
 
 COLUMNS = [
@@ -24,15 +25,20 @@ def replay(
     ctx: typer.Context,
     path: Annotated[list[Path], typer.Argument(metavar="DIR", help="Folders of histories, or files.")],
 ) -> None:
-    """Check that today's code still asks for what recorded runs did; exit 1 if one does not."""
+    """Replay recorded histories with today's code. The exit code is 1 if one does not replay."""
     output = begin(ctx)
-    import_workflows(ctx)
+    # Exit code 1 says that a history does not replay; whatever keeps this from replaying any is code 2.
+    try:
+        import_workflows(ctx)
+    except DiscoveryError as error:
+        raise typer.BadParameter(str(error), param_hint="--module") from None
     try:
         results = [result for each in path for result in replay_directory(each)]
     except FileNotFoundError as error:
         raise typer.BadParameter(str(error), param_hint="DIR") from None
     if not results:
-        raise typer.BadParameter("there are no histories (*.json)", param_hint="DIR")
+        folders = ", ".join(map(str, path))
+        raise typer.BadParameter(f"there are no histories (*.json) in {folders}", param_hint="DIR")
     if output.is_json:
         output.data([_plain(result) for result in results])
     else:
@@ -40,6 +46,8 @@ def replay(
     bad = [result for result in results if not result.is_ok]
     for result in bad:
         output.say(f"\n{result.path}\n{type(result.error).__name__}: {result.error}")
+    if not output.is_json:
+        output.say(f"{len(results) - len(bad)} of {len(results)} replay.", "dim")
     if bad:
         raise typer.Exit(1)
 

@@ -1,4 +1,4 @@
-"""Run ids as they are typed."""
+"""Run ids, as a user types them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ RunId = Annotated[
     str,
     typer.Argument(
         metavar="RUN",
-        help="A run's id, or as much of its beginning as tells it.",
+        help="A run's id, or enough of its beginning to be the only one.",
         autocompletion=completions.runs,
     ),
 ]
 
 
 def full_id(given: str) -> str:
-    """The id that begins so, with or without "run_".
+    """The run id that begins with this text, with or without "run_".
 
     Raises:
         WorkflowNotFoundError: There is none.

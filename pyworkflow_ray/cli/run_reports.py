@@ -1,23 +1,23 @@
-"""A run told whole: what it is, what it has done, what it waits for, why it has failed."""
+"""Run reports: all about one run. What it has done, what it waits for, why it has failed."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from rich.text import Text
 
-from pyworkflow_ray.cli.cells import cell, error_text, shown
-from pyworkflow_ray.cli.live import COLLAPSE_FROM, answer_command, open_waits
+from pyworkflow_ray.cli.formatters import format_cell, format_error, sanitize
+from pyworkflow_ray.cli.live_views import COLLAPSE_FROM, answer_command, open_waits
 from pyworkflow_ray.cli.outputs import Column, Format, Output
-from pyworkflow_ray.cli.times import moment, span
+from pyworkflow_ray.cli.times import format_duration, format_moment
 from pyworkflow_ray.client.records import Event, WorkflowRun
 from pyworkflow_ray.client.summaries import RunSummary, StepSummary, Wait
 from pyworkflow_ray.statuses import RunStatus, StepStatus
 from pyworkflow_ray.storage.records import RunRecord
 
 _LONG_TEXT = 2000
-"""Characters of an input or result that are shown; JSON has all."""
+"""How many characters of an input or a result are shown; JSON has all of them."""
 
 
 def print_status(output: Output, record: RunRecord, events: list[Event]) -> None:
@@ -41,7 +41,7 @@ def print_status(output: Output, record: RunRecord, events: list[Event]) -> None
     if output.format is Format.PLAIN:
         return
     if summary.traceback:
-        output.text(f"\n{shown(summary.traceback, lines=True).rstrip()}")
+        output.text(f"\n{sanitize(summary.traceback, lines=True).rstrip()}")
     if summary.steps:
         output.text("")
         output.rows(_step_rows(summary), STEP_COLUMNS)
@@ -61,9 +61,9 @@ def _pairs(run: WorkflowRun, record: RunRecord, summary: RunSummary, now: dateti
         ("started", run.started_at),
         ("starts", record.start_at if run.started_at is None else None),
         ("ended", run.completed_at),
-        ("took", _took(run)),
+        ("took", duration_of(run)),
         ("input", _input(run)),
-        ("result", None if run.result is None else _cut(cell(run.result).plain)),
+        ("result", None if run.result is None else _cut(format_cell(run.result).plain)),
         ("error", None if run.error is None else Text(_error(record), style="red")),
         ("waits for", _waits(summary, now)),
         ("wakes", record.wake_at),
@@ -80,20 +80,19 @@ def _pairs(run: WorkflowRun, record: RunRecord, summary: RunSummary, now: dateti
     ]
 
 
-def _took(run: WorkflowRun) -> str | None:
-    if run.started_at is None or run.completed_at is None:
-        return None
-    return span(run.completed_at - run.started_at)
+def duration_of(run: WorkflowRun) -> timedelta | None:
+    """How long the run took; None if it has not ended."""
+    return None if run.started_at is None or run.completed_at is None else run.completed_at - run.started_at
 
 
 def _input(run: WorkflowRun) -> str | None:
-    texts = [cell(each).plain if not isinstance(each, str) else repr(each) for each in run.input_args]
-    texts += [f"{name}={cell(each).plain}" for name, each in run.input_kwargs.items()]
+    texts = [format_cell(each).plain if not isinstance(each, str) else repr(each) for each in run.input_args]
+    texts += [f"{name}={format_cell(each).plain}" for name, each in run.input_kwargs.items()]
     return _cut(", ".join(texts)) or None
 
 
 def _error(record: RunRecord) -> str:
-    return shown(error_text(record.error_type, record.error), lines=True)
+    return sanitize(format_error(record.error_type, record.error), lines=True)
 
 
 def _cut(text: str) -> str:
@@ -116,7 +115,7 @@ def _waits(summary: RunSummary, now: datetime) -> str | None:
 
 
 def _wait(wait: Wait, now: datetime) -> str:
-    until = "" if wait.until is None else f" until {moment(wait.until, now)}"
+    until = "" if wait.until is None else f" until {format_moment(wait.until, now)}"
     match wait.kind:
         case "hook":
             return f"{wait.id}{until}\n{answer_command(wait.token)}"
@@ -125,17 +124,17 @@ def _wait(wait: Wait, now: datetime) -> str:
 
 
 def _following(run: WorkflowRun) -> list[tuple[str, str]]:
-    """Commands that come next, and what they do."""
+    """The commands to suggest next, with what each one does."""
     match run.status:
         case RunStatus.FAILED:
             return [
-                (f"fork {run.run_id} --code current", "goes on from the step that failed, with today's code"),
-                (f"rerun {run.run_id}", "begins anew"),
+                (f"fork {run.run_id} --code current", "goes on at the step that failed, with today's code"),
+                (f"rerun {run.run_id}", "starts again from the beginning"),
             ]
         case RunStatus.INTERRUPTED:
-            return [(f"resume {run.run_id}", "goes on, once what is wrong is mended")]
+            return [(f"resume {run.run_id}", "lets the run go on, once the cause is mended")]
         case RunStatus.CONTINUED_AS_NEW:
-            return [(f"chain {run.run_id}", "lists the runs in which it went on")]
+            return [(f"chain {run.run_id}", "lists the runs as which it continued")]
         case _:
             return []
 
@@ -150,7 +149,7 @@ STEP_COLUMNS = [
 
 
 def _step_rows(summary: RunSummary) -> list[dict[str, Any]]:
-    """A row for each step, and of many with one name a row for each state."""
+    """A row for each step. Many steps of one name share a row for each state."""
     by_name: dict[str, list[StepSummary]] = {}
     for step in summary.steps.values():
         by_name.setdefault(step.step_name, []).append(step)
@@ -175,6 +174,6 @@ def _row(name: str, steps: list[StepSummary]) -> dict[str, Any]:
         "step": name,
         "status": last.status,
         "attempt": max(step.attempt for step in steps),
-        "took": span(max(ends) - began) if len(ends) == len(steps) else None,
-        "error": None if failed is None else error_text(failed.error_type, failed.error),
+        "took": format_duration(max(ends) - began) if len(ends) == len(steps) else None,
+        "error": None if failed is None else format_error(failed.error_type, failed.error),
     }

@@ -1,4 +1,4 @@
-"""`pyworkflow-ray runs`: looking at runs. Needs the database alone."""
+"""`pyworkflow-ray runs`: the commands that show runs. They need the database alone."""
 
 from __future__ import annotations
 
@@ -8,26 +8,22 @@ from typing import Annotated, Any
 
 import typer
 
-from pyworkflow_ray.cli import changes, completions
-from pyworkflow_ray.cli.cells import shown
+from pyworkflow_ray.cli import completions, run_changes
+from pyworkflow_ray.cli.formatters import sanitize
 from pyworkflow_ray.cli.invocations import begin_reading
 from pyworkflow_ray.cli.outputs import PROGRAM, Column, Format, Output
 from pyworkflow_ray.cli.run_ids import RunId, full_id
-from pyworkflow_ray.cli.run_reports import print_status
-from pyworkflow_ray.cli.times import exact, since
+from pyworkflow_ray.cli.run_reports import duration_of, print_status
+from pyworkflow_ray.cli.times import format_exact, parse_since
 from pyworkflow_ray.client.event_loops import run_sync
-from pyworkflow_ray.client.handles import read_record
-from pyworkflow_ray.client.progress import INTERVAL, read_new_events
-from pyworkflow_ray.client.records import Event, WorkflowRun
+from pyworkflow_ray.client.lookups import read_events_after, read_record
+from pyworkflow_ray.client.progress import INTERVAL
+from pyworkflow_ray.client.records import Event
 from pyworkflow_ray.client.runs import get_children, get_workflow_chain, list_runs
 from pyworkflow_ray.client.sessions import session
 from pyworkflow_ray.statuses import RunStatus
 
-app = typer.Typer(no_args_is_help=True, help="Runs: look at them, and tell them things.")
-
-
-def _took(run: WorkflowRun) -> Any:
-    return None if run.started_at is None or run.completed_at is None else run.completed_at - run.started_at
+app = typer.Typer(no_args_is_help=True, help="Runs: show, cancel, resume, rerun, fork and delete them.")
 
 
 COLUMNS = [
@@ -35,7 +31,7 @@ COLUMNS = [
     Column("workflow", lambda run: run.workflow_name),
     Column("status", lambda run: run.status, is_whole=True),
     Column("created", lambda run: run.created_at, is_whole=True),
-    Column("took", _took),
+    Column("took", duration_of),
     Column("error", lambda run: run.error),
 ]
 
@@ -62,15 +58,14 @@ def list_(
 ) -> None:
     """List runs, newest first."""
     output = begin_reading(ctx)
-    since_at = None if created is None else since(created, "--since")
+    since_at = None if created is None else parse_since(created, "--since")
     found, following = run_sync(
         list_runs(query=query, status=status or None, workflow=workflow, start_time=since_at, limit=limit)
     )
     is_filtered = any((query, status, workflow, created))
-    empty = "No run is like that." if is_filtered else f"No runs yet. The first: {PROGRAM} quickstart"
+    empty = "No run matches." if is_filtered else f"No runs yet. For a first one: {PROGRAM} quickstart"
     output.rows(found, COLUMNS, empty=empty)
-    if following is not None:
-        output.say(f"There are more: --limit {limit * 5}", "dim")
+    output.suggest_limit(limit, following)
 
 
 @app.command()
@@ -79,7 +74,7 @@ def status(ctx: typer.Context, run: RunId) -> None:
     output = begin_reading(ctx)
     of = session()
     record = run_sync(read_record(of, full_id(run)))
-    print_status(output, record, run_sync(read_new_events(of, record.run_id, -1)))
+    print_status(output, record, run_sync(read_events_after(of, record.run_id, -1)))
 
 
 @app.command()
@@ -92,7 +87,9 @@ def logs(
             "--filter", metavar="TYPE", help='Events of a type: "step", "step.failed"; may be repeated.'
         ),
     ] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Print new events until the run ends.")
+    ] = False,
 ) -> None:
     """Show a run's history, event by event."""
     output = begin_reading(ctx)
@@ -103,15 +100,15 @@ def logs(
         except KeyboardInterrupt:
             raise typer.Exit from None
         return
-    events = run_sync(read_new_events(session(), run_id, -1))
+    events = run_sync(read_events_after(session(), run_id, -1))
     output.rows([event for event in events if _is_wanted(event, filter_ or [])], EVENT_COLUMNS)
 
 
 @app.command()
 def children(ctx: typer.Context, run: RunId) -> None:
-    """List the runs that a run has started, oldest first."""
+    """List the child runs of a run, oldest first."""
     output = begin_reading(ctx)
-    output.rows(run_sync(get_children(full_id(run))), COLUMNS, empty="The run has started no others.")
+    output.rows(run_sync(get_children(full_id(run))), COLUMNS, empty="The run has no child runs.")
 
 
 @app.command()
@@ -126,8 +123,8 @@ _LEFT_OUT = frozenset(
 )
 
 
-def told_data(event: Event) -> str:
-    """An event's data in one line, without what is long, secret or said already; JSON has all of it."""
+def format_data(event: Event) -> str:
+    """An event's data on one line, without what is long, secret or shown elsewhere. JSON has all of it."""
     data = {name: value for name, value in event.data.items() if name not in _LEFT_OUT}
     if "token" in data:
         data["token"] = f"{data['token'][:4]}…"
@@ -144,7 +141,7 @@ EVENT_COLUMNS = [
     Column("no", lambda event: str(event.sequence), is_whole=True),
     Column("time", lambda event: event.timestamp, is_whole=True, is_exact=True),
     Column("event", lambda event: event.type, is_whole=True),
-    Column("data", told_data),
+    Column("data", format_data),
 ]
 
 
@@ -153,12 +150,12 @@ def _is_wanted(event: Event, types: list[str]) -> bool:
 
 
 async def _follow(output: Output, run_id: str, types: list[str]) -> None:
-    """Print events as they come, of the runs as well in which this one continues."""
+    """Print the events of a run as they come, and those of the runs as which it continues."""
     of, seen = session(), -1
     while True:
-        # The row is read first: what has ended by then has all its events.
+        # The row is read first: a run that has ended by then has all its events.
         record = await read_record(of, run_id)
-        for event in await read_new_events(of, run_id, seen):
+        for event in await read_events_after(of, run_id, seen):
             seen = event.sequence
             if _is_wanted(event, types):
                 _print_event(output, event)
@@ -176,9 +173,8 @@ def _print_event(output: Output, event: Event) -> None:
     elif output.format is Format.PLAIN:
         output.rows([event], EVENT_COLUMNS)
     else:
-        output.text(
-            f"{event.sequence:<4} {exact(event.timestamp)}  {event.type:<26} {shown(told_data(event))}"
-        )
+        data = sanitize(format_data(event))
+        output.text(f"{event.sequence:<4} {format_exact(event.timestamp)}  {event.type:<26} {data}")
 
 
-changes.add_commands(app)
+run_changes.add_commands(app)

@@ -1,4 +1,4 @@
-"""`pyworkflow-ray schedules`: workflows that run at certain times."""
+"""`pyworkflow-ray schedules`: workflows that run at set times."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import typer
 
 from pyworkflow_ray.authoring.workflows import get_workflow
 from pyworkflow_ray.cli import completions
-from pyworkflow_ray.cli.arguments import arguments_of
+from pyworkflow_ray.cli.arguments import Args, ArgsJson, arguments_of, parse_json
+from pyworkflow_ray.cli.confirmations import Yes, confirm
 from pyworkflow_ray.cli.invocations import (
     begin_driving,
     begin_reading,
@@ -20,19 +21,19 @@ from pyworkflow_ray.cli.invocations import (
     is_local,
 )
 from pyworkflow_ray.cli.outputs import PROGRAM, Column, Output
-from pyworkflow_ray.cli.questions import confirm, read_value
-from pyworkflow_ray.cli.times import exact
-from pyworkflow_ray.client import declarations, firings
+from pyworkflow_ray.cli.times import format_exact
+from pyworkflow_ray.client import declarations, firings, schedule_changes
 from pyworkflow_ray.client import schedules as client
 from pyworkflow_ray.client.event_loops import run_sync
+from pyworkflow_ray.client.new_schedules import create_schedule
 from pyworkflow_ray.client.schedules import Schedule
 from pyworkflow_ray.exceptions import ScheduleNotFoundError
 from pyworkflow_ray.recurrences.specs import ScheduleSpec
 from pyworkflow_ray.statuses import OverlapPolicy, ScheduleStatus
 
-app = typer.Typer(no_args_is_help=True, help="Schedules: workflows that run at certain times.")
+app = typer.Typer(no_args_is_help=True, help="Schedules: workflows that run at set times.")
 
-STORED = f"No Ray cluster runs here: it is stored, and counts once an engine is up ({PROGRAM} up)."
+STORED = f"No Ray cluster runs here. The change is stored, and counts once an engine is up ({PROGRAM} up)."
 SHOWN_EVENTS = 10
 _KINDS = ("cron", "interval", "calendar")
 
@@ -45,23 +46,19 @@ Calendar = Annotated[
     str | None, typer.Option(metavar="JSON", help='When, as a calendar: {"hour": 9, "day_of_week": [0, 4]}.')
 ]
 Timezone = Annotated[
-    str | None, typer.Option(metavar="ZONE", help='Whose clock is meant: "Europe/Berlin"; UTC by default.')
+    str | None,
+    typer.Option(metavar="ZONE", help='The time zone of these times: "Europe/Berlin"; UTC by default.'),
 ]
-From = Annotated[str | None, typer.Option("--start-at", metavar="TIME", help="Nothing before this time.")]
-Until = Annotated[str | None, typer.Option("--end-at", metavar="TIME", help="Nothing after this time.")]
-Jitter = Annotated[str | None, typer.Option(metavar="DURATION", help="Each run begins up to so much later.")]
+From = Annotated[str | None, typer.Option("--start-at", metavar="TIME", help="No run before this time.")]
+Until = Annotated[str | None, typer.Option("--end-at", metavar="TIME", help="No run after this time.")]
+Jitter = Annotated[
+    str | None, typer.Option(metavar="DURATION", help="Delay each run by a random time up to this.")
+]
 Overlap = Annotated[
-    OverlapPolicy | None, typer.Option("--overlap", help="What to do while a run of it has not ended.")
-]
-Args = Annotated[
-    list[str] | None,
-    typer.Option("--arg", "-a", metavar="NAME=VALUE", help="An argument, JSON or text; may be repeated."),
-]
-ArgsJson = Annotated[
-    str | None, typer.Option(help="Arguments as a JSON list, or as an object of named ones.")
+    OverlapPolicy | None, typer.Option("--overlap", help="What to do while an earlier run has not ended.")
 ]
 Catchup = Annotated[
-    str | None, typer.Option(metavar="DURATION", help="How late a run may be made up; an hour by default.")
+    str | None, typer.Option(metavar="DURATION", help="How late a missed run may start; an hour by default.")
 ]
 Note = Annotated[str | None, typer.Option(metavar="TEXT", help="Shown with the schedule.")]
 
@@ -96,13 +93,12 @@ def list_(
         return
     empty = f"No schedules. The first: {PROGRAM} schedules create WORKFLOW --interval 1h --module MODULE"
     output.rows(found, COLUMNS, empty=empty)
-    if following is not None:
-        output.say(f"There are more: --limit {limit * 5}", "dim")
+    output.suggest_limit(limit, following)
 
 
 @app.command()
 def show(ctx: typer.Context, schedule: Id) -> None:
-    """Show a schedule: when it fires, what it has done, and what has happened of late."""
+    """Show a schedule: when it fires, what it has done, and its last events."""
     output = begin_reading(ctx)
     found = run_sync(client.get_schedule(schedule))
     if found is None:
@@ -117,7 +113,7 @@ def show(ctx: typer.Context, schedule: Id) -> None:
         columns = [
             Column("time", lambda event: event.timestamp, is_whole=True, is_exact=True),
             Column("event", lambda event: event.type.removeprefix("schedule."), is_whole=True),
-            Column("", lambda event: _said(event.data)),
+            Column("", lambda event: _event_text(event.data)),
         ]
         output.rows(events, columns)
 
@@ -129,7 +125,7 @@ def create(
         str, typer.Argument(metavar="WORKFLOW", help="Its name.", autocompletion=completions.workflows)
     ],
     schedule_id: Annotated[
-        str | None, typer.Option("--id", help="A name of its own; else a random one.")
+        str | None, typer.Option("--id", help="An id of your own; a random one by default.")
     ] = None,
     cron: Cron = None,
     interval: Interval = None,
@@ -144,7 +140,7 @@ def create(
     arg: Args = None,
     args_json: ArgsJson = None,
 ) -> None:
-    """Have a workflow run by a schedule."""
+    """Run a workflow by a schedule."""
     if [cron, interval, calendar].count(None) != 2:
         raise typer.BadParameter("give one of them", param_hint="--cron, --interval, --calendar")
     times = _given_times(cron, interval, calendar, timezone or None, start_at, end_at, jitter)
@@ -153,13 +149,13 @@ def create(
     import_workflows(ctx)
     definition = get_workflow(workflow)
     args, kwargs = arguments_of(definition, arg or (), args_json)
-    make = client.create_schedule.options(
+    make = create_schedule.options(
         overlap_policy=overlap or OverlapPolicy.SKIP,
         schedule_id=schedule_id,
         catchup_window=catchup_window,
         note=note,
     )
-    _tell(output, run_sync(make(definition, spec, *args, **kwargs)), is_hurried)
+    _print_changed(output, run_sync(make(definition, spec, *args, **kwargs)), is_hurried)
 
 
 @app.command()
@@ -179,7 +175,7 @@ def update(
     arg: Args = None,
     args_json: ArgsJson = None,
 ) -> None:
-    """Change what is given; the workflow's code is taken anew with --arg, --args-json or --module."""
+    """Change the given parts. With --arg, --args-json or --module, also take the workflow's present code."""
     output, is_hurried = begin_writing(ctx)
     found = run_sync(client.get_schedule(schedule))
     if found is None:
@@ -193,24 +189,24 @@ def update(
         given["workflow"] = definition
         if arg or args_json is not None:
             given["args"], given["kwargs"] = arguments_of(definition, arg or (), args_json)
-    changing = client.update_schedule(
+    changing = schedule_changes.update_schedule(
         schedule, overlap_policy=overlap, catchup_window=catchup_window, note=note, **given
     )
-    _tell(output, run_sync(changing), is_hurried)
+    _print_changed(output, run_sync(changing), is_hurried)
 
 
 @app.command()
 def pause(ctx: typer.Context, schedule: Id, note: Note = None) -> None:
-    """Have a schedule fire no more until it is resumed."""
+    """Pause a schedule: it does not fire until it is resumed."""
     output, is_hurried = begin_writing(ctx)
-    _tell(output, run_sync(client.pause_schedule(schedule, note)), is_hurried)
+    _print_changed(output, run_sync(schedule_changes.pause_schedule(schedule, note)), is_hurried)
 
 
 @app.command()
 def resume(ctx: typer.Context, schedule: Id, note: Note = None) -> None:
-    """Have a paused schedule fire again, from now on."""
+    """Resume a paused schedule: it fires again from now on."""
     output, is_hurried = begin_writing(ctx)
-    _tell(output, run_sync(client.resume_schedule(schedule, note)), is_hurried)
+    _print_changed(output, run_sync(schedule_changes.resume_schedule(schedule, note)), is_hurried)
 
 
 @app.command()
@@ -218,16 +214,16 @@ def trigger(
     ctx: typer.Context,
     schedule: Id,
     overlap: Annotated[
-        OverlapPolicy, typer.Option("--overlap", help="What to do while a run of it has not ended.")
+        OverlapPolicy, typer.Option("--overlap", help="What to do while an earlier run has not ended.")
     ] = OverlapPolicy.ALLOW_ALL,
 ) -> None:
-    """Make a run now, apart from the schedule's times."""
+    """Start a run of the schedule now, whatever its times."""
     output, _ = begin_driving(ctx)
     run = run_sync(firings.trigger_schedule(schedule, overlap))
     if output.is_json:
         output.data({"schedule_id": schedule, "run_id": None if run is None else str(run)})
     elif run is None:
-        output.text("no run now: one of the schedule has not ended")
+        output.text("no run now: an earlier run of the schedule has not ended")
     else:
         output.text(str(run))
         output.suggest(f"runs status {run}")
@@ -240,10 +236,10 @@ def backfill(
     start: Annotated[str, typer.Option(metavar="TIME", help="The first instant, included.")],
     end: Annotated[str, typer.Option(metavar="TIME", help="The first instant that is not included.")],
 ) -> None:
-    """Make the runs of past times that have none."""
+    """Start the missing runs of past times."""
     begins, ends = _instant(start, "--start"), _instant(end, "--end")
     output, _ = begin_driving(ctx)
-    with output.busy("making runs"):
+    with output.busy("starting runs"):
         made = run_sync(firings.backfill_schedule(schedule, begins, ends))
     if output.is_json:
         output.data({"schedule_id": schedule, "run_ids": made})
@@ -257,14 +253,14 @@ def backfill(
 def delete(
     ctx: typer.Context,
     schedule: Id,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Yes = False,
 ) -> None:
     """Delete a schedule; its runs go on, and stay."""
     output = begin_reading(ctx)
     if run_sync(client.get_schedule(schedule)) is None:
         raise ScheduleNotFoundError(schedule)
     confirm(output, f"Delete schedule {schedule}?", yes=yes)
-    is_deleted = run_sync(client.delete_schedule(schedule))
+    is_deleted = run_sync(schedule_changes.delete_schedule(schedule))
     if output.is_json:
         output.data({"schedule_id": schedule, "deleted": is_deleted})
     else:
@@ -283,9 +279,9 @@ def activate(ctx: typer.Context) -> None:
     for schedule_id in ids:
         output.text(schedule_id)
     if ids:
-        _tell_who_fires(output, is_hurried)
+        _print_who_fires(output, is_hurried)
     else:
-        output.say("The modules declare no schedule. Name those that do with --module.")
+        output.say("The modules declare no schedule. Name the modules that do with --module.")
 
 
 # --- forms ----------------------------------------------------------------------------------------
@@ -300,11 +296,11 @@ def _given_times(
     end_at: str | None,
     jitter: str | None,
 ) -> dict[str, Any]:
-    """What is given of a spec, by the names of its parts."""
+    """The parts of a spec that were given, by their names."""
     parts = {
         "cron": cron,
         "interval": interval,
-        "calendar": None if calendar is None else read_value(calendar, "--calendar"),
+        "calendar": None if calendar is None else parse_json(calendar, "--calendar"),
         "timezone": timezone,
         "start_at": None if start_at is None else _instant(start_at, "--start-at"),
         "end_at": None if end_at is None else _instant(end_at, "--end-at"),
@@ -314,11 +310,11 @@ def _given_times(
 
 
 def _changed(spec: ScheduleSpec, times: dict[str, Any]) -> ScheduleSpec:
-    """The spec with what is given in place of what it says; another kind of times replaces the kind."""
-    said = spec.to_dict()
+    """The spec with the given parts in place of its own. A new kind of times replaces the old kind."""
+    parts = spec.to_dict()
     if not times.keys().isdisjoint(_KINDS):
-        said = {name: value for name, value in said.items() if name not in _KINDS}
-    return ScheduleSpec.from_dict(said | times)
+        parts = {name: value for name, value in parts.items() if name not in _KINDS}
+    return ScheduleSpec.from_dict(parts | times)
 
 
 def _instant(text: str, option: str) -> datetime:
@@ -326,8 +322,8 @@ def _instant(text: str, option: str) -> datetime:
         return datetime.fromisoformat(text).astimezone()
     except ValueError:
         raise typer.BadParameter(
-            f'{text!r} is not a time: give "2026-11-22", "2026-11-22T15:39" or "2026-11-22T15:39+01:00"; '
-            "without a zone it is local",
+            f'{text!r} is not a time: give "2026-11-22", "2026-11-22T15:39" or "2026-11-22T15:39+01:00". '
+            "A time without a zone is local",
             param_hint=option,
         ) from None
 
@@ -363,23 +359,23 @@ def _print(output: Output, schedule: Schedule) -> None:
     )
 
 
-def _tell(output: Output, schedule: Schedule, is_hurried: bool) -> None:
-    """Print what a schedule is after a change."""
+def _print_changed(output: Output, schedule: Schedule, is_hurried: bool) -> None:
+    """Print a schedule after a change."""
     _print(output, schedule)
-    _tell_who_fires(output, is_hurried)
+    _print_who_fires(output, is_hurried)
 
 
-def _tell_who_fires(output: Output, is_hurried: bool) -> None:
+def _print_who_fires(output: Output, is_hurried: bool) -> None:
     if is_local():
-        output.say("Nothing fires while default_runtime is local: an engine on Ray has to be up for that.")
+        output.say("Nothing fires while default_runtime is local. Schedules need an engine on Ray.")
     elif not is_hurried:
         output.say(STORED)
 
 
-def _said(data: dict[str, Any]) -> str:
-    """What an event tells, in short."""
+def _event_text(data: dict[str, Any]) -> str:
+    """The data of an event on one line."""
     at = data.get("scheduled_at")
     shown = dict(data)
     if isinstance(at, str):
-        shown["scheduled_at"] = exact(datetime.fromisoformat(at))
+        shown["scheduled_at"] = format_exact(datetime.fromisoformat(at))
     return "  ".join(f"{name}={value}" for name, value in shown.items() if name != "spec")

@@ -1,4 +1,4 @@
-"""Times as people read them: short and relative on a screen, in full elsewhere."""
+"""Times and durations for people: short ones, relative ones, exact ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pyworkflow_ray.durations import parse_duration
 _UNITS = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
 
 
-def span(duration: timedelta | float) -> str:
+def format_duration(duration: timedelta | float) -> str:
     """A duration in its two largest units: "0.12 s", "3.4 s", "2 m 5 s", "1 d 3 h"."""
     seconds = duration.total_seconds() if isinstance(duration, timedelta) else duration
     if seconds < 10:
@@ -27,8 +27,8 @@ def span(duration: timedelta | float) -> str:
     return " ".join(part for part in parts if not part.startswith("0 "))
 
 
-def relative(at: datetime, now: datetime | None = None) -> str:
-    """How long ago or ahead, in its largest unit: "2 m ago", "in 3 d", "now"."""
+def format_relative(at: datetime, now: datetime | None = None) -> str:
+    """How far away a time is, in its largest unit: "2 m ago", "in 3 d", "now"."""
     seconds = (at - (now or datetime.now(UTC))).total_seconds()
     size = round(abs(seconds))
     for unit, length in _UNITS:
@@ -38,25 +38,25 @@ def relative(at: datetime, now: datetime | None = None) -> str:
     return "now"
 
 
-def clock(at: datetime, now: datetime | None = None) -> str:
-    """The local time, with its date if that is not today's: "15:39:06", "2026-11-22 15:39:06"."""
+def format_clock(at: datetime, now: datetime | None = None) -> str:
+    """The local time, with the date if it is not today: "15:39:06", "2026-11-22 15:39:06"."""
     local = at.astimezone()
     is_today = local.date() == (now or datetime.now(UTC)).astimezone().date()
     return f"{local:%H:%M:%S}" if is_today else f"{local:%Y-%m-%d %H:%M:%S}"
 
 
-def exact(at: datetime, now: datetime | None = None) -> str:
-    """As `clock`, to the millisecond."""
-    return f"{clock(at, now)}.{at.microsecond // 1000:03d}"
+def format_exact(at: datetime, now: datetime | None = None) -> str:
+    """As `format_clock`, to the millisecond."""
+    return f"{format_clock(at, now)}.{at.microsecond // 1000:03d}"
 
 
-def moment(at: datetime, now: datetime | None = None) -> str:
-    """Both: "15:39:06 (2 m ago)"."""
-    return f"{clock(at, now)} ({relative(at, now)})"
+def format_moment(at: datetime, now: datetime | None = None) -> str:
+    """Local and relative time: "15:39:06 (2 m ago)"."""
+    return f"{format_clock(at, now)} ({format_relative(at, now)})"
 
 
-def since(text: str, option: str) -> datetime:
-    """The time that a text names: a duration ago, or an instant (one without a zone is local).
+def parse_since(text: str, option: str) -> datetime:
+    """The time that a text names: a duration ago, or an instant. An instant without a zone is local time.
 
     Raises:
         BadParameter: It is neither.

@@ -1,4 +1,4 @@
-"""`pyworkflow-ray workflows`: what is defined, and runs of it."""
+"""`pyworkflow-ray workflows`: the workflows that modules define, and new runs of them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import typer
 
 from pyworkflow_ray.authoring.workflows import WorkflowFunction, get_workflow, list_workflows
 from pyworkflow_ray.cli import completions
-from pyworkflow_ray.cli.arguments import arguments_of
-from pyworkflow_ray.cli.cells import error_text, json_text, shown
+from pyworkflow_ray.cli.arguments import Args, ArgsJson, arguments_of
 from pyworkflow_ray.cli.errors import print_error
+from pyworkflow_ray.cli.formatters import format_error, format_json, sanitize
 from pyworkflow_ray.cli.invocations import begin, begin_driving, import_workflows, is_local
-from pyworkflow_ray.cli.live import watch
+from pyworkflow_ray.cli.live_views import watch
 from pyworkflow_ray.cli.outputs import PROGRAM, Column, Format, Output
 from pyworkflow_ray.client.event_loops import run_sync
 from pyworkflow_ray.client.records import WorkflowRun
@@ -53,7 +53,7 @@ def list_(ctx: typer.Context) -> None:
         Column("description", lambda each: each["description"].partition("\n")[0]),
     ]
     hint = (
-        "No module that defines workflows is named: give --module MODULE, or set `module: MODULE` in "
+        "No module with workflows is named. Give --module MODULE, or set `module: MODULE` in "
         "pyworkflow.config.yaml."
     )
     output.rows(defined, columns, empty=hint)
@@ -61,18 +61,18 @@ def list_(ctx: typer.Context) -> None:
 
 @app.command()
 def info(ctx: typer.Context, name: Name) -> None:
-    """Show a workflow: its parameters, options and place."""
+    """Show a workflow: its parameters, its options, and where it is defined."""
     output = begin(ctx)
     import_workflows(ctx)
-    told = _described(get_workflow(name))
+    described = _described(get_workflow(name))
     output.record(
-        told,
+        described,
         [
-            ("workflow", told["name"]),
-            ("description", told["description"] or None),
-            ("defined in", told["place"]),
-            *((f"  {each['name']}", _parameter(each)) for each in told["parameters"]),
-            *((option, value) for option, value in told["options"].items()),
+            ("workflow", described["name"]),
+            ("description", described["description"] or None),
+            ("defined in", described["place"]),
+            *((f"  {each['name']}", _parameter(each)) for each in described["parameters"]),
+            *((option, value) for option, value in described["options"].items()),
         ],
     )
 
@@ -81,26 +81,21 @@ def info(ctx: typer.Context, name: Name) -> None:
 def run(
     ctx: typer.Context,
     name: Name,
-    arg: Annotated[
-        list[str] | None,
-        typer.Option("--arg", "-a", metavar="NAME=VALUE", help="An argument, JSON or text; may be repeated."),
-    ] = None,
-    args_json: Annotated[
-        str | None, typer.Option(help="Arguments as a JSON list, or as an object of named ones.")
-    ] = None,
+    arg: Args = None,
+    args_json: ArgsJson = None,
     idempotency_key: Annotated[
-        str | None, typer.Option(metavar="KEY", help="Give the run that has this key, if there is one.")
+        str | None, typer.Option(metavar="KEY", help="Show the run that has this key, if there is one.")
     ] = None,
     wait: Annotated[
-        bool, typer.Option("--wait/--no-wait", help="Whether to show the run until it ends.")
+        bool, typer.Option("--wait/--no-wait", help="Show the run until it ends, or only start it.")
     ] = True,
 ) -> None:
-    """Start a run, and show what it does until it ends."""
+    """Start a run, and show its progress until it ends."""
     output, is_own = begin_driving(ctx, may_start=wait)
     import_workflows(ctx)
     definition = get_workflow(name)
     args, kwargs = arguments_of(definition, arg or (), args_json)
-    # In process, the start drives the run: its id must be known before.
+    # In process, the call of `start` drives the run, so the run's id must be known before it.
     run_id = new_run_id() if is_local() else None
 
     async def starting() -> str:
@@ -108,17 +103,15 @@ def run(
         return str(await options(definition, *args, **kwargs))
 
     if not wait and not is_local():
-        tell_start(output, run_sync(starting()))
+        print_start(output, run_sync(starting()))
         return
     if is_own:
-        output.say(
-            "No Ray cluster runs here: this process has one of its own for as long as it lasts.", "dim"
-        )
-    finish(output, watch(output, starting(), is_own=is_own or is_local(), run_id=run_id))
+        output.say("No Ray cluster runs here. This process starts one of its own, which ends with it.", "dim")
+    print_end(output, watch(output, starting(), is_own=is_own or is_local(), run_id=run_id))
 
 
-def tell_start(output: Output, run_id: str) -> None:
-    """Print the id of a run that was started and is not waited for."""
+def print_start(output: Output, run_id: str) -> None:
+    """Print the id of a new run that the command does not wait for."""
     if output.is_json:
         output.data(run_sync(get_workflow_run(run_id)))
         return
@@ -127,29 +120,29 @@ def tell_start(output: Output, run_id: str) -> None:
     output.suggest(f"runs status {run_id}")
 
 
-def finish(output: Output, ended: WorkflowRun) -> None:
-    """Print how a run has ended; anything but a result makes the exit code 1."""
+def print_end(output: Output, ended: WorkflowRun) -> None:
+    """Print how a run has ended. Without a result the exit code is 1."""
     if output.is_json:
         output.data(ended)
     elif ended.status is RunStatus.COMPLETED:
         _print_result(output, result_of(ended.run_id))
     if ended.status is RunStatus.COMPLETED:
         return
-    if ended.status is RunStatus.SUSPENDED:  # of the in-process runtime, which has no timer
-        output.say(f"Run {ended.run_id} waits, and nothing runs meanwhile. It goes on with:")
+    if ended.status is RunStatus.SUSPENDED:  # only in process, where no timer wakes the run
+        output.say(f"Run {ended.run_id} waits, and no engine will wake it. To go on with it:")
         output.suggest(f"runs resume {ended.run_id}")
         return
     record = session().storage.read(get_run(ended.run_id))
-    what = error_text(record.error_type, ended.error) if record is not None else ""
-    told = _ENDS.get(ended.status, f"is {ended.status.value}")
+    what = format_error(record.error_type, ended.error) if record is not None else ""
+    how = _ENDS.get(ended.status, f"is {ended.status.value}")
     print_error(
-        f"Run {ended.run_id} {told}{': ' if what else ''}{what}", f"{PROGRAM} runs status {ended.run_id}"
+        f"Run {ended.run_id} {how}{': ' if what else ''}{what}", f"{PROGRAM} runs status {ended.run_id}"
     )
     raise typer.Exit(1)
 
 
 def result_of(run_id: str) -> Any:
-    """The result of a run in plain JSON values, a large one as well; nothing is unpickled."""
+    """The result of a run in plain JSON values, however large; nothing is unpickled."""
     storage = session().storage
     record = storage.read(get_run(run_id))
     if record is None or record.result is None:
@@ -162,9 +155,9 @@ def result_of(run_id: str) -> Any:
 
 def _print_result(output: Output, result: Any) -> None:
     if isinstance(result, str) and output.format is Format.TABLE:
-        output.text(shown(result, lines=True) if output.out.is_terminal else result)
+        output.text(sanitize(result, lines=True) if output.out.is_terminal else result)
     elif result is not None or output.format is Format.PLAIN:
-        output.text(json_text(result))
+        output.text(format_json(result))
 
 
 def _described(definition: WorkflowFunction[Any, Any]) -> dict[str, Any]:
@@ -198,6 +191,6 @@ def _parameter_of(parameter: inspect.Parameter) -> dict[str, Any]:
     }
 
 
-def _parameter(told: dict[str, Any]) -> str:
-    default = "" if told["default"] is None else f", {told['default']} by default"
-    return f"{told['type'] or 'any value'}{default}"
+def _parameter(described: dict[str, Any]) -> str:
+    default = "" if described["default"] is None else f", {described['default']} by default"
+    return f"{described['type'] or 'any value'}{default}"

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any, TypeVar
 
-from pyworkflow_ray.client.handles import refuse_in_workflow
+from pyworkflow_ray.client.guards import refuse_in_workflow
 from pyworkflow_ray.client.hooks import Hook, page_of_hooks
 from pyworkflow_ray.client.records import Event, WorkflowRun
 from pyworkflow_ray.client.runs import page_of_runs, statuses_of

@@ -8,8 +8,9 @@ from typing import Any
 import msgspec
 
 from pyworkflow_ray.authoring.schedules import Declaration, declarations
-from pyworkflow_ray.client.handles import refuse_in_workflow
-from pyworkflow_ray.client.schedules import opened, own_now, run_like, running_now
+from pyworkflow_ray.client.guards import refuse_in_workflow
+from pyworkflow_ray.client.run_templates import run_template, running_now
+from pyworkflow_ray.client.schedules import opened, own_now
 from pyworkflow_ray.client.sessions import Session
 from pyworkflow_ray.storage import schedules
 
@@ -29,7 +30,7 @@ async def activate_scheduled_workflows() -> list[str]:
 
 
 async def _declare(of: Session, schedule_id: str, declared: Declaration) -> None:
-    run, code = run_like(of, declared.definition, *declared.definition.check_arguments((), {}))
+    run, code = run_template(of, declared.definition, *declared.definition.check_arguments((), {}))
     window = declared.catchup_window.total_seconds()
     said = [declared.spec.to_dict(), declared.overlap_policy.value, window, schedules.run_text(run)]
     digest = hashlib.sha256(msgspec.json.encode(said, order="sorted")).hexdigest()

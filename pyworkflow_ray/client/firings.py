@@ -8,10 +8,13 @@ from datetime import datetime
 from typing import Any
 
 from pyworkflow_ray.actors.schedulers import ask_to_cancel
-from pyworkflow_ray.client.handles import RunHandle, read_record, refuse_in_workflow
+from pyworkflow_ray.client.guards import refuse_in_workflow
+from pyworkflow_ray.client.handles import RunHandle
+from pyworkflow_ray.client.lookups import read_record
 from pyworkflow_ray.client.schedules import opened, own_now
 from pyworkflow_ray.client.sessions import Session
 from pyworkflow_ray.durations import in_utc
+from pyworkflow_ray.event_types import EventType
 from pyworkflow_ray.exceptions import ConfigurationError, ScheduleNotFoundError
 from pyworkflow_ray.recurrences.overlaps import policy_of
 from pyworkflow_ray.statuses import OverlapPolicy, ScheduleStatus
@@ -80,7 +83,7 @@ async def backfill_schedule(schedule_id: str, start_time: datetime, end_time: da
     due = await asyncio.to_thread(_fires_between, record, start, end)
     span = {"start": start.isoformat(), "end": end.isoformat()}
     call = _new_call()
-    await _note(of, schedule_id, "schedule.backfill_started", span, call)
+    await _note(of, schedule_id, EventType.SCHEDULE_BACKFILL_STARTED, span, call)
     made: list[str] = []
     for first in range(0, len(due), _BATCH):
         some = due[first : first + _BATCH]
@@ -92,7 +95,7 @@ async def backfill_schedule(schedule_id: str, start_time: datetime, end_time: da
         made += [run.run_id for run in fired.runs]
         await of.runtime.wake_all(fired.runs)
     done = span | {"started": len(made), "skipped": len(due) - len(made)}
-    await _note(of, schedule_id, "schedule.backfill_completed", done, call)
+    await _note(of, schedule_id, EventType.SCHEDULE_BACKFILL_COMPLETED, done, call)
     return made
 
 
@@ -113,7 +116,7 @@ async def _there(of: Session, schedule_id: str) -> tuple[ScheduleRecord, datetim
     return await asyncio.to_thread(of.storage.read, read)
 
 
-async def _note(of: Session, schedule_id: str, type_: str, data: dict[str, Any], call: str) -> None:
+async def _note(of: Session, schedule_id: str, type_: EventType, data: dict[str, Any], call: str) -> None:
     await of.storage.write(lambda c: schedules.note_once(c, schedule_id, type_, data, call, now=own_now(of)))
 
 

@@ -13,7 +13,9 @@ from pyworkflow_ray.actors.codes import pack
 from pyworkflow_ray.actors.new_runs import label
 from pyworkflow_ray.actors.nudges import is_isolated
 from pyworkflow_ray.authoring.workflows import as_workflow
-from pyworkflow_ray.client.handles import RunHandle, read_record, refuse_in_workflow
+from pyworkflow_ray.client.guards import refuse_in_workflow
+from pyworkflow_ray.client.handles import RunHandle
+from pyworkflow_ray.client.lookups import read_record
 from pyworkflow_ray.client.sessions import Session, session
 from pyworkflow_ray.client.starts import hand_over
 from pyworkflow_ray.engine.events import (

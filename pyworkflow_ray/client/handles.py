@@ -1,42 +1,28 @@
-"""A run as the one who started it holds it."""
+"""Handles: a run as the process holds it that has started it or knows its id."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Generator
 from typing import Any, Generic, TypeVar
 
-from pyworkflow_ray import exceptions
-from pyworkflow_ray.actors.activations import RunEnd
 from pyworkflow_ray.client.event_loops import run_sync
+from pyworkflow_ray.client.guards import refuse_in_workflow
+from pyworkflow_ray.client.lookups import read_events_after, read_record, require_record
+from pyworkflow_ray.client.messages import cancel_run, query_run, signal_run
 from pyworkflow_ray.client.records import Event, WorkflowRun
+from pyworkflow_ray.client.results import value_of, wait_for_end
 from pyworkflow_ray.client.sessions import Session, session
-from pyworkflow_ray.engine.events import FailureEvent, decode_event
-from pyworkflow_ray.engine.executions import current
-from pyworkflow_ray.exceptions import (
-    CancellationError,
-    FatalError,
-    WorkflowError,
-    WorkflowFailedError,
-    WorkflowNotFoundError,
-)
+from pyworkflow_ray.exceptions import WorkflowError
 from pyworkflow_ray.statuses import RunStatus
-from pyworkflow_ray.storage.blobs import load_blob
-from pyworkflow_ray.storage.histories import latest_event, read_events
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.runs import get_run
-from pyworkflow_ray.values import codec
-from pyworkflow_ray.values.failures import Failure, capture, restore
 
 T = TypeVar("T")
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
-"""Seconds between looks at the row of a run that nobody drives now, such as a sleeping one."""
-
 
 class RunHandle(str, Generic[T]):
-    """A run: the run id itself, with what one does with a run.
+    """A run: the run id itself, with methods for what one does with a run.
 
     `await run` gives the result. Handles of the same run are equal to each other and to the id.
     """
@@ -61,10 +47,12 @@ class RunHandle(str, Generic[T]):
         return self.result().__await__()
 
     async def result(self, timeout: float | None = None) -> T:
-        """What the workflow returned, waiting for it if need be; of a run that continued, its last one's.
+        """What the workflow returned. This waits until the run ends.
+
+        If the run continues as a new run, the result is that of the last run.
 
         Args:
-            timeout: Seconds to wait at most; the run goes on when they are over.
+            timeout: How many seconds to wait at most. The run goes on after that time.
 
         Raises:
             Exception: What the workflow raised.
@@ -75,7 +63,7 @@ class RunHandle(str, Generic[T]):
         refuse_in_workflow("result")
         try:
             async with asyncio.timeout(timeout) as limit:
-                # A run that was just accepted is with its coordinator: its row need not be asked first.
+                # A run that was just accepted is with its coordinator: its row need not be read first.
                 accepted, self._accepted = self._accepted, None
                 end = await wait_for_end(self._session, str(self), accepted)
         except TimeoutError:
@@ -84,7 +72,7 @@ class RunHandle(str, Generic[T]):
                     f"Run {str(self)!r} has not ended after {timeout} s; it goes on."
                 ) from None
             raise
-        value: T = await _value_of(self._session, end)
+        value: T = await value_of(self._session, end)
         return value
 
     def wait(self, timeout: float | None = None) -> T:
@@ -111,27 +99,19 @@ class RunHandle(str, Generic[T]):
         self, reason: str | None = None, wait: bool = False, timeout: float | None = None
     ) -> bool:
         """Ask the run to cancel; see `cancel_workflow`."""
-        from pyworkflow_ray.client.runs import cancel_run
-
         return await cancel_run(self._session, str(self), reason, wait, timeout)
 
     async def signal(self, name: str, payload: Any = None, dedup_key: str | None = None) -> None:
-        """Send the run a signal; see `signal`."""
-        from pyworkflow_ray.client.runs import signal_run
-
+        """Send the run a signal; see the function `signal`."""
         await signal_run(self._session, str(self), name, payload, dedup_key)
 
     async def query(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        """Ask the run; see `query`."""
-        from pyworkflow_ray.client.runs import query_run
-
+        """Ask the run a query; see the function `query`."""
         return await query_run(self._session, str(self), name, args, kwargs)
 
     async def events(self) -> list[Event]:
         """The run's history so far, oldest first."""
-        run_id = str(self)
-        rows = await asyncio.to_thread(self._session.storage.read, read_events(run_id))
-        return [Event.of(run_id, row) for row in rows]
+        return await read_events_after(self._session, str(self), -1)
 
     def events_sync(self) -> list[Event]:
         """The run's history so far, blocking."""
@@ -144,7 +124,8 @@ class RunHandle(str, Generic[T]):
         from html import escape
 
         try:
-            run = WorkflowRun.of(_require(str(self), self._session.storage.read(get_run(str(self)))))
+            record = self._session.storage.read(get_run(str(self)))
+            run = WorkflowRun.of(require_record(str(self), record))
         except WorkflowError as error:
             return f"<code>{escape(str(self))}</code> {escape(str(error))}"
         rows = [
@@ -159,93 +140,3 @@ class RunHandle(str, Generic[T]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RunHandle, (str(self),)
-
-
-def refuse_in_workflow(name: str) -> None:
-    """Keep client functions out of workflow code, where they would not be replayed."""
-    if current.get() is not None:
-        raise WorkflowError(
-            f"{name}() cannot be called in the code of a workflow: it is neither recorded nor replayed. "
-            "Call it in a step, or start a child workflow."
-        )
-
-
-async def wait_for_end(of: Session, run_id: str, record: RunRecord | None = None) -> RunEnd:
-    """How the run ended; waits at its coordinator, or by looking at the row with growing pauses."""
-    pause = FIRST_PAUSE
-    while True:
-        record = record or await read_record(of, run_id)
-        if record.status is RunStatus.CONTINUED_AS_NEW and record.continued_to_run_id is not None:
-            run_id, record, pause = record.continued_to_run_id, None, FIRST_PAUSE
-            continue
-        if record.status.is_terminal or record.status is RunStatus.INTERRUPTED:
-            return await _end_of(of, record)
-        if record.coordinator is not None and record.status is not RunStatus.SUSPENDED:
-            asked_at = time.monotonic()
-            await of.runtime.open()
-            end = await of.runtime.wait(record)
-            if end is not None and end.continued_to:
-                run_id, record, pause = end.continued_to, None, FIRST_PAUSE
-                continue
-            if end is not None and end.is_final:
-                return end
-            if time.monotonic() - asked_at > LONGEST_PAUSE:
-                pause = FIRST_PAUSE
-        record = None
-        await asyncio.sleep(pause)
-        pause = min(pause * 1.5, LONGEST_PAUSE)
-
-
-async def _end_of(of: Session, record: RunRecord) -> RunEnd:
-    """The end as the row and the last event tell it."""
-    failure = None
-    if record.status is RunStatus.CANCELLED:
-        return RunEnd(record.run_id, record.status.value, reason=record.error or "")
-    result = None if record.result is None else record.result.encode()
-    if record.status is not RunStatus.COMPLETED:
-        last = await asyncio.to_thread(of.storage.read, latest_event(record.run_id))
-        event = decode_event(last[2], last[3]) if last is not None else None
-        if isinstance(event, FailureEvent) and record.status is RunStatus.FAILED:
-            failure = event.failure
-        else:
-            failure = _told_failure(record)
-    return RunEnd(record.run_id, record.status.value, result, failure)
-
-
-def _told_failure(record: RunRecord) -> Failure:
-    """The failure of a run that was set aside; its row tells the type and the text of an error of ours."""
-    error = record.error or f"The run is {record.status.value}."
-    own = getattr(exceptions, (record.error_type or "").rpartition(".")[2], None)
-    if isinstance(own, type) and issubclass(own, FatalError):
-        return capture(own(error))
-    return Failure(error=error, error_type=record.error_type or "WorkflowError")
-
-
-async def _value_of(of: Session, end: RunEnd) -> Any:
-    if end.status == RunStatus.CANCELLED.value:
-        cancelled = CancellationError(reason=end.reason or None)
-        cancelled.run_id = end.run_id  # type: ignore[attr-defined]
-        raise cancelled
-    if end.failure is not None:
-        error = restore(end.failure, fallback=WorkflowFailedError)
-        error.run_id = end.run_id  # type: ignore[attr-defined]
-        error.add_note(f"Run {end.run_id} ended as {end.status}.")
-        raise error
-    data = end.result or b"null"
-    digest = codec.blob_reference(data)
-    if digest is not None:
-        found = digest
-        data = await asyncio.to_thread(of.storage.read, load_blob(found))
-    return of.values.decode(data)
-
-
-async def read_record(of: Session, run_id: str) -> RunRecord:
-    """The run's row, or a WorkflowNotFoundError."""
-    record = await asyncio.to_thread(of.storage.read, get_run(run_id))
-    return _require(run_id, record)
-
-
-def _require(run_id: str, record: RunRecord | None) -> RunRecord:
-    if record is None:
-        raise WorkflowNotFoundError(run_id)
-    return record

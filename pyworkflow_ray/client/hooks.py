@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from pyworkflow_ray.client.event_loops import run_sync
-from pyworkflow_ray.client.handles import refuse_in_workflow
+from pyworkflow_ray.client.guards import refuse_in_workflow
 from pyworkflow_ray.client.sessions import Session, session
 from pyworkflow_ray.exceptions import HookRejectedError, InvalidTokenError
 from pyworkflow_ray.statuses import HookStatus

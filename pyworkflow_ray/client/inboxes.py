@@ -1,8 +1,6 @@
-"""Telling a run something from outside: a row in its inbox, and a nudge to whoever drives it."""
+"""Posting events to runs: a row in the run's inbox, then a nudge to the coordinator that drives it."""
 
 from __future__ import annotations
-
-import asyncio
 
 from loguru import logger
 
@@ -19,19 +17,20 @@ from pyworkflow_ray.storage.works import Steps, ask, last, work
 async def send(
     of: Session, run_id: str, dedup_key: str, event: Event, *, once_in_chain: bool = False
 ) -> RunRecord | None:
-    """Post an event to a run, or to the run in which it goes on; None when it has ended.
+    """Post an event to a run, or to the run as which it continued; None when that run has ended.
 
-    When this returns the run will learn of it, whoever crashes.
+    Once this has returned, no crash can lose the event.
 
     Args:
-        once_in_chain: Whether the key counts for all runs that this one continues, too.
+        dedup_key: A second event under the same key has no effect.
+        once_in_chain: Whether the key also counts for the runs that this run continues.
 
     Raises:
         WorkflowNotFoundError: There is no such run.
     """
     record = await of.storage.write(_posted(InboxEntry(run_id, dedup_key, event), once_in_chain, set()))
     if record is not None:
-        await tell(of, record)
+        await nudge(of, record)
     return record
 
 
@@ -70,24 +69,14 @@ def _posted(entry: InboxEntry, once_in_chain: bool, tried: set[str]) -> Steps[Ru
         to = record.run_id  # it goes on in that one
 
 
-async def latest_of_chain(of: Session, run_id: str) -> RunRecord:
-    """The run in which this one goes on at last; itself, if it does not.
-
-    Raises:
-        WorkflowNotFoundError: There is no such run.
-    """
-    record = await asyncio.to_thread(of.storage.read, runs.get_latest_of_chain(run_id))
-    if record is None:
-        raise WorkflowNotFoundError(run_id)
-    return record
-
-
-async def tell(of: Session, record: RunRecord) -> None:
-    """Have a run look into its inbox soon; the sweep has it look in any case."""
+async def nudge(of: Session, record: RunRecord) -> None:
+    """Have a run look into its inbox soon. Should this fail, the sweep finds the inbox."""
     try:
         await of.runtime.open()
         await of.runtime.wake(record)
     except ConfigurationError:
         raise
     except Exception as error:
-        logger.info("Run {} could not be told, and will be found: {}", record.run_id, type(error).__name__)
+        logger.info(
+            "Run {} could not be nudged; the sweep will find it: {}", record.run_id, type(error).__name__
+        )

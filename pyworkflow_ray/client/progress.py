@@ -1,27 +1,28 @@
-"""What a run does, line by line, for whoever waits for it at a terminal."""
+"""Progress lines: what a run does, for a person who waits for it at a terminal."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, Self, TextIO, assert_never
 
+from pyworkflow_ray.client.lookups import read_events_after
 from pyworkflow_ray.client.records import Event
 from pyworkflow_ray.client.sessions import Session
-from pyworkflow_ray.storage.histories import read_events
+from pyworkflow_ray.event_types import EventType
 
 INTERVAL = 0.25
 
 
 class Progress:
-    """Prints a run's events while its block lasts, and those of the runs in which it continues.
+    """Prints a run's events while its block lasts. It also prints those of the runs as which it continues.
 
     Args:
-        of: Where the run is.
-        run_id: The run; may be set until the block begins.
+        of: The session that reads the run.
+        run_id: The run. The attribute may be set until the block begins.
         stream: Where to print; standard error by default.
-        always: Whether to print where nobody watches, too: to a file or a pipe.
+        always: Whether to print to a file or a pipe, too, and not only to a terminal.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Progress:
     ) -> None:
         if self._task is not None:
             self._task.cancel()
-            if not isinstance(error, asyncio.CancelledError):  # else nobody looks any more
+            if not isinstance(error, asyncio.CancelledError):  # nobody watches any more
                 await self._take_new()
 
     async def _follow(self) -> None:
@@ -54,16 +55,16 @@ class Progress:
 
     async def _take_new(self) -> None:
         run_id = None
-        while run_id != self.run_id:  # more than once when it has continued as another
+        while run_id != self.run_id:  # once more after it has continued as a new run
             run_id, seen = self.run_id, self._seen
-            for event in await read_new_events(self._session, run_id, seen):
+            for event in await read_events_after(self._session, run_id, seen):
                 self._seen = event.sequence
                 self.take(event)
-                if event.type == "workflow.continued_as_new":
+                if event.type is EventType.WORKFLOW_CONTINUED_AS_NEW:
                     self.run_id, self._seen = event.data["new_run_id"], -1
 
     def take(self, event: Event) -> None:
-        """Take note of an event, which is the next of its run."""
+        """Take the next event of the run."""
         line = self.line(event)
         if line:
             safe = "".join(
@@ -72,63 +73,73 @@ class Progress:
             print(f"{event.timestamp.astimezone():%H:%M:%S}  {safe}", file=self._stream, flush=True)
 
     def line(self, event: Event) -> str | None:
-        """What is printed of an event; None for those that are not worth a line."""
+        """The line for an event; None for an event that is not worth a line."""
+        if not event.type.is_known:  # only a later version knows it
+            return None
         data = event.data
         step = data.get("step_id", "")
         match event.type:
-            case "workflow.started":
+            case EventType.WORKFLOW_STARTED:
                 return f"▶ {data['workflow_name']}  {self.run_id}"
-            case "step.started":
+            case EventType.WORKFLOW_INTERRUPTED:
+                return f"⚡ {data['reason']}; going on (recovery {data['recovery_attempt']})"
+            case EventType.WORKFLOW_COMPLETED:
+                return "■ completed"
+            case EventType.WORKFLOW_FAILED:
+                return f"■ failed  {data['error_type']}: {data['error']}"
+            case EventType.WORKFLOW_CANCELLED:
+                return f"■ cancelled  {data.get('reason', '')}".rstrip()
+            case EventType.WORKFLOW_CONTINUED_AS_NEW:
+                return f"■ continued as {data['new_run_id']}"
+            case EventType.STEP_STARTED:
                 self._started[step] = event.timestamp
-                return None
-            case "step.completed":
+                return None  # the line of its outcome says how long it took
+            case EventType.STEP_COMPLETED:
                 took = (event.timestamp - self._started.get(step, event.timestamp)).total_seconds()
                 again = f", attempt {data['attempt']}" if data["attempt"] > 1 else ""
                 return f"✓ {step}  {took:.2f} s{again}"
-            case "step.retrying":
+            case EventType.STEP_RETRYING:
                 return f"↻ {step}  {data['error_type']}: {data['error']}; attempt {data['attempt']} follows"
-            case "step.failed":
+            case EventType.STEP_FAILED:
                 return f"✗ {step}  {data['error_type']}: {data['error']}"
-            case "sleep.started":
+            case EventType.SLEEP_STARTED:
                 return f"… {data['sleep_id']} until {data['resume_at']}"
-            case "hook.created":
+            case EventType.HOOK_CREATED:
                 until = f" until {data['expires_at']}" if data.get("expires_at") else ""
                 return f"… {data['hook_id']} waits for an answer{until}"
-            case "hook.received":
-                return (
-                    f"✗ {data['hook_id']} rejected"
-                    if data.get("failure")
-                    else f"✓ {data['hook_id']} answered"
-                )
-            case "hook.expired":
+            case EventType.HOOK_RECEIVED if data.get("failure"):
+                return f"✗ {data['hook_id']} rejected"
+            case EventType.HOOK_RECEIVED:
+                return f"✓ {data['hook_id']} answered"
+            case EventType.HOOK_EXPIRED:
                 return f"✗ {data['hook_id']} expired"
-            case "child_workflow.started":
+            case EventType.CHILD_WORKFLOW_STARTED:
                 return f"▷ {data['child_id']}  {data['child_run_id']}"
-            case "child_workflow.completed":
+            case EventType.CHILD_WORKFLOW_COMPLETED:
                 return f"✓ {data['child_id']}"
-            case "child_workflow.failed":
+            case EventType.CHILD_WORKFLOW_FAILED:
                 return f"✗ {data['child_id']}  {data['error_type']}: {data['error']}"
-            case "child_workflow.cancelled":
+            case EventType.CHILD_WORKFLOW_CANCELLED:
                 return f"✗ {data['child_id']}  cancelled"
-            case "signal.received":
+            case EventType.SIGNAL_RECEIVED:
                 return f"✉ {data['name']}"
-            case "cancellation.requested":
+            case EventType.CANCELLATION_REQUESTED:
                 return f"✋ asked to cancel  {data.get('reason', '')}".rstrip()
-            case "workflow.interrupted":
-                return f"⚡ {data['reason']}; going on (recovery {data['recovery_attempt']})"
-            case "workflow.completed":
-                return "■ completed"
-            case "workflow.cancelled":
-                return f"■ cancelled  {data.get('reason', '')}".rstrip()
-            case "workflow.continued_as_new":
-                return f"■ continued as {data['new_run_id']}"
-            case "workflow.failed":
-                return f"■ failed  {data['error_type']}: {data['error']}"
+            case EventType.STEP_CANCELLED | EventType.SLEEP_COMPLETED | EventType.HOOK_DISPOSED:
+                return None  # what the code does next shows it
+            case EventType.SIDE_EFFECT_RECORDED | EventType.PATCH_APPLIED | EventType.ATTRIBUTES_SET:
+                return None  # of interest to those who write the code
+            case (
+                EventType.SCHEDULE_CREATED
+                | EventType.SCHEDULE_UPDATED
+                | EventType.SCHEDULE_PAUSED
+                | EventType.SCHEDULE_RESUMED
+                | EventType.SCHEDULE_DELETED
+                | EventType.SCHEDULE_TRIGGERED
+                | EventType.SCHEDULE_SKIPPED
+                | EventType.SCHEDULE_BACKFILL_STARTED
+                | EventType.SCHEDULE_BACKFILL_COMPLETED
+            ):
+                return None  # events of schedules stand in no run's history
             case _:
-                return None
-
-
-async def read_new_events(of: Session, run_id: str, last_position: int) -> list[Event]:
-    """The events of a run behind a position (-1: from its first on), oldest first."""
-    rows = await asyncio.to_thread(of.storage.read, read_events(run_id, after=last_position))
-    return [Event.of(run_id, row) for row in rows]
+                assert_never(event.type)

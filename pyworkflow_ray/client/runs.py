@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import platform
-import uuid
 from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any
 
-from msgspec import Raw
-
-from pyworkflow_ray.actors.inboxes import CANCEL_KEY
-from pyworkflow_ray.client.handles import RunHandle, read_record, refuse_in_workflow, wait_for_end
-from pyworkflow_ray.client.inboxes import latest_of_chain, send
+from pyworkflow_ray.client.guards import refuse_in_workflow
+from pyworkflow_ray.client.handles import RunHandle
+from pyworkflow_ray.client.lookups import read_record
+from pyworkflow_ray.client.messages import cancel_run, query_run, signal_run
 from pyworkflow_ray.client.records import Event, WorkflowRun
-from pyworkflow_ray.client.sessions import Session, session
+from pyworkflow_ray.client.sessions import session
 from pyworkflow_ray.durations import When, resolve_when
-from pyworkflow_ray.engine.attempts import AttemptFailed, decode_outcome
-from pyworkflow_ray.engine.events import CancellationRequested, SignalReceived
-from pyworkflow_ray.exceptions import WorkflowError, WorkflowFailedError, WorkflowNotFoundError
+from pyworkflow_ray.exceptions import WorkflowError, WorkflowNotFoundError
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage import runs
 from pyworkflow_ray.storage.storages import Storage
 from pyworkflow_ray.values import codec
-from pyworkflow_ray.values.failures import restore
 
 
 async def get_workflow_run(run_id: str, *, storage: Any = None) -> WorkflowRun | None:
@@ -173,19 +166,6 @@ async def cancel_workflow(
     return await cancel_run(session(storage=storage), str(run_id), reason, wait, timeout)
 
 
-async def cancel_run(of: Session, run_id: str, reason: str | None, wait: bool, timeout: float | None) -> bool:
-    """See `cancel_workflow`."""
-    refuse_in_workflow("cancel")
-    request = CancellationRequested(
-        reason=reason or "", requested_by=f"pid {os.getpid()} on {platform.node()}"
-    )
-    record = await send(of, run_id, CANCEL_KEY, request)
-    if record is not None and wait:
-        async with asyncio.timeout(timeout):
-            await wait_for_end(of, record.run_id)
-    return record is not None
-
-
 async def signal(run_id: str, name: str, payload: Any = None, dedup_key: str | None = None) -> None:
     """Send a run a signal; it reads signals with `receive(name)`, in the order in which they came.
 
@@ -200,16 +180,6 @@ async def signal(run_id: str, name: str, payload: Any = None, dedup_key: str | N
     await signal_run(session(), str(run_id), name, payload, dedup_key)
 
 
-async def signal_run(of: Session, run_id: str, name: str, payload: Any, dedup_key: str | None) -> None:
-    """See `signal`."""
-    refuse_in_workflow("signal")
-    data = Raw(of.values.encode(payload, f"the payload of signal {name!r}"))
-    key = f"signal:{dedup_key or uuid.uuid4().hex}"
-    event = SignalReceived(name=name, payload=data)
-    if await send(of, run_id, key, event, once_in_chain=dedup_key is not None) is None:
-        raise WorkflowError(f"Run {run_id!r} has ended: nobody reads signal {name!r} any more.")
-
-
 async def query(run_id: str, name: str, *args: Any, **kwargs: Any) -> Any:
     """What the run answers now; its history does not change.
 
@@ -222,23 +192,6 @@ async def query(run_id: str, name: str, *args: Any, **kwargs: Any) -> Any:
         Exception: What the function raised.
     """
     return await query_run(session(), str(run_id), name, args, kwargs)
-
-
-async def query_run(
-    of: Session, run_id: str, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> Any:
-    """See `query`."""
-    refuse_in_workflow("query")
-    record = await latest_of_chain(of, run_id)
-    await of.runtime.open()
-    what = f"the arguments of query {name!r}"
-    told = await of.runtime.query(
-        record, name, of.values.encode(list(args), what), of.values.encode(dict(kwargs), what)
-    )
-    outcome = decode_outcome(told)
-    if isinstance(outcome, AttemptFailed):
-        raise restore(outcome.failure, fallback=WorkflowFailedError)
-    return of.values.decode(outcome.result)
 
 
 async def get_workflow_chain(run_id: str, *, storage: Any = None) -> list[WorkflowRun]:

@@ -40,8 +40,8 @@ class RayRuntime:
     def __init__(self, settings: Settings, storage: Storage) -> None:
         self._settings, self._storage = settings, storage
         self._cluster: Cluster | None = None
-        self._lines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, CoordinatorClient]]
-        self._lines = weakref.WeakKeyDictionary()
+        self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, CoordinatorClient]]
+        self._clients = weakref.WeakKeyDictionary()
         self._waking: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, bool]]
         self._waking = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
@@ -85,7 +85,7 @@ class RayRuntime:
                 # Others than this job may have to make a coordinator for its runs: the timer, another driver.
                 self._storage.submit(save_environment(environment, data)).result()
             self._joined = joined_job()
-            self._lines.clear()
+            self._clients.clear()
             is_file, slots = database.path is not None, self._settings.coordinators
             self._cluster = cluster_of(placed_on(settings, is_file, slots))
             # Not waited for: it wakes what sleeps, and picks up what a driver that vanished has left.
@@ -147,13 +147,13 @@ class RayRuntime:
             timer = await asyncio.to_thread(self.cluster.timer)
             timer.arm.remote(seconds)
             return
-        await self._line(run.coordinator or coordinator_of(run.run_id), run.environment).start(run)
+        await self._client_of(run.coordinator or coordinator_of(run.run_id), run.environment).start(run)
 
     async def wait(self, run: RunRecord) -> RunEnd | None:
         """How the run's drive ends; None when no coordinator has it now."""
         if run.coordinator is None:
             return None
-        return await self._line(run.coordinator, run.environment).wait(run.run_id)
+        return await self._client_of(run.coordinator, run.environment).wait(run.run_id)
 
     async def wake(self, run: RunRecord) -> None:
         """Have a run go on that nobody holds, and one that is held look into its inbox.
@@ -197,8 +197,8 @@ class RayRuntime:
         run_id, hook_id = await self.cluster.handles.call(callee, method, token, data, delivery_key)
         return run_id, hook_id
 
-    def _line(self, name: str, environment: str) -> CoordinatorClient:
-        lines = self._lines.setdefault(asyncio.get_running_loop(), {})
+    def _client_of(self, name: str, environment: str) -> CoordinatorClient:
+        lines = self._clients.setdefault(asyncio.get_running_loop(), {})
         if name not in lines:
             lines[name] = CoordinatorClient(self.cluster, name, environment, self._storage_id)
         return lines[name]

@@ -13,8 +13,9 @@ from pyworkflow_ray.actors.inboxes import CANCEL_KEY, InboxEntry
 from pyworkflow_ray.actors.new_runs import label, new_run
 from pyworkflow_ray.authoring.workflows import WorkflowFunction, as_workflow
 from pyworkflow_ray.client.event_loops import run_sync
-from pyworkflow_ray.client.handles import RunHandle, refuse_in_workflow
-from pyworkflow_ray.client.inboxes import latest_of_chain
+from pyworkflow_ray.client.guards import refuse_in_workflow
+from pyworkflow_ray.client.handles import RunHandle
+from pyworkflow_ray.client.lookups import latest_of_chain
 from pyworkflow_ray.client.progress import Progress
 from pyworkflow_ray.client.runtimes import LOCAL
 from pyworkflow_ray.client.sessions import Session, session
@@ -252,8 +253,9 @@ def _new_run(
 ) -> NewRun:
     run_id = options.run_id or new_run_id()
     what = f"workflow {definition.name!r}"
-    now = of.runtime.now()
-    start_at = None if options.start_at is None else resolve_when(options.start_at, now)
+    # First, so that a delay is over no earlier than it says after the run was asked for: packing takes time.
+    created_at = datetime.now(UTC)
+    start_at = None if options.start_at is None else resolve_when(options.start_at, of.runtime.now())
     isolated = definition.workflow_options.isolation == "process" or of.settings.coordinators == "per_run"
     return new_run(
         of.runtime.engine_settings,
@@ -263,7 +265,7 @@ def _new_run(
         of.values.encode(list(args), f"the arguments of {what}"),
         of.values.encode(dict(kwargs), f"the keyword arguments of {what}"),
         idempotency_key=options.idempotency_key,
-        created_at=datetime.now(UTC),
+        created_at=created_at,
         durable=options.durable,
         metadata=label(options.metadata),
         attributes=label(options.attributes),

@@ -1,4 +1,4 @@
-"""The steps of a run, as its history tells them."""
+"""Steps of a run, read from its history."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from pyworkflow_ray.client.records import Event
 from pyworkflow_ray.client.summaries import RunSummary
+from pyworkflow_ray.event_types import EventType
 from pyworkflow_ray.statuses import StepStatus
 
 
@@ -16,9 +17,10 @@ from pyworkflow_ray.statuses import StepStatus
 class StepExecution:
     """A step of a run. All times are aware and in UTC.
 
-    `input_args`, `input_kwargs` and `result` hold plain JSON values; a value that has no JSON form shows as
-    text. `attempt` is the last one's number, or the coming one's while the step waits for it, until
-    `retry_after`. `started_at` is when the last attempt that has ended began, in its worker.
+    `input_args`, `input_kwargs` and `result` hold plain JSON values; a value without a JSON form shows as
+    text. `attempt` is the number of the last attempt. While the step waits for its next attempt, it is the
+    number of that one, and `retry_after` is its time. `started_at` is when the worker began the last attempt
+    that has ended.
     """
 
     step_id: str
@@ -45,15 +47,15 @@ class StepExecution:
 
 
 def step_executions(run_id: str, events: Iterable[Event]) -> list[StepExecution]:
-    """The steps that a run with these events has called, in that order."""
+    """The steps that a run with these events has called, in the order of the calls."""
     summary = RunSummary(run_id)
     started: dict[str, dict[str, Any]] = {}
     results: dict[str, Any] = {}
     for event in events:
         summary.add(event)
-        if event.type == "step.started":
+        if event.type is EventType.STEP_STARTED:
             started[event.data["step_id"]] = event.data
-        elif event.type == "step.completed":
+        elif event.type is EventType.STEP_COMPLETED:
             results[event.data["step_id"]] = event.data.get("result")
     return [
         StepExecution(

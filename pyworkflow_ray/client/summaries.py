@@ -1,6 +1,6 @@
-"""What a history says of its run so far: its steps, and what it waits for.
+"""Summaries of histories: what a run has done so far, its steps and children, and what it waits for.
 
-Built event by event from what the storage holds; no code is run and no value is unpickled.
+A summary is built event by event from what the storage holds. No code is run and no value is unpickled.
 """
 
 from __future__ import annotations
@@ -8,28 +8,34 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, assert_never
 
 from pyworkflow_ray.client.records import Event
+from pyworkflow_ray.event_types import EventType
 from pyworkflow_ray.statuses import RunStatus, StepStatus
 
 _ENDS = {
-    "workflow.completed": RunStatus.COMPLETED,
-    "workflow.failed": RunStatus.FAILED,
-    "workflow.cancelled": RunStatus.CANCELLED,
-    "workflow.continued_as_new": RunStatus.CONTINUED_AS_NEW,
+    EventType.WORKFLOW_COMPLETED: RunStatus.COMPLETED,
+    EventType.WORKFLOW_FAILED: RunStatus.FAILED,
+    EventType.WORKFLOW_CANCELLED: RunStatus.CANCELLED,
+    EventType.WORKFLOW_CONTINUED_AS_NEW: RunStatus.CONTINUED_AS_NEW,
 }
-
-_CHILD_ENDS = {
-    "child_workflow.completed": RunStatus.COMPLETED,
-    "child_workflow.failed": RunStatus.FAILED,
-    "child_workflow.cancelled": RunStatus.CANCELLED,
+_STEP_ENDS = {
+    EventType.STEP_COMPLETED: StepStatus.COMPLETED,
+    EventType.STEP_FAILED: StepStatus.FAILED,
+    EventType.STEP_CANCELLED: StepStatus.CANCELLED,
+}
+_CHILD_STATES = {
+    EventType.CHILD_WORKFLOW_STARTED: RunStatus.RUNNING,
+    EventType.CHILD_WORKFLOW_COMPLETED: RunStatus.COMPLETED,
+    EventType.CHILD_WORKFLOW_FAILED: RunStatus.FAILED,
+    EventType.CHILD_WORKFLOW_CANCELLED: RunStatus.CANCELLED,
 }
 
 
 @dataclass(slots=True)
 class StepSummary:
-    """A step of a run. `attempt` is the last one's number, or the coming one's while it is retrying."""
+    """A step of a run. `attempt` is the number of its last attempt; of the next one while it is retrying."""
 
     step_id: str
     step_name: str
@@ -48,7 +54,7 @@ class StepSummary:
 
 @dataclass(slots=True)
 class ChildSummary:
-    """A child run of a run, as its parent's history tells it."""
+    """A child run, from its parent's history."""
 
     child_id: str
     run_id: str
@@ -60,10 +66,10 @@ class ChildSummary:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Something that a run waits for besides steps and children: a "sleep", or a "hook" with its token.
+    """Something that a run waits for, other than steps and children: a "sleep", or a "hook" with its token.
 
-    A timer that the code has let go, such as that of an `asyncio.timeout` that was not needed, leaves
-    no event, and counts as a sleep until its time.
+    A timer that the code gave up leaves no event. It counts as a sleep until its time. An example is the
+    timer of an `asyncio.timeout` whose block ended in time.
     """
 
     kind: str
@@ -73,7 +79,7 @@ class Wait:
 
 
 class RunSummary:
-    """A run as its events tell it; `add` them in their order."""
+    """A run, summarised from its events; `add` them in their order."""
 
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
@@ -89,7 +95,7 @@ class RunSummary:
         self.continued_to: str | None = None
         self.interruptions = 0
         self.cancel_reason: str | None = None
-        """Why the run was asked to cancel; None when nobody has asked."""
+        """The reason of the request to cancel; None if there was no request."""
         self.last_position = -1
         self._waits: dict[tuple[str, str], Wait] = {}
 
@@ -103,98 +109,131 @@ class RunSummary:
 
     @property
     def waits(self) -> list[Wait]:
-        """What the run waits for besides steps and children, in the order in which it began to."""
+        """What the run waits for, other than steps and children; the longest wait comes first."""
         return list(self._waits.values())
 
     def add(self, event: Event) -> None:
-        """Take in the next event; one of an unknown type changes nothing."""
+        """Take in the next event. One of a type that only a later version knows changes nothing."""
         self.last_position = event.sequence
-        kind = event.type.partition(".")[0]
-        match kind:
-            case "workflow":
-                self._add_of_workflow(event)
-            case "step":
-                self._add_of_step(event, event.data)
-            case "child_workflow":
-                self._add_of_child(event, event.data)
-            case "sleep" | "hook":
-                self._add_of_wait(event, event.data)
-            case "cancellation":
-                self.cancel_reason = event.data.get("reason", "")
-            case _:
-                pass
-
-    def _add_of_workflow(self, event: Event) -> None:
+        if not event.type.is_known:
+            return
         data = event.data
-        if event.type == "workflow.started":
-            self.workflow_name = data.get("workflow_name", "")
-            self.started_at = event.timestamp
-            self.status = RunStatus.RUNNING
-        elif event.type == "workflow.interrupted":
-            self.interruptions += 1
-        elif event.type in _ENDS:
-            self.status = _ENDS[event.type]
-            self.ended_at = event.timestamp
-            self.error, self.error_type = data.get("error"), data.get("error_type")
-            self.traceback = data.get("traceback") or None
-            self.continued_to = data.get("new_run_id")
-            self._waits.clear()
+        match event.type:
+            case EventType.WORKFLOW_STARTED:
+                self.workflow_name = data.get("workflow_name", "")
+                self.started_at = event.timestamp
+                self.status = RunStatus.RUNNING
+            case EventType.WORKFLOW_INTERRUPTED:
+                self.interruptions += 1
+            case (
+                EventType.WORKFLOW_COMPLETED
+                | EventType.WORKFLOW_FAILED
+                | EventType.WORKFLOW_CANCELLED
+                | EventType.WORKFLOW_CONTINUED_AS_NEW
+            ):
+                self._end(event, _ENDS[event.type])
+            case EventType.STEP_STARTED:
+                self._add_step(event)
+            case EventType.STEP_COMPLETED | EventType.STEP_FAILED | EventType.STEP_CANCELLED:
+                self._end_step(event, _STEP_ENDS[event.type])
+            case EventType.STEP_RETRYING:
+                self._retry_step(event)
+            case (
+                EventType.CHILD_WORKFLOW_STARTED
+                | EventType.CHILD_WORKFLOW_COMPLETED
+                | EventType.CHILD_WORKFLOW_FAILED
+                | EventType.CHILD_WORKFLOW_CANCELLED
+            ):
+                self._add_child(data, _CHILD_STATES[event.type])
+            case EventType.SLEEP_STARTED:
+                self._add_wait(Wait("sleep", data["sleep_id"], datetime.fromisoformat(data["resume_at"])))
+            case EventType.SLEEP_COMPLETED:
+                self._waits.pop(("sleep", data["sleep_id"]), None)
+            case EventType.HOOK_CREATED:
+                at = data.get("expires_at")
+                until = None if at is None else datetime.fromisoformat(at)
+                self._add_wait(Wait("hook", data["hook_id"], until, token=data["token"]))
+            case EventType.HOOK_RECEIVED | EventType.HOOK_EXPIRED | EventType.HOOK_DISPOSED:
+                self._waits.pop(("hook", data["hook_id"]), None)
+            case EventType.CANCELLATION_REQUESTED:
+                self.cancel_reason = data.get("reason", "")
+            case (
+                EventType.SIGNAL_RECEIVED
+                | EventType.SIDE_EFFECT_RECORDED
+                | EventType.PATCH_APPLIED
+                | EventType.ATTRIBUTES_SET
+            ):
+                pass  # a summary has no place for them
+            case (
+                EventType.SCHEDULE_CREATED
+                | EventType.SCHEDULE_UPDATED
+                | EventType.SCHEDULE_PAUSED
+                | EventType.SCHEDULE_RESUMED
+                | EventType.SCHEDULE_DELETED
+                | EventType.SCHEDULE_TRIGGERED
+                | EventType.SCHEDULE_SKIPPED
+                | EventType.SCHEDULE_BACKFILL_STARTED
+                | EventType.SCHEDULE_BACKFILL_COMPLETED
+            ):
+                pass  # events of schedules stand in no run's history
+            case _:
+                assert_never(event.type)
 
-    def _add_of_step(self, event: Event, data: dict[str, Any]) -> None:
-        step_id = data["step_id"]
-        step = self.steps.get(step_id)
-        if event.type == "step.started" or step is None:
-            step = self.steps[step_id] = StepSummary(
-                step_id,
-                data["step_name"],
-                event.timestamp,
-                max_retries=data.get("options", {}).get("max_retries"),
-            )
+    def _end(self, event: Event, status: RunStatus) -> None:
+        data = event.data
+        self.status, self.ended_at = status, event.timestamp
+        self.error, self.error_type = data.get("error"), data.get("error_type")
+        self.traceback = data.get("traceback") or None
+        self.continued_to = data.get("new_run_id")
+        self._waits.clear()
+
+    def _add_step(self, event: Event) -> StepSummary:
+        data = event.data
+        step = self.steps[data["step_id"]] = StepSummary(
+            data["step_id"],
+            data["step_name"],
+            event.timestamp,
+            attempt=data.get("attempt", 1),
+            max_retries=data.get("options", {}).get("max_retries"),
+        )
+        return step
+
+    def _step_of(self, event: Event) -> StepSummary:
+        """The step of an outcome, with what the outcome says of its last attempt."""
+        data = event.data
+        step = self.steps.get(data["step_id"]) or self._add_step(event)
         step.attempt = data.get("attempt", step.attempt)
         step.node = data.get("node", step.node)
         step.worker_pid = data.get("worker_pid", step.worker_pid)
-        match event.type:
-            case "step.completed":
-                step.status, step.error, step.error_type = StepStatus.COMPLETED, None, None
-            case "step.failed":
-                step.status = StepStatus.FAILED
-            case "step.retrying":
-                step.status = StepStatus.RETRYING
-                step.retry_at = datetime.fromisoformat(data["retry_at"])
-            case "step.cancelled":
-                step.status = StepStatus.CANCELLED
-            case _:
-                return
-        if event.type in ("step.failed", "step.retrying"):
-            step.error, step.error_type = data["error"], data.get("error_type")
-        if event.type != "step.retrying":
-            step.ended_at, step.retry_at = event.timestamp, None
         if data.get("started_at"):
             step.started_at = datetime.fromisoformat(data["started_at"])
+        return step
 
-    def _add_of_child(self, event: Event, data: dict[str, Any]) -> None:
+    def _end_step(self, event: Event, status: StepStatus) -> None:
+        step = self._step_of(event)
+        step.status, step.ended_at, step.retry_at = status, event.timestamp, None
+        match status:
+            case StepStatus.COMPLETED:
+                step.error, step.error_type = None, None
+            case StepStatus.FAILED:
+                step.error, step.error_type = event.data["error"], event.data.get("error_type")
+            case _:
+                pass  # a cancelled step keeps the error of its last attempt
+
+    def _retry_step(self, event: Event) -> None:
+        step = self._step_of(event)
+        step.status = StepStatus.RETRYING
+        step.retry_at = datetime.fromisoformat(event.data["retry_at"])
+        step.error, step.error_type = event.data["error"], event.data.get("error_type")
+
+    def _add_child(self, data: dict[str, Any], status: RunStatus) -> None:
         child_id = data["child_id"]
         child = self.children.get(child_id)
         if child is None:
             child = ChildSummary(child_id, data["child_run_id"], data["child_workflow_name"])
             self.children[child_id] = child
-        child.status = _CHILD_ENDS.get(event.type, RunStatus.RUNNING)
+        child.status = status
         child.error, child.error_type = data.get("error"), data.get("error_type")
 
-    def _add_of_wait(self, event: Event, data: dict[str, Any]) -> None:
-        match event.type:
-            case "sleep.started":
-                wait = Wait("sleep", data["sleep_id"], datetime.fromisoformat(data["resume_at"]))
-            case "hook.created":
-                until = data.get("expires_at")
-                wait = Wait(
-                    "hook",
-                    data["hook_id"],
-                    None if until is None else datetime.fromisoformat(until),
-                    token=data["token"],
-                )
-            case _:
-                kind = event.type.partition(".")[0]
-                self._waits.pop((kind, data.get(f"{kind}_id", "")), None)
-                return
+    def _add_wait(self, wait: Wait) -> None:
         self._waits[wait.kind, wait.id] = wait

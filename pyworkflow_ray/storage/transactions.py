@@ -128,7 +128,7 @@ class PostgreSQLSession:
             for statement in batch.statements:
                 self._unanswered.append((owner, statement, statement.queue(self._driver), sent))
         except BaseException as error:
-            # The driver may tell here of an error that an earlier statement met on the server.
+            # The driver may raise here what an earlier statement has met on the server.
             raise self._blamed(error, owner) from error
         return sent
 
@@ -173,7 +173,10 @@ class PostgreSQLSession:
     def _queue_text(self, sql: str) -> None:
         self._enter()
         cursor = self._driver.cursor()
-        cursor.execute(sql)
+        try:
+            cursor.execute(sql)
+        except BaseException as error:
+            raise self._blamed(error, None) from error  # what an earlier statement has met
         self._unanswered.append((None, None, cursor, None))
 
     def _enter(self) -> None:

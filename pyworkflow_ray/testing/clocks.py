@@ -1,4 +1,4 @@
-"""A clock that the test owns: time passes when the test says so, or when all wait for it."""
+"""Clocks that a test owns: time passes when the test says so, or when all wait for time to pass."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 
 
 class VirtualClock:
-    """Stands still until it is set forward.
+    """A clock that stands still until it is set forward.
 
     Args:
-        start: The first instant; the host's time by default, so that rows look as they do in life.
+        start: The first instant; the host's time by default, so that rows look as they do in production.
     """
 
     def __init__(self, start: datetime | None = None) -> None:
@@ -34,15 +34,15 @@ class VirtualClock:
 
     @property
     def sleepers(self) -> int:
-        """How many wait for an event or for time."""
+        """How many tasks wait for an event or for time."""
         return sum(1 for event in self._sleepers if not event.is_set())
 
     def next_at(self) -> datetime | None:
-        """The first instant that somebody waits for."""
+        """The earliest instant that a task waits for; None if no task waits for time."""
         return min((until for until in self._sleepers.values() if until is not None), default=None)
 
     def set_forward(self, to: datetime) -> None:
-        """Let it be that time, and wake whoever waited for it."""
+        """Set the clock to this time, and wake the tasks that wait for it."""
         self._now = max(self._now, to)
         for event, until in self._sleepers.items():
             if until is not None and until <= self._now:

@@ -1,4 +1,4 @@
-"""Workflows in a test: this process, a database in memory, and time that skips what is waited for."""
+"""Test environments: workflows in this process, a database in memory, and a clock that skips waiting."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pyworkflow_ray.durations import Duration, parse_duration
 from pyworkflow_ray.storage.storages import Storage
 from pyworkflow_ray.testing.clocks import VirtualClock
 from pyworkflow_ray.testing.fail_points import CommitPoint, Delayed, FailPoint, LostWorker, Raised, When
-from pyworkflow_ray.testing.runtimes import POLL, MortalRuntime
+from pyworkflow_ray.testing.runtimes import POLL, CrashableRuntime
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -27,14 +27,15 @@ T = TypeVar("T")
 class WorkflowEnvironment:
     """Runs workflows in this process on a clock of its own: a sleep of 30 days takes milliseconds.
 
-    The same coordinator, engine and storage as on Ray, with steps called in this process and a database in
-    memory. Use it as ``async with WorkflowEnvironment() as env: assert await env.run(order, 42) == ...``.
+    Coordinator, engine and storage are the same as on Ray. Steps are called in this process, and the
+    database is in memory. Use it as
+    ``async with WorkflowEnvironment() as env: assert await env.run(order, 42) == ...``.
 
     Args:
-        skip_time: Whether time jumps to what is due next while the test waits for a run's result and all
-            runs wait for time; False leaves it to `advance`.
-        start_time: What time it is at first.
-        storage: Another database than one in memory.
+        skip_time: Whether time jumps to what is due next, as soon as the test waits for a run's result and
+            all runs wait for time. If False, time passes only in `advance`.
+        start_time: The time at the beginning.
+        storage: A database to use instead of one in memory.
         settings: Settings for the runs, such as `default_retries=0`.
     """
 
@@ -49,10 +50,10 @@ class WorkflowEnvironment:
         self.clock = VirtualClock(start_time)
         self._skip_time = skip_time
         self._storage = Storage(storage, synchronous="OFF")
-        # A run that waits stays in memory here: it is this clock that it waits for, and no timer actor.
+        # A run that waits stays in memory: it waits for this clock, and there is no timer actor to wake it.
         forever = {"suspend_after": None}
         self._settings = get_config().model_copy(update={**settings, **forever})
-        self._runtime = MortalRuntime(self._settings, self._storage, self.clock)
+        self._runtime = CrashableRuntime(self._settings, self._storage, self.clock)
         self._session = Session(
             self._settings,
             self._storage,
@@ -93,7 +94,7 @@ class WorkflowEnvironment:
         return self.clock.now()
 
     async def advance(self, duration: Duration) -> None:
-        """Let time pass, and let everything happen that is due on the way."""
+        """Let this much time pass. Everything that is due in it happens."""
         await self.settle()
         target = self.clock.now() + parse_duration(duration)
         while (next_at := self.clock.next_at()) is not None and next_at <= target:
@@ -103,19 +104,19 @@ class WorkflowEnvironment:
         await self.settle()
 
     async def settle(self) -> None:
-        """Wait until every run has ended, or waits for time or for something from outside."""
-        await asyncio.sleep(0)  # a run that was just told of a signal notices it in the loop's next turn
+        """Return when every run has ended, or waits for time or for something from outside."""
+        await asyncio.sleep(0)  # a run that has just been sent a signal notices it in the loop's next turn
         while not self._runtime.is_settled:
             await asyncio.sleep(POLL)
 
-    # --- what goes wrong ------------------------------------------------------------------------------
+    # --- faults ------------------------------------------------------------------------------
 
     async def crash(self) -> None:
-        """Lose the coordinator at once, as by `kill -9`; returns when its successor has taken over.
+        """Crash the coordinator now, as `kill -9` would; return when its successor has taken over.
 
-        Nothing that was in memory survives, and no code of a run or an `async def` step runs any more, not
-        even `finally`. The successor replays every run from its rows, and makes new attempts of the steps
-        that were under way. (A `def` step goes on in its thread, to no effect on the run.)
+        Nothing in memory survives. No code of a run or of an `async def` step goes on, not even `finally`.
+        The successor replays every run from its rows, and begins new attempts of the steps that were under
+        way. (A `def` step goes on in its thread. It has no effect on the run.)
         """
         await self._runtime.crash()
 
@@ -129,33 +130,33 @@ class WorkflowEnvironment:
         skip: int = 0,
         times: int | None = 1,
     ) -> FailPoint:
-        """Have the coordinator lost around a commit, as `crash` does at any time.
+        """Crash the coordinator right before or after a commit; see `crash`.
 
         Args:
-            when: "before_commit": the commit is lost with the coordinator. "after_commit": it is made, and
-                the coordinator does not live to act on it.
-            event: The type of an event that the commit holds, such as "step.completed"; any by default.
-            step: The name, or the id, of the step that the event tells of.
-            workflow: The name of the workflow to whose run it belongs.
-            skip: How many such commits are let pass first.
-            times: How often it happens; None is always.
+            when: "before_commit": the commit is lost. "after_commit": the commit is made, but the
+                coordinator crashes before it acts on it.
+            event: The type of an event in the commit, such as "step.completed"; any type by default.
+            step: The name or the id of the event's step; any step by default.
+            workflow: The name of the run's workflow; any workflow by default.
+            skip: How many such commits pass before the first crash.
+            times: How often the coordinator crashes; None means at every such commit.
 
         Raises:
-            ValueError: `when`, or `event`, is none that there is.
+            ValueError: There is no such `when` or `event`.
         """
         return self._add(CommitPoint(when, event, step, workflow, skip, times))
 
     def lose_worker(
         self, step: str, *, after_work: bool = False, skip: int = 0, times: int | None = 1
     ) -> FailPoint:
-        """Have the worker die that makes an attempt of a step.
+        """Kill the worker of a step's attempt.
 
         Args:
             step: The step's name, or its id, such as "charge#2".
-            after_work: Whether the step has done its work before, so that its effects are there and its
-                result is not.
-            skip: How many attempts are let pass first.
-            times: How often it happens; None is always.
+            after_work: Whether the worker dies after the step has done its work. Then the step's effects
+                stay, and its result is lost.
+            skip: How many attempts succeed before the first loss.
+            times: How often a worker dies; None means in every attempt.
         """
         return self._add(LostWorker(step, skip, times, after_work))
 
@@ -167,13 +168,13 @@ class WorkflowEnvironment:
         skip: int = 0,
         times: int | None = 1,
     ) -> FailPoint:
-        """Have attempts of a step raise an error instead of doing its work; retries follow as in life."""
+        """Let attempts of a step raise an error instead of doing its work. Retries follow as usual."""
         return self._add(Raised(step, skip, times, error))
 
     def delay_step(self, step: str, duration: Duration, *, skip: int = 0, times: int | None = 1) -> FailPoint:
-        """Have attempts of a step take that long by this environment's clock, before they do its work.
+        """Delay attempts of a step by this much time on the environment's clock.
 
-        One that takes longer than the step's `timeout` fails with that.
+        An attempt that takes longer than the step's `timeout` fails with a timeout.
         """
         return self._add(Delayed(step, skip, times, parse_duration(duration)))
 

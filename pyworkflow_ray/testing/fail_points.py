@@ -1,4 +1,4 @@
-"""Where a test has things go wrong: the places, and how often."""
+"""Fail points: where a test injects faults, and how often."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CRASHES: tuple[When, ...] = ("before_commit", "after_commit")
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """An event that a commit adds to a history."""
+    """An event that a commit appends to a history."""
 
     run_id: str
     workflow: str
@@ -34,10 +34,10 @@ class Committed:
 
 
 class FailPoint:
-    """A fault that is to happen at a place of the test's choice.
+    """A fault that happens at a place of the test's choice.
 
-    `seen` counts how often the place was come to, and `hits` how often the fault happened there; `last` says
-    to what it happened last: the events of a commit, or an attempt.
+    `seen` counts how often a run has reached the place, and `hits` how often the fault has happened there.
+    `last` says what the last fault has hit: the events of a commit, or an attempt.
     """
 
     def __init__(self, what: str, skip: int, times: int | None) -> None:
@@ -48,7 +48,7 @@ class FailPoint:
         self.last = ""
 
     def take(self) -> bool:
-        """Whether the fault happens, now that its place is come to."""
+        """Count that a run has reached the place; whether the fault happens this time."""
         self.seen += 1
         if self.seen <= self.skip or (self.times is not None and self.hits >= self.times):
             return False
@@ -60,7 +60,7 @@ class FailPoint:
 
 
 class CommitPoint(FailPoint):
-    """The coordinator is lost before or after a commit."""
+    """The coordinator crashes before or after a commit."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class CommitPoint(FailPoint):
         self.when, self._event, self._step, self._workflow = when, event, step, workflow
 
     def is_at(self, events: Sequence[Committed]) -> bool:
-        """Whether these are events of a commit that is meant."""
+        """Whether a commit of these events is the place."""
         return any(
             (self._event is None or event.type == self._event)
             and (self._step is None or self._step in event.step)
@@ -100,12 +100,12 @@ class AttemptPoint(FailPoint):
         self._step = step
 
     def is_at(self, attempt: Attempt) -> bool:
-        """Whether this is an attempt that is meant."""
+        """Whether this attempt is the place."""
         return self._step in (attempt.step_id, attempt.step_name)
 
 
 class LostWorker(AttemptPoint):
-    """The worker dies, before it has done the step's work or after."""
+    """The worker dies, before or after it has done the step's work."""
 
     def __init__(self, step: str, skip: int, times: int | None, after_work: bool) -> None:
         super().__init__("lose worker of", step, skip, times)
@@ -123,7 +123,7 @@ class Raised(AttemptPoint):
 
 
 class Delayed(AttemptPoint):
-    """The attempt takes time."""
+    """The attempt begins later."""
 
     def __init__(self, step: str, skip: int, times: int | None, duration: timedelta) -> None:
         super().__init__("delay", step, skip, times)
@@ -131,14 +131,14 @@ class Delayed(AttemptPoint):
 
 
 class FailPoints:
-    """The fail points of an environment, in the order in which the test has set them."""
+    """The fail points of an environment, in the order in which the test has added them."""
 
     def __init__(self) -> None:
         self._commits: list[CommitPoint] = []
         self._attempts: list[AttemptPoint] = []
 
     def add(self, point: FailPoint) -> None:
-        """Have a fault happen from now on."""
+        """Inject this fault from now on."""
         if isinstance(point, CommitPoint):
             self._commits.append(point)
         elif isinstance(point, AttemptPoint):
@@ -146,11 +146,11 @@ class FailPoints:
 
     @property
     def watch_commits(self) -> bool:
-        """Whether anything is to happen at commits."""
+        """Whether any fault can happen at a commit."""
         return bool(self._commits)
 
     def at_commit(self, events: Sequence[Committed]) -> When | None:
-        """When the coordinator is lost that makes this commit, if it is."""
+        """When the coordinator crashes at a commit of these events; None if it does not."""
         found = None
         for point in self._commits:
             if point.is_at(events) and point.take() and found is None:
@@ -159,7 +159,7 @@ class FailPoints:
         return found
 
     def at_attempt(self, attempt: Attempt) -> tuple[Delayed | None, LostWorker | Raised | None]:
-        """How long the attempt is delayed, and how it goes wrong; of each kind, the first that is due."""
+        """The delay and the fault of this attempt, if any. Of each kind, the first that is due counts."""
         delay: Delayed | None = None
         fault: LostWorker | Raised | None = None
         for point in self._attempts:

@@ -1,4 +1,4 @@
-"""Histories in files: taken from a storage, read by people, replayed by tests."""
+"""Histories in files: saved from a storage, readable by people, replayed by tests."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ SUFFIX = ".json"
 
 @dataclass(frozen=True)
 class History:
-    """A run's history, with all that a replay of it needs."""
+    """A run's history, with everything that a replay needs."""
 
     run_id: str
     events: Sequence[Event]
     blobs: Mapping[str, bytes] | None = field(default=None, repr=False)
-    """Large values, by the hash that events refer to them by; None where the storage has them."""
+    """Large values by their hash, to which the events refer; None if they are in the storage."""
     nesting_depth: int = 0
 
     @property
@@ -40,7 +40,7 @@ class History:
         return str(self.events[0].data.get("workflow_name", ""))
 
     def recorded(self) -> list[Recorded]:
-        """The events as the engine knows them."""
+        """The events as objects of the engine."""
         return [
             Recorded(event.sequence, event.timestamp, decode_event(event.type, _stored(event)))
             for event in self.events
@@ -94,14 +94,14 @@ def history_of(run_or_events: str | Sequence[Event]) -> History:
 
 
 def save_history(run_or_events: str | Sequence[Event], path: str | os.PathLike[str]) -> Path:
-    """Write a run's history into a JSON file, for `replay` in tests; the file that was written.
+    """Save a run's history to a JSON file, for `replay` in tests; return the path of the file.
 
-    The file holds all that a replay needs, and nothing is unpickled on its way into it. What the run's
-    arguments and results hold is in it as the storage has it: sealed, if there is a payload codec.
+    The file holds everything that a replay needs. Nothing is unpickled to write it. Arguments and results
+    are in the file as they are in the storage: encrypted, if there is a payload codec.
 
     Args:
-        run_or_events: A run's id (or handle), whose history is read from the storage, or its events.
-        path: The file; or a folder, for a file that is named by workflow and run.
+        run_or_events: A run's id or handle (the history is read from the storage), or a run's events.
+        path: The file. If it is a folder, the file in it is named after the workflow and the run.
 
     Raises:
         WorkflowNotFoundError: There is no such run.
@@ -130,8 +130,8 @@ def load_history(path: str | os.PathLike[str]) -> History:
     """The history in a file; no value in it is unpickled.
 
     Raises:
-        SerializationError: The file holds no history, or one that another version has written.
-        FileNotFoundError: It is not there.
+        SerializationError: The file holds no history, or one in the form of another version.
+        FileNotFoundError: There is no such file.
     """
     try:
         stored = _decoder.decode(Path(path).read_bytes())
@@ -146,7 +146,7 @@ def load_history(path: str | os.PathLike[str]) -> History:
         )
     events = []
     for entry in stored.events:
-        # As it was: what wraps a value is known by its very text.
+        # The text as it was stored: the codec recognises a wrapped value by its exact text.
         text = msgspec.json.format(bytes(entry.data), indent=-1).decode()
         events.append(Event.of(stored.run_id, (entry.position, entry.at, entry.type, text)))
     blobs = {digest: text.encode() for digest, text in stored.blobs.items()}
@@ -159,8 +159,8 @@ def load_history(path: str | os.PathLike[str]) -> History:
         raise SerializationError(f"{path} holds a history that does not begin with its run's start.")
     if missing:
         raise SerializationError(
-            f"{path} refers to the blob {min(missing)} and does not hold it: save the history anew where the "
-            "run is."
+            f"{path} refers to the blob {min(missing)} and does not hold it. Save the history again from the "
+            "storage that has the run."
         )
     return history
 

@@ -1,8 +1,9 @@
-"""A run's code played in the test's own event loop, its commands answered by the test.
+"""Mock runs: a workflow's code runs in the test's event loop, and the test answers its commands.
 
-Theory of operation. A `MockRun` is the `Execution` that a coordinator drives, with another driver: it feeds
-one outcome, takes the commands that come out, and looks up what the test says they come to. What it does not
-say is done in earnest: a step's function is called, a child is a run like this one. Nothing is stored.
+Theory of operation. A coordinator drives an `Execution`. A `MockRun` is such an `Execution` that drives
+itself. It feeds one outcome, takes the commands that come out, and looks up the test's answers to them. A
+command without an answer is carried out: a step's function is called, a child is another `MockRun`. Nothing
+is stored.
 """
 
 from __future__ import annotations
@@ -49,11 +50,11 @@ from pyworkflow_ray.engine.events import (
 from pyworkflow_ray.engine.executions import Execution
 from pyworkflow_ray.engine.limits import Limits
 from pyworkflow_ray.exceptions import StepFailedError
-from pyworkflow_ray.testing.answers import NEVER, MissingMockError, give, give_to_hook
-from pyworkflow_ray.testing.rehearsals import (
+from pyworkflow_ray.testing.mock_answers import NEVER, MissingMockError, resolve_answer, resolve_hook_answer
+from pyworkflow_ray.testing.mock_states import (
     ChildCall,
     HookCall,
-    Rehearsal,
+    MockState,
     Sleep,
     StepCall,
     outside_of_runs,
@@ -67,17 +68,17 @@ class MockRun(Execution):
     """One run of a `MockContext`.
 
     Args:
-        rehearsal: What it shares with the others.
+        shared: What it shares with the other runs of the context.
         run_id: The run's id.
-        name: Its workflow's name.
+        name: The workflow's name.
         function: The workflow's code.
-        definition: The workflow, if it is one.
+        definition: The workflow; None for the run of a test's direct calls.
         parent: The run that has started this one as a child.
     """
 
     def __init__(
         self,
-        rehearsal: Rehearsal,
+        shared: MockState,
         run_id: str,
         name: str,
         function: Callable[..., Awaitable[Any]],
@@ -86,17 +87,17 @@ class MockRun(Execution):
     ) -> None:
         limits = Limits(
             max_duration=None if definition is None else definition.workflow_options.max_duration,
-            max_nesting_depth=rehearsal.settings.max_nesting_depth,
+            max_nesting_depth=shared.settings.max_nesting_depth,
         )
-        super().__init__(run_id, self._remembering(function), rehearsal.values, limits)
+        super().__init__(run_id, self._remembering(function), shared.values, limits)
         self.workflow_name = name
         self.is_child = parent is not None
         self.nesting_depth = 0 if parent is None else parent.nesting_depth + 1
         self.check_arguments = None if definition is None else definition.check_arguments
         self.ending: Ending | None = None
         self.raised: BaseException | None = None
-        """What the workflow's function raised, as it is."""
-        self._rehearsal = rehearsal
+        """The error object that the workflow's function raised."""
+        self._shared = shared
         self._incoming: deque[Callable[[], Event | None]] = deque()
         self._arrived = asyncio.Event()
         self._failure: BaseException | None = None
@@ -122,7 +123,7 @@ class MockRun(Execution):
         """How the run ends.
 
         Raises:
-            MissingMockError: It needs an answer that the test has not given.
+            MissingMockError: The run needs an answer that the test has not given.
         """
         try:
             self.enter()
@@ -137,20 +138,20 @@ class MockRun(Execution):
             self.close()
 
     def enter(self) -> None:
-        """Count as one who plays."""
-        if self not in self._rehearsal.playing:
-            self._rehearsal.playing.append(self)
-        self._arrived = asyncio.Event()  # of the loop that runs now
+        """Count this run among those that are playing."""
+        if self not in self._shared.playing:
+            self._shared.playing.append(self)
+        self._arrived = asyncio.Event()  # belongs to the loop that runs now
 
     def leave(self) -> None:
-        """Count no more."""
-        if self in self._rehearsal.playing:
-            self._rehearsal.playing.remove(self)
-            self._rehearsal.look_soon()
+        """Count this run among those that are playing no more."""
+        if self in self._shared.playing:
+            self._shared.playing.remove(self)
+            self._shared.look_soon()
 
     def begin(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Start the run's code."""
-        values, what = self._rehearsal.values, f"workflow {self.workflow_name!r}"
+        values, what = self._shared.values, f"workflow {self.workflow_name!r}"
         self._apply_next(
             WorkflowStarted(
                 workflow_name=self.workflow_name,
@@ -160,32 +161,32 @@ class MockRun(Execution):
         )
         if self.is_child:
             return
-        for name, payloads in self._rehearsal.events.items():
+        for name, payloads in self._shared.events.items():
             for payload in payloads if isinstance(payloads, list) else [payloads]:
                 data = Raw(values.encode(payload, f"the payload of signal {name!r}"))
                 self.post(SignalReceived(name=name, payload=data))
 
     def post(self, event: Event) -> None:
-        """Have something come for the run."""
+        """Give the run an event."""
         self._come(lambda: event)
 
     def fail(self, error: BaseException) -> None:
-        """End the play with an error of the test's."""
+        """End the play with this error, which is the test's fault."""
         self._failure = error
         self._arrived.set()
 
     def close(self) -> None:
-        """Let go of the code, and of what was begun for it."""
+        """Drop the run's code, and cancel what was begun for it."""
         for ticket in list(self._tickets.values()):
             ticket.cancel()
         for task in self._tasks.values():
             task.cancel()
-        self._rehearsal.working -= len(self._tickets)
+        self._shared.working -= len(self._tickets)
         self._tickets.clear()
         self.drop()
 
     def waits_for(self) -> list[str]:
-        """What the run's code waits for that somebody else must give."""
+        """What the run's code waits for, other than time."""
         return [
             *(f"step {step_id!r}" for step_id in self.steps),
             *(f"hook {hook_id!r}" for hook_id in self.hooks.pending),
@@ -194,8 +195,8 @@ class MockRun(Execution):
         ]
 
     async def _next(self) -> Event:
-        """The next outcome: what has come, what is due, or what comes or is due once all others wait."""
-        rehearsal = self._rehearsal
+        """The next outcome: one that has arrived, or a timer that is due. This waits until there is one."""
+        shared = self._shared
         while True:
             if self._failure is not None:
                 raise self._failure
@@ -205,11 +206,11 @@ class MockRun(Execution):
                     return event
                 continue
             timer = self.next_timer()
-            if timer is not None and timer[0] <= rehearsal.clock.now():
+            if timer is not None and timer[0] <= shared.clock.now():
                 return self.due_event(timer[1])
             self._arrived.clear()
-            rehearsal.look_soon()
-            await rehearsal.clock.wait(self._arrived, None if timer is None else timer[0])
+            shared.look_soon()
+            await shared.clock.wait(self._arrived, None if timer is None else timer[0])
 
     def _come(self, event: Callable[[], Event | None]) -> None:
         self._incoming.append(event)
@@ -217,8 +218,8 @@ class MockRun(Execution):
 
     def _apply_next(self, event: Event) -> None:
         if isinstance(event, TimerFired) and event.sleep_id in self._timers:
-            self._rehearsal.sleeps.append(self._timers.pop(event.sleep_id))
-        commands = self.feed(event, self._rehearsal.clock.now())
+            self._shared.sleeps.append(self._timers.pop(event.sleep_id))
+        commands = self.feed(event, self._shared.clock.now())
         log_notes(self)
         for command in commands:
             self._act(command)
@@ -245,25 +246,25 @@ class MockRun(Execution):
                     request = CancellationRequested(reason=reason, requested_by=self.run_id)
                     self._children_here[run_id].post(request)
             case SetAttributes(attributes=attributes):
-                self._rehearsal.attributes.update(self._rehearsal.values.decode(attributes))
+                self._shared.attributes.update(self._shared.values.decode(attributes))
             case CompleteRun() | FailRun() | CancelRun() | ContinueRun():
                 self.ending = command
             case _:
                 pass
 
     def _decoded(self, args: Raw, kwargs: Raw) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return tuple(self._rehearsal.values.decode(args)), self._rehearsal.values.decode(kwargs)
+        return tuple(self._shared.values.decode(args)), self._shared.values.decode(kwargs)
 
     def _answer_to(self, kind: str, name: str) -> tuple[bool, Any]:
-        """Whether the test answers for a step or child, and what."""
-        results = self._rehearsal.results
+        """Whether the test has an answer for this step or child, and the answer."""
+        results = self._shared.results
         if name in results:
             return True, results.next(name)
-        if self._rehearsal.strict:
+        if self._shared.strict:
             raise MissingMockError(
                 f"{kind.capitalize()} {name!r} is called and has no mock, and this MockContext is strict."
                 f"{results.alike(name)} Give mock_results[{name!r}]: a value, an exception, a function, or a "
-                f"list of these; or strict=False, to run the {kind} itself."
+                f"list of these. Or give strict=False, to run the {kind} itself."
             )
         return False, None
 
@@ -272,27 +273,27 @@ class MockRun(Execution):
         args, kwargs = self._decoded(command.args, command.kwargs)
         is_mocked, answer = self._answer_to("step", name)
         call = StepCall(name, step_id, args, kwargs, is_mocked)
-        self._rehearsal.step_calls.append(call)
+        self._shared.step_calls.append(call)
         pending = self.steps.get(step_id)
         if answer is NEVER or pending is None:
             return
-        pending.is_last = True  # one attempt: a mock says what the step comes to, retries and all
+        pending.is_last = True  # one attempt: a mock is the outcome after all retries
 
         async def mocked(*args: Any, **kwargs: Any) -> Any:
-            return await give(answer, *args, **kwargs)
+            return await resolve_answer(answer, *args, **kwargs)
 
         def on_outcome(outcome: AttemptOutcome) -> None:
             if self._tickets.pop(step_id, None) is None:
                 return  # cancelled
-            self._rehearsal.working -= 1
+            self._shared.working -= 1
             if isinstance(outcome, AttemptFailed):
                 call.error = restore(outcome.failure, fallback=StepFailedError)
             else:
-                call.result = self._rehearsal.values.decode(outcome.result)
-            self._come(lambda: self.conclude(step_id, 1, outcome, self._rehearsal.clock.now()))
+                call.result = self._shared.values.decode(outcome.result)
+            self._come(lambda: self.conclude(step_id, 1, outcome, self._shared.clock.now()))
 
-        self._rehearsal.working += 1
-        self._tickets[step_id] = self._rehearsal.dispatch(
+        self._shared.working += 1
+        self._tickets[step_id] = self._shared.dispatch(
             self._attempt(command), mocked if is_mocked else command.function, command.options, on_outcome
         )
 
@@ -307,22 +308,22 @@ class MockRun(Execution):
             args=bytes(command.args),
             kwargs=bytes(command.kwargs),
             timeout=None if timeout is None else timeout.total_seconds(),
-            payload_limit=self._rehearsal.settings.payload_limit,
-            payload_codec=self._rehearsal.settings.payload_codec,
+            payload_limit=self._shared.settings.payload_limit,
+            payload_codec=self._shared.settings.payload_codec,
         )
 
     def _cancel_step(self, step_id: str, on_cancel: str) -> None:
         ticket = self._tickets.pop(step_id, None)
         if ticket is not None:
-            self._rehearsal.working -= 1
+            self._shared.working -= 1
             if on_cancel != "abandon":
                 ticket.cancel()
 
     def _begin_hook(self, command: CreateHook) -> None:
         hook_id, name = command.hook_id, command.name
-        answers, values = self._rehearsal.hooks, self._rehearsal.values
+        answers, values = self._shared.hooks, self._shared.values
         call = HookCall(name, hook_id, command.token)
-        self._rehearsal.hook_calls.append(call)
+        self._shared.hook_calls.append(call)
         if name not in answers:
             raise MissingMockError(
                 f"The workflow waits for hook {name!r}, and nobody answers it.{answers.alike(name)} Give "
@@ -335,7 +336,7 @@ class MockRun(Execution):
 
         async def work() -> Event:
             try:
-                call.payload = await give_to_hook(answer, command.token)
+                call.payload = await resolve_hook_answer(answer, command.token)
                 payload = Raw(values.encode(call.payload, f"the payload of hook {name!r}"))
             except Exception as error:
                 call.error = error
@@ -349,30 +350,30 @@ class MockRun(Execution):
         args, kwargs = self._decoded(command.args, command.kwargs)
         is_mocked, answer = self._answer_to("child workflow", definition.name)
         call = ChildCall(definition.name, run_id, args, kwargs, is_mocked)
-        self._rehearsal.child_calls.append(call)
-        told: dict[str, Any] = {
+        self._shared.child_calls.append(call)
+        fields: dict[str, Any] = {
             "child_id": command.child_id,
             "child_run_id": run_id,
             "child_workflow_name": definition.name,
         }
         if not is_mocked:
-            self._begin_child_run(command, call, told)
+            self._begin_child_run(command, call, fields)
         elif answer is not NEVER:
-            self._work(run_id, self._answer_child(call, answer, told))
+            self._work(run_id, self._answer_child(call, answer, fields))
 
-    async def _answer_child(self, call: ChildCall, answer: Any, told: dict[str, Any]) -> Event:
+    async def _answer_child(self, call: ChildCall, answer: Any, fields: dict[str, Any]) -> Event:
         try:
-            call.result = await give(answer, *call.args, **call.kwargs)
-            result = Raw(self._rehearsal.values.encode(call.result, f"the result of child {call.name!r}"))
+            call.result = await resolve_answer(answer, *call.args, **call.kwargs)
+            result = Raw(self._shared.values.encode(call.result, f"the result of child {call.name!r}"))
         except Exception as error:
             call.error = error
-            return ChildFailed(**told, **failure_fields(capture(error)))
-        return ChildCompleted(**told, result=result)
+            return ChildFailed(**fields, **failure_fields(capture(error)))
+        return ChildCompleted(**fields, result=result)
 
-    def _begin_child_run(self, command: StartChild, call: ChildCall, told: dict[str, Any]) -> None:
+    def _begin_child_run(self, command: StartChild, call: ChildCall, fields: dict[str, Any]) -> None:
         definition = command.definition
         run = MockRun(
-            self._rehearsal, command.child_run_id, definition.name, definition.fn, definition, parent=self
+            self._shared, command.child_run_id, definition.name, definition.fn, definition, parent=self
         )
         run.enter()
 
@@ -382,40 +383,40 @@ class MockRun(Execution):
                 while isinstance(ending, ContinueRun):
                     args, kwargs = self._decoded(ending.args, ending.kwargs)
                     following = MockRun(
-                        self._rehearsal, ending.new_run_id, definition.name, definition.fn, definition, self
+                        self._shared, ending.new_run_id, definition.name, definition.fn, definition, self
                     )
                     self._children_here[call.run_id] = following
                     ending = await following.play(args, kwargs)
-            except Exception as error:  # of the test's: a mock is missing
+            except Exception as error:  # the test's fault: a mock is missing
                 self.fail(error)
                 return
-            self.post(self._child_outcome(ending, call, told))
+            self.post(self._child_outcome(ending, call, fields))
 
         self._children_here[call.run_id] = run
         self._tasks[call.run_id] = asyncio.get_running_loop().create_task(play())
 
-    def _child_outcome(self, ending: Ending, call: ChildCall, told: dict[str, Any]) -> Event:
+    def _child_outcome(self, ending: Ending, call: ChildCall, fields: dict[str, Any]) -> Event:
         match ending:
             case FailRun(failure=failure):
                 call.error = restore(failure, fallback=StepFailedError)
-                return ChildFailed(**told, **failure_fields(failure))
+                return ChildFailed(**fields, **failure_fields(failure))
             case CancelRun(reason=reason):
-                return ChildCancelled(**told, reason=reason)
+                return ChildCancelled(**fields, reason=reason)
             case CompleteRun(result=result):
-                call.result = self._rehearsal.values.decode(result)
-                return ChildCompleted(**told, result=result)
+                call.result = self._shared.values.decode(result)
+                return ChildCompleted(**fields, result=result)
             case ContinueRun():
                 raise AssertionError("a child's outcome is that of its last run")
 
     def _work(self, key: str, work: Coroutine[Any, Any, Event]) -> None:
-        """Let a function of the test's give an outcome."""
-        self._rehearsal.working += 1
+        """Let a function of the test produce an outcome."""
+        self._shared.working += 1
 
         async def working() -> None:
             self.post(await work)
 
         def done(task: asyncio.Task[None]) -> None:
-            self._rehearsal.working -= 1
+            self._shared.working -= 1
             self._tasks.pop(key, None)
             work.close()  # it may have been cancelled before it began
             if not task.cancelled() and task.exception() is not None:

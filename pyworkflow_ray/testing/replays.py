@@ -1,4 +1,4 @@
-"""Today's code against recorded histories."""
+"""Replays: today's code, run over recorded histories."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from pyworkflow_ray.testing.histories import SUFFIX, History, history_of, load_h
 
 
 def replay(history_or_run: str | os.PathLike[str] | Sequence[Event] | History, workflow: Any = None) -> None:
-    """Check that a workflow's code still asks for what a recorded run did.
+    """Check that a workflow's code still asks for what the recorded run asked for.
 
     Args:
-        history_or_run: A run's id (or handle), whose history is read from the storage, its events, or a file
-            of `save_history` (a path, or a text that ends in ".json").
-        workflow: The workflow, or its name; the one of this process with the recorded name by default.
+        history_or_run: A run's id or handle (the history is read from the storage), a run's events, or a
+            file of `save_history` (a path, or a text that ends in ".json").
+        workflow: The workflow or its name; by default the workflow of the recorded name.
 
     Raises:
-        NonDeterminismError: The code would not go on with this run; it says where they part.
+        NonDeterminismError: The code differs from the history; the message says where.
         WorkflowNotFoundError: There is no such run, or no such workflow.
         SerializationError: The file holds no history, or the run's arguments cannot be read here.
     """
@@ -43,7 +43,7 @@ def replay(history_or_run: str | os.PathLike[str] | Sequence[Event] | History, w
         case _:
             history = history_of(history_or_run)
     definition = as_workflow(workflow if workflow is not None else history.workflow)
-    # A file needs no storage, so none is looked for.
+    # The history of a file needs no storage, so no storage is opened.
     settings = session().settings if history.blobs is None else get_config()
     values = configured_values(settings.payload_codec, settings.payload_limit)
     payloads = Payloads(values, history.blob, settings.blob_threshold)
@@ -63,14 +63,14 @@ def replay(history_or_run: str | os.PathLike[str] | Sequence[Event] | History, w
 
 
 def _require_arguments(event: Any, payloads: Payloads) -> None:
-    """Say so if it is not the code that differs, but that the arguments cannot be read here."""
+    """Raise the true error if the run's arguments cannot be decoded here and the code does not differ."""
     payloads.decode(event.args)
     payloads.decode(event.kwargs)
 
 
 @dataclass(frozen=True)
 class ReplayResult:
-    """What came of replaying a file; `error` is None where the code goes on with the run."""
+    """The result of replaying a file. `error` is None if the code still fits the history."""
 
     path: Path
     run_id: str = ""
@@ -80,27 +80,27 @@ class ReplayResult:
 
     @property
     def is_ok(self) -> bool:
-        """Whether the code goes on with the run."""
+        """Whether the code still fits the history."""
         return self.error is None
 
     @property
     def status(self) -> str:
-        """The result in a word: "ok", "diverged", or "failed" where it did not come to that."""
+        """The result in a word: "ok", "diverged", or "failed" if the replay was not possible."""
         if self.error is None:
             return "ok"
         return "diverged" if isinstance(self.error, NonDeterminismError) else "failed"
 
 
 def history_files(path: str | os.PathLike[str]) -> list[Path]:
-    """The files in a folder, and in those below it, that should hold histories; in order."""
+    """The files that should hold histories, in a folder and its subfolders, sorted."""
     folder = Path(path)
     return [folder] if folder.is_file() else sorted(folder.rglob(f"*{SUFFIX}"))
 
 
 def replay_directory(path: str | os.PathLike[str]) -> list[ReplayResult]:
-    """What comes of replaying every history in a folder, and in those below it.
+    """Replay every history in a folder and its subfolders; the results.
 
-    The workflows must be there: import their modules before.
+    Import the modules of the workflows first.
 
     Raises:
         FileNotFoundError: There is no such folder.

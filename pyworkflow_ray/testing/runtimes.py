@@ -1,4 +1,4 @@
-"""The in-process runtime of a test, whose coordinator can be lost."""
+"""The in-process runtime of a test environment. Its coordinator can crash."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from pyworkflow_ray.storage.statements import Statement
 from pyworkflow_ray.storage.storages import Storage
 from pyworkflow_ray.testing.clocks import VirtualClock
 from pyworkflow_ray.testing.fail_points import FailPoints
-from pyworkflow_ray.testing.lifetimes import Lifetime, MortalDispatcher, MortalStorage
 from pyworkflow_ray.testing.schedulers import Scheduler
+from pyworkflow_ray.testing.simulated_crashes import CrashableDispatcher, CrashableStorage, Lifetime
 
 T = TypeVar("T")
 
 POLL = 0.001
-"""Seconds between looks at whether something has come to rest."""
+"""Seconds between two checks whether everything has come to rest."""
 _START_LATER = Statement(
     "SELECT run_id FROM runs WHERE status IN ('pending', 'running') AND start_at IS NOT NULL"
 )
 
 
 class _Coordinator(Coordinator):
-    """One that tells a test's scheduler what is due."""
+    """A coordinator that nudges a test's scheduler when a schedule is due."""
 
     def __init__(self, on_due: Callable[[], None], *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -43,19 +43,19 @@ class _Coordinator(Coordinator):
         self._on_due()
 
 
-class MortalRuntime(LocalRuntime):
-    """The in-process runtime, whose `start` does not wait for the run, and whose coordinator can be lost."""
+class CrashableRuntime(LocalRuntime):
+    """The in-process runtime with a coordinator that can crash. `start` does not wait for the run."""
 
     name = "test"
     waiting = 0
-    """How many wait for a run's end."""
+    """How many calls wait for a run's end."""
 
     def __init__(self, settings: Settings, storage: Storage, clock: VirtualClock) -> None:
         super().__init__(settings, storage, clock)
         self.points = FailPoints()
         self._storage_of_test, self._clock_of_test = storage, clock
         self._life: Lifetime | None = None
-        self._dispatcher: MortalDispatcher | None = None
+        self._dispatcher: CrashableDispatcher | None = None
         self._recovery: asyncio.Task[None] | None = None
         self._scheduler = Scheduler(storage, clock, self._go_on)
 
@@ -68,14 +68,14 @@ class MortalRuntime(LocalRuntime):
         return self._coordinators[loop]
 
     def _incarnation(self, name: str) -> Coordinator:
-        life = self._life = Lifetime(self.points, lambda: self._on_lost(coordinator))
+        life = self._life = Lifetime(self.points, lambda: self._on_crash(coordinator))
         attempts = LocalDispatcher(is_cancelled=self._is_cancelled)
-        self._dispatcher = MortalDispatcher(attempts, life, self._clock_of_test)
+        self._dispatcher = CrashableDispatcher(attempts, life, self._clock_of_test)
         coordinator = _Coordinator(
             self._scheduler.look,
             name,
             self._engine_settings,
-            storage=MortalStorage(self._storage_of_test, life),
+            storage=CrashableStorage(self._storage_of_test, life),
             dispatcher=self._dispatcher,
             clock=self._clock_of_test,
         )
@@ -85,30 +85,30 @@ class MortalRuntime(LocalRuntime):
         return any(each.is_cancelled_here(run_id) for each in self._coordinators.values())
 
     async def crash(self) -> None:
-        """Lose the coordinator now; returns when its successor has taken over."""
+        """Crash the coordinator now; return when its successor has taken over."""
         await self._recovered()
         assert self._life is not None, "open() comes first"
         self._life.end()
         await self._recovered()
 
-    def _on_lost(self, coordinator: Coordinator) -> None:
+    def _on_crash(self, coordinator: Coordinator) -> None:
         self._recovery = asyncio.get_running_loop().create_task(self._succeed(coordinator))
 
     async def _succeed(self, lost: Coordinator) -> None:
         while any(drive.feeding for drive in lost.drives):
-            await asyncio.sleep(POLL)  # its code is running, in a thread, and nothing will come of it
+            await asyncio.sleep(POLL)  # its code runs in a thread; nothing that it does counts any more
         await lost.close()
         successor = self._incarnation(lost.name)
         self._coordinators[asyncio.get_running_loop()] = successor
         await successor.open()
-        # Whether a run with a later start is due is told by the database's clock there, and not by ours.
+        # `open` asks the database's clock whether a run with a later start is due, and not the test's.
         later = await asyncio.to_thread(self._storage_of_test.read, _START_LATER.rows)
         await successor.wake([run_id for (run_id,) in later])
         self._scheduler.look_again()
 
     @property
     def is_recovering(self) -> bool:
-        """Whether the coordinator is lost, and its successor has not taken over yet."""
+        """Whether the coordinator has crashed, and its successor has not taken over yet."""
         is_lost = self._life is not None and self._life.is_over
         return is_lost or (self._recovery is not None and not self._recovery.done())
 
@@ -117,12 +117,12 @@ class MortalRuntime(LocalRuntime):
             recovery = self._recovery
             if recovery is not None:
                 await asyncio.wait([recovery])
-                if not recovery.cancelled():  # else the successor was lost, too, and has one of its own
+                if not recovery.cancelled():  # a cancelled one: the successor has crashed, too
                     recovery.result()
             await asyncio.sleep(0)
 
     async def _ask(self, call: Callable[[], Awaitable[T]]) -> T:
-        """What the coordinator answers; should it be lost meanwhile, what its successor does."""
+        """What the coordinator answers. If it crashes meanwhile, its successor is asked."""
         while True:
             await self._recovered()
             life = self._life
@@ -144,7 +144,7 @@ class MortalRuntime(LocalRuntime):
         return is_waiting and self._scheduler.is_resting
 
     async def close(self) -> None:
-        """Drop every run where it stands."""
+        """Drop every run where it is."""
         await self._recovered()
         await self._scheduler.close()
         await self.coordinator().close()

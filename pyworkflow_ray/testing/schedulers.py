@@ -1,4 +1,4 @@
-"""Firing schedules by a test's clock, in the timer actor's place."""
+"""Schedulers of tests: they fire schedules by the test's clock, in place of the timer actor."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ HORIZON = timedelta(days=400).total_seconds()
 
 
 class Scheduler:
-    """Fires the schedules of a test.
+    """Fires the schedules of a test environment.
 
     Args:
-        storage: Where they are.
-        clock: By which they fire.
-        wake: Has runs go on that were made, or were asked to cancel.
+        storage: The storage with the schedules.
+        clock: The clock that they fire by.
+        wake: Wakes the runs that were started or asked to cancel.
     """
 
     def __init__(
@@ -33,27 +33,27 @@ class Scheduler:
 
     @property
     def sleepers(self) -> int:
-        """How many wait for time here: one, once there was a schedule."""
+        """How many tasks wait for time here: one, after the first schedule was made."""
         return int(self._firing is not None and not self._firing.done())
 
     @property
     def is_resting(self) -> bool:
-        """Whether all that is due was fired."""
+        """Whether everything that is due has fired."""
         return not self._is_looking and not self._event.is_set()
 
     def look(self) -> None:
-        """Something may be due: a schedule was made or changed, or a run of one has ended."""
+        """Look for due schedules: one was made or changed, or a run of one has ended."""
         self._event.set()
         if self._firing is None:
             self._firing = asyncio.get_running_loop().create_task(self._run())
 
     def look_again(self) -> None:
-        """As `look`, where there was a schedule before."""
+        """As `look`, if there was a schedule before."""
         if self._firing is not None:
             self._event.set()
 
     async def close(self) -> None:
-        """Fire no more."""
+        """Stop firing."""
         if self._firing is not None:
             self._firing.cancel()
             with contextlib.suppress(asyncio.CancelledError):

@@ -117,7 +117,7 @@ def test_an_answer_is_stored_where_no_cluster_runs(cli: Call, local: Path, no_cl
     assert refused.code == 1
     told = cli("hooks", "resume", hook.token, "-p", '{"approved": true, "by": "Ada"}')
     assert told.code == 0
-    assert "it is stored" in told.err
+    assert "is stored" in told.err
     assert run.status_sync() is pr.RunStatus.SUSPENDED
     pr.configure(default_runtime="local")
     pr.run_sync(pr.resume(run))
@@ -224,5 +224,5 @@ def test_where_nobody_is_waited_for_there_is_nothing_to_choose(local: Path) -> N
     pr.resume_hook_sync(hook.token, None)
     code, rest = Terminal(local, "hooks", "resume").end()
     assert code == 1
-    assert "No run waits for anybody." in rest
+    assert "No run waits for an answer." in rest
     assert run.wait() is None

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from pyworkflow_ray.cli.cells import cell, plain_of, shown
+from pyworkflow_ray.cli.formatters import format_cell, sanitize, to_plain
 from pyworkflow_ray.cli.outputs import Column, Format, Output, fit
-from pyworkflow_ray.cli.times import clock, relative, span
+from pyworkflow_ray.cli.times import format_clock, format_duration, format_relative
 from pyworkflow_ray.statuses import RunStatus
 
 NOW = datetime(2031, 5, 4, 12, 0, tzinfo=UTC)
@@ -80,15 +80,15 @@ def test_widths_are_taken_from_the_widest() -> None:
 
 def test_control_characters_never_reach_a_terminal() -> None:
     text = "red \x1b[31m, bell \a, back \b, \x9b31m, \u202eturned"
-    assert all(character.isprintable() for character in shown(text))
-    assert shown("a\nb\tc") == "a b c"
-    assert shown("a\nb\tc", lines=True) == "a\nb c"
-    assert "\x1b" not in cell({"key": "\x1b[2J"}).plain
+    assert all(character.isprintable() for character in sanitize(text))
+    assert sanitize("a\nb\tc") == "a b c"
+    assert sanitize("a\nb\tc", lines=True) == "a\nb c"
+    assert "\x1b" not in format_cell({"key": "\x1b[2J"}).plain
 
 
 def test_plain_json_values_are_made_of_everything() -> None:
     value = {"at": NOW, "took": timedelta(minutes=1), "status": RunStatus.FAILED, "more": (1, {2})}
-    assert json.loads(json.dumps(plain_of(value))) == {
+    assert json.loads(json.dumps(to_plain(value))) == {
         "at": "2031-05-04T12:00:00+00:00",
         "took": 60.0,
         "status": "failed",
@@ -109,7 +109,7 @@ def test_plain_json_values_are_made_of_everything() -> None:
     ],
 )
 def test_a_duration_has_two_units_at_most(seconds: float, text: str) -> None:
-    assert span(seconds) == text
+    assert format_duration(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -117,9 +117,9 @@ def test_a_duration_has_two_units_at_most(seconds: float, text: str) -> None:
     [(0, "now"), (-5, "5 s ago"), (-130, "2 m ago"), (7 * 86_400 - 2, "in 7 d"), (3_700, "in 1 h")],
 )
 def test_a_time_is_told_from_now(seconds: float, text: str) -> None:
-    assert relative(NOW + timedelta(seconds=seconds), NOW) == text
+    assert format_relative(NOW + timedelta(seconds=seconds), NOW) == text
 
 
 def test_a_time_of_another_day_has_its_date() -> None:
-    assert clock(NOW, NOW) == f"{NOW.astimezone():%H:%M:%S}"
-    assert clock(NOW, NOW + timedelta(days=3)) == f"{NOW.astimezone():%Y-%m-%d %H:%M:%S}"
+    assert format_clock(NOW, NOW) == f"{NOW.astimezone():%H:%M:%S}"
+    assert format_clock(NOW, NOW + timedelta(days=3)) == f"{NOW.astimezone():%Y-%m-%d %H:%M:%S}"

@@ -344,7 +344,7 @@ async def test_a_workflow_that_depends_on_memory_is_found_out() -> None:
         return calls_of("forgetful") % 2
 
     with pytest.raises(
-        AssertionError, match=r"(?s)coordinator lost (before|after) commit \d.*result is .*history"
+        AssertionError, match=r"(?s)coordinator crashes (before|after) commit \d.*result is .*history"
     ):
         await check_every_crash(forgetful)
 

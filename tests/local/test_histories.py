@@ -255,7 +255,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "pyworkflow_ray.testing", *arguments],
+        [sys.executable, "-m", "pyworkflow_ray", "replay", *arguments, "--output", "plain"],
         cwd=folder,
         env={**os.environ, "PYWORKFLOW_DEFAULT_RUNTIME": "local"},
         capture_output=True,
@@ -268,23 +268,23 @@ def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_command_replays_a_folder_and_fails_where_one_has_diverged(shop: Path) -> None:
     done = command(shop, "histories", "--module", "shop")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("ok  shop_order  run_")
-    assert "1 of 1 replay." in done.stdout
+    assert done.stdout.startswith("ok\tshop_order\trun_")
+    assert "1 of 1 replay." in done.stderr
 
     code = (shop / "shop.py").read_text()
     (shop / "changed.py").write_text(code.replace("return await", "await pr.sleep('1h'); return await"))
     done = command(shop, "histories", "--module", "changed")
     assert done.returncode == 1
-    assert done.stdout.startswith("diverged  shop_order  run_")
-    assert "recorded StepScheduled('shop_price#1')" in done.stdout
-    assert "0 of 1 replay." in done.stdout
+    assert done.stdout.startswith("diverged\tshop_order\trun_")
+    assert "recorded StepScheduled('shop_price#1')" in done.stderr
+    assert "0 of 1 replay." in done.stderr
 
 
 def test_the_command_refuses_to_pass_where_there_is_nothing_to_replay(shop: Path) -> None:
     (shop / "empty").mkdir()
     done = command(shop, "empty", "--module", "shop")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "There are no histories (*.json) in empty." in done.stderr
+    assert "there are no histories (*.json) in empty" in done.stderr
     done = command(shop, "histories", "--module", "no_such_module")
     assert done.returncode == 2
     assert "no_such_module" in done.stderr

@@ -70,7 +70,7 @@ async def _direct() -> str:
 async def test_asserts_tell_what_was_called_instead() -> None:
     with MockContext() as context:
         with pytest.raises(
-            AssertionError, match=r"'mock_ship' was not called\. Called were: no steps at all"
+            AssertionError, match=r"'mock_ship' was not called\. Steps that were called: none"
         ):
             context.assert_step_called("mock_ship")
         with pytest.raises(AssertionError, match=r"slept 0 s\. The sleeps: none"):
@@ -107,7 +107,7 @@ async def test_an_exception_is_raised_and_a_list_is_consumed_in_turn() -> None:
 
 async def test_one_answer_for_each_time_is_given_or_it_is_an_error() -> None:
     answers = {"mock_charge": [Declined("no money")]}
-    wanted = r"asked for the 2nd time, .* a list of 1 answers"
+    wanted = r"called for the 2nd time, .* a list of 1 answers"
     with MockContext(mock_results=answers), pytest.raises(MissingMockError, match=wanted):
         await mock_patient("A-1")
 

@@ -7,11 +7,14 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
-from pyworkflow_ray.testing.__main__ import main
+from pyworkflow_ray.cli.app import app
 
 pytest_plugins = ["pytester"]
 
@@ -179,8 +182,11 @@ def test_the_plugin_imports_the_package_only_when_it_is_used(pytester: pytest.Py
     assert done.parseoutcomes() == {"passed": 1}
 
 
-def test_the_command_tells_the_same(project: pytest.Pytester, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_replays_the_same_histories(
+    project: pytest.Pytester, pyworkflow_settings: Callable[..., Any]
+) -> None:
     project.syspathinsert()
-    folder = str(Path("histories"))
-    assert main([folder, "--module", "shop"]) == 0
-    assert capsys.readouterr().out.startswith("ok  plugin_order  run_")
+    done = CliRunner().invoke(app, ["replay", "histories", "--module", "shop", "--output", "plain"])
+    assert done.exit_code == 0
+    assert done.stdout.startswith("ok\tplugin_order\trun_")
+    assert "1 of 1 replay" in done.stderr

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 import pyworkflow_ray as pr
 from pyworkflow_ray.actors.inboxes import InboxEntry
 from pyworkflow_ray.client import inboxes
-from pyworkflow_ray.client.handles import read_record
+from pyworkflow_ray.client.lookups import read_record
 from pyworkflow_ray.engine.events import SignalReceived
 from pyworkflow_ray.storage.storages import Storage
 from pyworkflow_ray.testing import WorkflowEnvironment
@@ -547,7 +547,7 @@ async def test_a_signal_that_was_read_as_the_run_ended_is_a_success(monkeypatch:
     async with WorkflowEnvironment() as environment:
         run = await environment.start(collects, 1)
         await environment.settle()
-        _let_the_run_read_before_it_is_told(monkeypatch, environment)
+        _let_the_run_read_before_it_is_nudged(monkeypatch, environment)
         await run.signal("item", "the last")
         assert await run == ["the last"]
 
@@ -567,25 +567,25 @@ async def test_a_signal_that_was_read_as_the_run_continued_is_read_once(
     async with WorkflowEnvironment() as environment:
         run = await environment.start(reads_one_in_each, 1)
         await environment.settle()
-        _let_the_run_read_before_it_is_told(monkeypatch, environment)
+        _let_the_run_read_before_it_is_nudged(monkeypatch, environment)
         await run.signal("item", "first")
         monkeypatch.undo()
         await run.signal("item", "second")
         assert await run == [2, "second"]
 
 
-def _let_the_run_read_before_it_is_told(
+def _let_the_run_read_before_it_is_nudged(
     monkeypatch: pytest.MonkeyPatch, environment: WorkflowEnvironment
 ) -> None:
-    tell = inboxes.tell
+    nudge = inboxes.nudge
 
-    async def tell_late(of: Any, record: Any) -> None:
+    async def nudge_late(of: Any, record: Any) -> None:
         environment._runtime.coordinator().deliver(record.run_id)
         while not (await read_record(of, record.run_id)).status.is_terminal:
             await asyncio.sleep(0.005)
-        await tell(of, record)
+        await nudge(of, record)
 
-    monkeypatch.setattr(inboxes, "tell", tell_late)
+    monkeypatch.setattr(inboxes, "nudge", nudge_late)
 
 
 @pr.workflow

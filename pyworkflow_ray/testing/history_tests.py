@@ -1,7 +1,7 @@
-"""Histories as tests of pytest: each file is one, which replays it.
+"""Histories as tests of pytest: each file is one test, which replays it.
 
-`pytest_pyworkflow_ray` is the plugin itself. It stands outside of this package, and imports it only when it
-is used: pytest loads its plugins in every project of an environment.
+`pytest_pyworkflow_ray` is the plugin itself. It stands outside of this package and imports the package only
+when it is used, since pytest loads plugins in every project of an environment.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Workflows called directly, with mocks for their steps."""
+"""Mock contexts: a test calls workflows directly, and gives the answers of their steps."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from pyworkflow_ray.config import get_config
 from pyworkflow_ray.engine.commands import CompleteRun, ContinueRun, FailRun
 from pyworkflow_ray.engine.executions import Execution, current
 from pyworkflow_ray.exceptions import CancellationError, WorkflowFailedError
-from pyworkflow_ray.testing.answers import Answers
 from pyworkflow_ray.testing.clocks import VirtualClock
+from pyworkflow_ray.testing.direct_calls import DirectCallRun
+from pyworkflow_ray.testing.mock_answers import MockAnswers
 from pyworkflow_ray.testing.mock_runs import MockRun
-from pyworkflow_ray.testing.outer_runs import OuterRun
-from pyworkflow_ray.testing.rehearsals import ChildCall, HookCall, Rehearsal, Sleep, StepCall
+from pyworkflow_ray.testing.mock_states import ChildCall, HookCall, MockState, Sleep, StepCall
 from pyworkflow_ray.values.failures import error_type_name, restore
 
 
 class ContinuedAsNew(Exception):
-    """A workflow that was called in a `MockContext` goes on in a new run.
+    """A workflow that a test calls in a `MockContext` has continued as a new run.
 
     `args` and `kwargs` are the new run's arguments.
     """
@@ -36,29 +36,30 @@ class ContinuedAsNew(Exception):
 
     def __str__(self) -> str:
         given = [*map(repr, self.args), *(f"{name}={value!r}" for name, value in self.kwargs.items())]
-        return f"The workflow goes on in a new run, with the arguments ({', '.join(given)})."
+        return f"The workflow has continued as a new run, with the arguments ({', '.join(given)})."
 
 
 class MockContext(WorkflowContext):
     """Within ``with MockContext(...) as context:`` a test calls workflows directly, and mocks steps by name.
 
-    ``await order("A-1")`` then runs the workflow's code on the engine's event loop, as in a run, but stores
-    nothing. Steps are answered as `mock_results` says, else their functions are called, once for each call.
-    A step called by the test itself is answered in the same way. `sleep`, `asyncio.sleep` and timeouts take
-    no time: when nothing else goes on, time jumps to what is due first.
+    ``await order("A-1")`` then runs the workflow's code on the engine's event loop, as in a run. Nothing is
+    stored. The answer of a step comes from `mock_results`. A step without an answer there calls its
+    function. A step that the test itself calls is treated in the same way. `sleep`, `asyncio.sleep` and
+    timeouts take no time: when nothing else can happen, time jumps to what is due first.
 
-    An answer is a value, an exception (which is raised), a function (which is called with the step's
-    arguments, and may be `async def`), or a list of these, one for each call; `NEVER` is none at all.
+    An answer is a value, an exception (which is raised), or a function (which is called with the step's
+    arguments, and may be `async def`). A list of these has one answer for each call. With `NEVER` no answer
+    comes.
 
     Args:
-        run_id: What `get_context().run_id` says; also the seed of the run's random source.
-        workflow_name: What `get_context().workflow_name` says; the workflow's own name by default.
-        skip_sleeps: False has sleeps take the time that they take.
-        mock_results: The answers to steps, and to child workflows, by their names.
+        run_id: The value of `get_context().run_id`; also the seed of the run's random source.
+        workflow_name: The value of `get_context().workflow_name`; the workflow's own name by default.
+        skip_sleeps: If False, sleeps take real time.
+        mock_results: The answers of steps and child workflows, by their names.
         mock_events: The signals that a workflow receives, by name: a payload, or a list of payloads.
-        mock_hooks: The answers to hooks, by name; a function may take the hook's token.
-        strict: Whether a step or child without an answer is an error, rather than done in earnest.
-        start_time: What time it is at first.
+        mock_hooks: The answers to hooks, by name. A function may take the hook's token.
+        strict: If True, a step or child without an answer is an error, and is not really called.
+        start_time: The time at the beginning.
     """
 
     def __init__(
@@ -78,26 +79,26 @@ class MockContext(WorkflowContext):
         self.mock_events = dict(mock_events or {})
         self.mock_hooks = dict(mock_hooks or {})
         self._name = workflow_name
-        self._rehearsal = Rehearsal(
+        self._shared = MockState(
             settings=settings,
             values=configured_values(settings.payload_codec, settings.payload_limit),
             clock=VirtualClock(start_time),
             skip_sleeps=skip_sleeps,
             strict=strict,
-            results=Answers("mock_results", self.mock_results),
-            hooks=Answers("mock_hooks", self.mock_hooks),
+            results=MockAnswers("mock_results", self.mock_results),
+            hooks=MockAnswers("mock_hooks", self.mock_hooks),
             events=self.mock_events,
         )
-        self._outer = OuterRun(self._rehearsal, run_id, workflow_name or "mock")
+        self._direct = DirectCallRun(self._shared, run_id, workflow_name or "mock")
         self._entered: list[tuple[Token[Execution | None], Token[Caller | None]]] = []
-        super().__init__(self._outer)
+        super().__init__(self._direct)
 
     # --- what was called --------------------------------------------------------------------------------
 
     @property
     def steps(self) -> list[StepCall]:
-        """The steps that were called, in order, with their arguments and what they came to."""
-        return self._rehearsal.step_calls
+        """The steps that were called, in order, with their arguments and outcomes."""
+        return self._shared.step_calls
 
     @property
     def step_names(self) -> list[str]:
@@ -107,28 +108,28 @@ class MockContext(WorkflowContext):
     @property
     def children(self) -> list[ChildCall]:
         """The child workflows that were started, in order."""
-        return self._rehearsal.child_calls
+        return self._shared.child_calls
 
     @property
     def hooks(self) -> list[HookCall]:
         """The hooks that were waited for, in order."""
-        return self._rehearsal.hook_calls
+        return self._shared.hook_calls
 
     @property
     def sleeps(self) -> list[Sleep]:
-        """The sleeps that came to their end, in order; not those that the code gave up before."""
-        return self._rehearsal.sleeps
+        """The sleeps that ended, in order. Sleeps that the code gave up are not among them."""
+        return self._shared.sleeps
 
     @property
     def attributes(self) -> dict[str, Any]:
         """What `set_attributes` has set."""
-        return self._rehearsal.attributes
+        return self._shared.attributes
 
     def assert_step_called(self, name: str, times: int | None = None) -> None:
         """Check that a step was called: at least once, or as often as `times` says.
 
         Raises:
-            AssertionError: It was not; it tells which steps were called.
+            AssertionError: It was not. The message lists the steps that were called.
         """
         counts = Counter(self.step_names)
         if counts[name] == times or (times is None and counts[name]):
@@ -137,14 +138,14 @@ class MockContext(WorkflowContext):
         was = _times(counts[name]) if counts[name] else "not"
         called = ", ".join(f"{each} ({_times(count)})" for each, count in counts.items())
         raise AssertionError(
-            f"Step {name!r} was {was} called{expected}. Called were: {called or 'no steps at all'}."
+            f"Step {name!r} was {was} called{expected}. Steps that were called: {called or 'none'}."
         )
 
     def assert_slept(self, total_seconds: float | None = None) -> None:
-        """Check that the code has slept: at all, or as many seconds in all as `total_seconds` says.
+        """Check that the code has slept: at all, or `total_seconds` in all.
 
         Raises:
-            AssertionError: It has not; it tells the sleeps that there were.
+            AssertionError: It has not. The message lists the sleeps.
         """
         slept = sum(sleep.seconds for sleep in self.sleeps)
         if self.sleeps and (total_seconds is None or abs(slept - total_seconds) < _A_MOMENT):
@@ -152,13 +153,15 @@ class MockContext(WorkflowContext):
         if not self.sleeps and total_seconds == 0:
             return
         expected = "" if total_seconds is None else f", and not {total_seconds:g} s"
-        told = ", ".join(f"{each.seconds:g} s" + f" ({each.name})" * bool(each.name) for each in self.sleeps)
-        raise AssertionError(f"The code slept {slept:g} s{expected}. The sleeps: {told or 'none'}.")
+        sleeps = ", ".join(
+            f"{each.seconds:g} s" + f" ({each.name})" * bool(each.name) for each in self.sleeps
+        )
+        raise AssertionError(f"The code slept {slept:g} s{expected}. The sleeps: {sleeps or 'none'}.")
 
     # --- entering ------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        self._entered.append((current.set(self._outer), caller.set(self._call)))
+        self._entered.append((current.set(self._direct), caller.set(self._call)))
         return self
 
     def __exit__(
@@ -168,8 +171,8 @@ class MockContext(WorkflowContext):
         current.reset(execution)
         caller.reset(call)
         if not self._entered:
-            self._outer.close()
-            self._execution = self._outer = OuterRun(self._rehearsal, self.run_id, self.workflow_name)
+            self._direct.close()
+            self._execution = self._direct = DirectCallRun(self._shared, self.run_id, self.workflow_name)
 
     async def __aenter__(self) -> Self:
         return self.__enter__()
@@ -186,18 +189,18 @@ class MockContext(WorkflowContext):
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> Any:
-        """What a workflow returns that the test calls."""
+        """What a workflow returns when the test calls it."""
         args, kwargs = definition.check_arguments(args, kwargs)
-        run = MockRun(self._rehearsal, self.run_id, self._name or definition.name, function, definition)
+        run = MockRun(self._shared, self.run_id, self._name or definition.name, function, definition)
         ending = await run.play(args, kwargs)
-        values = self._rehearsal.values
+        values = self._shared.values
         match ending:
             case CompleteRun(result=result):
                 return values.decode(result)
             case FailRun(failure=failure):
                 raised = run.raised
                 if raised is not None and error_type_name(type(raised)) == failure.error_type:
-                    raise raised  # itself rather than its copy, with the traceback into the workflow's code
+                    raise raised  # the error itself and no copy: its traceback leads into the workflow's code
                 raise restore(failure, fallback=WorkflowFailedError)
             case ContinueRun():
                 raise ContinuedAsNew(*values.decode(ending.args), **values.decode(ending.kwargs))

@@ -1,4 +1,4 @@
-"""A workflow run again and again, with its coordinator lost at another place each time."""
+"""Crash checks: a workflow is run many times, and its coordinator crashes at another place each time."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ from pyworkflow_ray.client.handles import RunHandle
 from pyworkflow_ray.client.records import Event
 from pyworkflow_ray.client.runs import get_workflow_events, list_runs
 from pyworkflow_ray.client.starts import start
+from pyworkflow_ray.event_types import EventType
 from pyworkflow_ray.ids import new_run_id
 from pyworkflow_ray.testing.environments import WorkflowEnvironment
 from pyworkflow_ray.testing.fail_points import CRASHES, FailPoint, When
 from pyworkflow_ray.testing.replays import replay
 from pyworkflow_ray.values.failures import error_type_name
 
+_STEP_ENDS = (EventType.STEP_COMPLETED, EventType.STEP_FAILED, EventType.STEP_CANCELLED)
+
 During = Callable[[WorkflowEnvironment, RunHandle[Any]], Awaitable[object]]
 
 
 @dataclass
 class _Trial:
-    """One run of the workflow, and what came of it."""
+    """One run of the workflow, and its outcome."""
 
     point: FailPoint
     result: Any = None
@@ -44,28 +47,29 @@ async def check_every_crash(
     settings: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> int:
-    """Check that a workflow comes to the same result wherever its coordinator is lost.
+    """Check that a workflow has the same result wherever its coordinator crashes.
 
-    The workflow is run once undisturbed, and then anew for each commit of that run, in environments of their
-    own: with the coordinator lost before the commit, and with it lost after. Every run must return the same
-    (or raise the same), no step may have two outcomes, and today's code must replay every history.
+    The workflow is run once without a crash. Then it is run twice for each commit of that first run: in one
+    run the coordinator crashes before the commit, in the other after it. Each run has an environment of its
+    own. Every run must return the same value (or raise the same error), no step may have two outcomes, and
+    today's code must replay every history.
 
-    Steps are really called, more often than once where a crash loses their results. Whatever makes the result
-    another one each time (a step that counts its calls) must be left out, or reset in `during`.
+    Steps are really called, and more than once where a crash loses their results. So the result must not
+    depend on how often a step is called. If it does (a step counts its calls), reset that in `during`.
 
     Args:
         workflow: A `@workflow` function or a `Workflow` class.
-        args, kwargs: Its arguments. Those that are named like the two below can be given by position alone.
-        during: Called in each run with the environment and the run's handle, before the result is waited
-            for: to answer hooks and send signals.
+        args, kwargs: Its arguments. An argument named `during` or `settings` must be given by position.
+        during: Called in each run, before this waits for the result, with the environment and the run's
+            handle. It can answer hooks and send signals.
         settings: Options of the environments.
 
     Returns:
         How many crashes there were.
 
     Raises:
-        AssertionError: A crash has made a difference (it says which, and where the coordinator was lost), or
-            the run keeps no history.
+        AssertionError: A crash has made a difference; the message says which difference, and where the
+            coordinator crashed. Or the run keeps no history.
     """
     options = {"start_time": datetime.now(UTC), **(settings or {})}
     run_id = new_run_id()
@@ -98,20 +102,20 @@ async def check_every_crash(
             crashes += disturbed.point.hits
             if not disturbed.has_outcome_of(undisturbed):
                 raise AssertionError(
-                    f"{_where(disturbed)}, {disturbed.outcome()}; undisturbed, {undisturbed.outcome()}."
-                    f"{_told(disturbed.histories[run_id])}"
+                    f"{_where(disturbed)}, {disturbed.outcome()}; without a crash, {undisturbed.outcome()}."
+                    f"{_history_text(disturbed.histories[run_id])}"
                 )
     return crashes
 
 
 def _where(trial: _Trial) -> str:
     if not trial.point.hits:
-        return "Undisturbed"
+        return "Without a crash"
     where = trial.point.what.removeprefix("crash ")
-    return f"With the coordinator lost {where} {trial.point.skip + 1} ({trial.point.last})"
+    return f"When the coordinator crashes {where} {trial.point.skip + 1} ({trial.point.last})"
 
 
-def _told(history: list[Event]) -> str:
+def _history_text(history: list[Event]) -> str:
     steps = (
         f"{event.sequence:>4} {event.type} {event.data.get('step_id', '')}".rstrip() for event in history
     )
@@ -121,15 +125,14 @@ def _told(history: list[Event]) -> str:
 def _check_history(trial: _Trial, run_id: str) -> None:
     """Check that no step has two outcomes, and that the code replays."""
     history = trial.histories[run_id]
-    ends = ("step.completed", "step.failed", "step.cancelled")
-    counts = Counter(event.data["step_id"] for event in history if event.type in ends)
+    counts = Counter(event.data["step_id"] for event in history if event.type in _STEP_ENDS)
     twice = [step_id for step_id, count in counts.items() if count > 1]
     if twice:
-        raise AssertionError(f"{_where(trial)}, {', '.join(twice)} ended twice.{_told(history)}")
+        raise AssertionError(f"{_where(trial)}, {', '.join(twice)} ended twice.{_history_text(history)}")
     if history:
         try:
             replay(history)
         except Exception as error:
             raise AssertionError(
-                f"{_where(trial)}, run {run_id} does not replay: {error}{_told(history)}"
+                f"{_where(trial)}, run {run_id} does not replay: {error}{_history_text(history)}"
             ) from error

@@ -1,11 +1,12 @@
-"""What ends with a coordinator that a test has crash: its writes, its attempts, and the answers to it.
+"""Simulated crashes: a coordinator in a test loses its writes, its attempts and all answers.
 
-Theory of operation. A coordinator cannot be killed in the process of the test, so it is cut off. From the
-moment in which its `Lifetime` ends, nothing that it asks for is done: no write is begun, no step goes on, and
-whatever it waits for is cancelled. Then it is dropped, and its successor reads the rows.
+Theory of operation. A coordinator that lives in the test's process cannot be killed. So it is cut off. Once
+its `Lifetime` is over, nothing that it asks for is done: no write begins, no step goes on, and whatever it
+waits for is cancelled. Then the coordinator is dropped, and its successor reads the rows.
 
-A commit point looks into each commit of the coordinator for the events that it adds. If the coordinator is
-lost before it, the transaction is rolled back; if after it, it is committed and the coordinator is not told.
+A commit point looks at the events that each commit of the coordinator adds. For a crash before the commit,
+the transaction is rolled back. For a crash after it, the transaction is committed, and the coordinator never
+learns of it.
 """
 
 from __future__ import annotations
@@ -39,52 +40,52 @@ _RUNS = Statement("SELECT run_id, workflow_name, position FROM runs")
 
 
 class Lifetime:
-    """The time for which a coordinator lives.
+    """The life of one coordinator, from its start to its crash.
 
     Args:
-        points: Where it is to end.
-        on_end: Called on the event loop, once, when it has ended.
+        points: The fail points at which the coordinator crashes.
+        on_end: Called once on the event loop, after the crash.
     """
 
     def __init__(self, points: FailPoints, on_end: Callable[[], None]) -> None:
         self.points = points
         self.is_over = False
         self._on_end = on_end
-        self._is_told = False
+        self._has_reported = False
 
     def end(self) -> None:
-        """End it; on the event loop."""
+        """Crash the coordinator; call this on the event loop."""
         self.is_over = True
-        if not self._is_told:
-            self._is_told = True
+        if not self._has_reported:
+            self._has_reported = True
             self._on_end()
 
 
 class LostError(Exception):
-    """The coordinator that writes this was lost."""
+    """The coordinator that asked for this write has crashed."""
 
 
-class MortalStorage(Storage):
-    """A storage as a coordinator has it for as long as it lives."""
+class CrashableStorage(Storage):
+    """The storage of a coordinator; after its crash nothing is written."""
 
     def __init__(self, storage: Storage, life: Lifetime) -> None:
         self.database, self.loads = storage.database, storage.loads
-        self.writer = MortalWriter(storage.writer, life)
+        self.writer = CrashableWriter(storage.writer, life)
 
 
-class MortalWriter(Writer):
-    """A writer that writes for a coordinator for as long as it lives."""
+class CrashableWriter(Writer):
+    """The writer of a coordinator; after its crash nothing is written."""
 
     def __init__(self, writer: Writer, life: Lifetime) -> None:
         self._inner, self._life = writer, life
 
     def post(self, task: Task[T], future: asyncio.Future[T], loop: asyncio.AbstractEventLoop) -> None:
-        self._inner.post(*self._mortal(task, future, loop), loop)
+        self._inner.post(*self._crashable(task, future, loop), loop)
 
     def write_here(self, task: Task[T], future: asyncio.Future[T], loop: asyncio.AbstractEventLoop) -> None:
-        self._inner.write_here(*self._mortal(task, future, loop), loop)
+        self._inner.write_here(*self._crashable(task, future, loop), loop)
 
-    def _mortal(
+    def _crashable(
         self, task: Task[T], future: asyncio.Future[T], loop: asyncio.AbstractEventLoop
     ) -> tuple[Work[T], asyncio.Future[T]]:
         """The work, refused once the coordinator is lost, and the future of an answer, cancelled then."""
@@ -144,21 +145,21 @@ def _added(before: dict[str, int]) -> Steps[list[Committed]]:
     return added
 
 
-class MortalDispatcher:
-    """Runs attempts for a coordinator for as long as it lives, and has them go wrong where a test says so.
+class CrashableDispatcher:
+    """Dispatches the attempts of a coordinator until it crashes, and injects the test's faults into them.
 
-    An `async def` step that is under way when the coordinator is lost stops where it is, without its
-    `finally`. A `def` step runs in a thread and cannot be stopped; nobody hears of its outcome.
+    An `async def` step that is under way at the crash stops where it is, without its `finally`. A `def` step
+    runs in a thread and cannot be stopped; its outcome is dropped.
 
     Args:
-        inner: What runs them.
-        life: The coordinator's.
-        clock: On which delays pass.
+        inner: The dispatcher that runs the attempts.
+        life: The coordinator's life.
+        clock: The clock by which delays pass.
     """
 
     def __init__(self, inner: Dispatcher, life: Lifetime, clock: VirtualClock) -> None:
         self.delayed = 0
-        """How many attempts wait for time to pass."""
+        """How many attempts are delayed now."""
         self._inner, self._life, self._clock = inner, life, clock
 
     def dispatch(
@@ -193,10 +194,10 @@ class MortalDispatcher:
                 asyncio.get_running_loop().call_soon(on_outcome, _lost(attempt))
                 return _NoTicket()
             case LostWorker():
-                told = on_outcome
-                on_outcome = lambda outcome: told(_lost(attempt))  # noqa: E731
+                report = on_outcome
+                on_outcome = lambda outcome: report(_lost(attempt))  # noqa: E731
         if inspect.iscoroutinefunction(code):
-            code = _mortal_code(code, self._life)
+            code = _crashable_code(code, self._life)
         return self._inner.dispatch(attempt, code, options, on_outcome)
 
     def _begin_later(
@@ -229,7 +230,7 @@ class _NoTicket:
 
 
 class _LaterTicket:
-    """An attempt that begins later."""
+    """The ticket of a delayed attempt."""
 
     def __init__(self, waiting: asyncio.Task[bool]) -> None:
         self.waiting = waiting
@@ -243,8 +244,8 @@ class _LaterTicket:
 
 def _lost(attempt: Attempt) -> AttemptFailed:
     died = WorkerDiedError(
-        f"The worker of attempt {attempt.attempt} of step {attempt.step_id!r} died before it answered: the "
-        "test had it die."
+        f"The worker of attempt {attempt.attempt} of step {attempt.step_id!r} died before it answered: a "
+        "fail point of the test killed it."
     )
     return AttemptFailed(failure=capture(died), cause="worker_died")
 
@@ -256,15 +257,15 @@ def _raising(error: BaseException | type[BaseException]) -> Callable[..., Any]:
     return raising
 
 
-def _mortal_code(function: Callable[..., Any], life: Lifetime) -> Callable[..., Any]:
+def _crashable_code(function: Callable[..., Any], life: Lifetime) -> Callable[..., Any]:
     async def mortal(*args: Any, **kwargs: Any) -> Any:
-        return await _Mortal(function(*args, **kwargs), life)
+        return await _CrashableCode(function(*args, **kwargs), life)
 
     return mortal
 
 
-class _Mortal(Coroutine[Any, Any, Any]):
-    """A step's code, of which nothing runs any more once the coordinator is lost."""
+class _CrashableCode(Coroutine[Any, Any, Any]):
+    """The code of a step; nothing of it runs any more once the coordinator has crashed."""
 
     def __init__(self, code: Coroutine[Any, Any, Any], life: Lifetime) -> None:
         self._code, self._life = code, life
@@ -291,7 +292,7 @@ class _Mortal(Coroutine[Any, Any, Any]):
     def __await__(self) -> Generator[Any, Any, Any]:
         return self
 
-    def __iter__(self) -> _Mortal:
+    def __iter__(self) -> _CrashableCode:
         return self
 
     def __next__(self) -> Any:

@@ -1,4 +1,4 @@
-"""Values as they are shown: to people in a cell, to programs as plain text or plain JSON."""
+"""Formatters: values as text for people, and as plain text or JSON for programs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.text import Text
 
-from pyworkflow_ray.cli.times import moment, relative, span
+from pyworkflow_ray.cli.times import format_duration, format_moment, format_relative
 
 STYLES = {
     "completed": "green",
@@ -32,50 +32,50 @@ STYLES = {
     "warning": "yellow",
     "problem": "bold red",
 }
-"""Colours of states."""
+"""The colour of each state."""
 
 
-def cell(value: Any, *, is_alone: bool = False) -> Text:
-    """A value for a person. One that is alone has room for lines and for times in full."""
+def format_cell(value: Any, *, is_alone: bool = False) -> Text:
+    """A value for a person. If it stands alone, and not in a table, it has several lines and full times."""
     match value:
         case Text():
             return value
         case None:
             return Text()
         case datetime():
-            return Text(moment(value) if is_alone else relative(value))
+            return Text(format_moment(value) if is_alone else format_relative(value))
         case timedelta():
-            return Text(span(value))
+            return Text(format_duration(value))
         case Enum():
             return Text(str(value.value), style=STYLES.get(str(value.value), ""))
         case str():
-            return Text(shown(value, lines=is_alone))
+            return Text(sanitize(value, lines=is_alone))
         case _:
-            return Text(json_text(value))
+            return Text(format_json(value))
 
 
-def plain_text(value: Any) -> str:
-    """A value for a program that reads lines: one line, without tabs."""
+def format_plain(value: Any) -> str:
+    """A value on one line without tabs, for a program that reads lines."""
     match value:
         case None:
             return ""
         case Text():
-            return shown(value.plain)
+            return sanitize(value.plain)
         case datetime() | timedelta() | Enum():
-            return str(plain_of(value))
+            return str(to_plain(value))
         case str():
-            return shown(value)
+            return sanitize(value)
         case _:
-            return json_text(value)
+            return format_json(value)
 
 
-def json_text(value: Any, indent: int | None = None) -> str:
-    """A value as JSON that is safe for a terminal: what is not printable is escaped."""
-    text = json.dumps(plain_of(value), ensure_ascii=False, indent=indent)
+def format_json(value: Any, indent: int | None = None) -> str:
+    """A value as JSON that is safe for a terminal: characters that are not printable are escaped."""
+    text = json.dumps(to_plain(value), ensure_ascii=False, indent=indent)
     return "".join(each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text)
 
 
-def plain_of(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """A value as plain JSON: times in ISO form, durations in seconds, states by their values."""
     match value:
         case None | bool() | int() | float() | str():
@@ -87,24 +87,24 @@ def plain_of(value: Any) -> Any:
         case Enum():
             return value.value
         case Mapping():
-            return {str(key): plain_of(item) for key, item in value.items()}
+            return {str(key): to_plain(item) for key, item in value.items()}
         case list() | tuple() | set() | frozenset():
-            return [plain_of(item) for item in value]
+            return [to_plain(item) for item in value]
         case _:
             names = getattr(value, "__dataclass_fields__", None) or getattr(value, "__struct_fields__", None)
             if names is None:
                 return str(value)
-            return {name: plain_of(getattr(value, name)) for name in names}
+            return {name: to_plain(getattr(value, name)) for name in names}
 
 
-def error_text(error_type: str | None, error: str | None) -> str:
-    """An error in one text; its type without the module."""
+def format_error(error_type: str | None, error: str | None) -> str:
+    """An error's type, without its module, and its text."""
     kind = (error_type or "").rpartition(".")[2]
     return f"{kind}: {error or ''}" if kind else error or ""
 
 
-def shown(text: str, *, lines: bool = False) -> str:
-    """A text of whatever origin, safe for a terminal: no control characters, and one line unless `lines`."""
+def sanitize(text: str, *, lines: bool = False) -> str:
+    """A text made safe for a terminal: without control characters, and on one line unless `lines`."""
     kept = "\n" if lines else ""
     return "".join(each if each.isprintable() or each in kept else _stand_in(each) for each in text)
 

@@ -1,4 +1,4 @@
-"""A run as it goes on: a picture that is kept up to date on a terminal, lines elsewhere."""
+"""Live views of a run: a picture that is kept up to date on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -17,28 +17,29 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from pyworkflow_ray.cli.cells import STYLES, error_text, shown
+from pyworkflow_ray.cli.formatters import STYLES, format_error, sanitize
 from pyworkflow_ray.cli.outputs import PROGRAM, Output
-from pyworkflow_ray.cli.times import clock, relative, span
+from pyworkflow_ray.cli.times import format_clock, format_duration, format_relative
 from pyworkflow_ray.client.event_loops import run_sync
-from pyworkflow_ray.client.handles import wait_for_end
-from pyworkflow_ray.client.inboxes import latest_of_chain
+from pyworkflow_ray.client.lookups import latest_of_chain
 from pyworkflow_ray.client.progress import Progress
 from pyworkflow_ray.client.records import Event, WorkflowRun
+from pyworkflow_ray.client.results import wait_for_end
 from pyworkflow_ray.client.runtimes import LOCAL
 from pyworkflow_ray.client.sessions import Session, session
 from pyworkflow_ray.client.summaries import ChildSummary, RunSummary, StepSummary, Wait
+from pyworkflow_ray.event_types import EventType
 from pyworkflow_ray.statuses import RunStatus, StepStatus
 from pyworkflow_ray.storage.runs import get_run
 
 COLLAPSE_FROM = 6
-"""Steps of one name that show as one line with a bar."""
+"""From this many steps of one name on, they are shown as one line with a bar."""
 _BAR = 30
 _MOST_WAITS = 8
 _FRAME = 4
-"""Lines of the screen that are kept free."""
+"""How many lines of the screen are kept free."""
 _STALE = 5.0
-"""Seconds after its time at which a timer without an event was one that the code has let go."""
+"""Seconds after its time at which a timer without an event counts as given up by the code."""
 
 MARKS = {
     StepStatus.COMPLETED: "✓",
@@ -53,13 +54,13 @@ MARKS = {
 def watch(
     output: Output, starting: Awaitable[str], *, is_own: bool, run_id: str | None = None
 ) -> WorkflowRun:
-    """Show a run until it ends, and give the run in which it has ended.
+    """Show a run until it ends; the last run of its chain.
 
-    Ctrl-C ends the looking and not the run.
+    Ctrl-C ends the view and not the run.
 
     Args:
-        starting: Starts the run, or has it go on, and gives its id.
-        is_own: Whether the run is driven by this process or by a cluster that ends with it.
+        starting: Starts or resumes the run, and gives its id.
+        is_own: Whether this process drives the run, or a cluster that ends with this process.
         run_id: The run's id if `starting` itself drives the run.
     """
     of = session()
@@ -71,7 +72,7 @@ def watch(
         with frame:
             return run_sync(_followed(of, starting, view, run_id))
     except KeyboardInterrupt:
-        _tell_of_leaving(output, view.run_id, is_own=is_own)
+        _print_after_interrupt(output, view.run_id, is_own=is_own)
         raise SystemExit(1) from None
 
 
@@ -81,19 +82,19 @@ async def _followed(of: Session, starting: Awaitable[str], view: Progress, run_i
         run_id = await task
         view.run_id = run_id
         async with view:
-            if of.runtime.name != LOCAL:  # where what starts a run has driven it, as far as it goes
+            if of.runtime.name != LOCAL:  # in process, starting a run has driven it as far as it goes
                 await wait_for_end(of, run_id)
     else:
         run_id = await _accepted(of, task, run_id)
         view.run_id = run_id
         async with view:
             await asyncio.wait([task])
-        task.exception()  # the run's own, which its row tells
+        task.exception()  # the run's own error, which its row has
     return WorkflowRun.of(await latest_of_chain(of, run_id))
 
 
 async def _accepted(of: Session, task: asyncio.Future[str], run_id: str) -> str:
-    """The id once its row is there; another's if that has the idempotency key."""
+    """The run's id once its row exists; the id of another run if that one has the idempotency key."""
     while True:
         is_done = task.done()
         record = await asyncio.to_thread(of.storage.read, get_run(run_id))
@@ -104,12 +105,12 @@ async def _accepted(of: Session, task: asyncio.Future[str], run_id: str) -> str:
         await asyncio.sleep(0.02)
 
 
-def _tell_of_leaving(output: Output, run_id: str, *, is_own: bool) -> None:
+def _print_after_interrupt(output: Output, run_id: str, *, is_own: bool) -> None:
     if not run_id:
         output.say("Interrupted before a run was accepted.")
         return
     if is_own:
-        output.say(f"Run {run_id} was driven by this process, and stops where it is. It goes on with:")
+        output.say(f"Run {run_id} was driven by this process, and stops where it is. To go on with it:")
         output.suggest(f"runs resume {run_id} --wait")
     else:
         output.say(f"Run {run_id} goes on. Look at it with:")
@@ -118,22 +119,22 @@ def _tell_of_leaving(output: Output, run_id: str, *, is_own: bool) -> None:
 
 
 def answer_command(token: str | None) -> str:
-    """What to type to answer a hook."""
+    """The command that answers a hook."""
     return f"{PROGRAM} hooks resume {shlex.quote(token or 'TOKEN')}"
 
 
 class Lines(Progress):
-    """A line for each thing that happens."""
+    """A view with a line for each thing that happens."""
 
     def line(self, event: Event) -> str | None:
         line = super().line(event)
-        if event.type == "hook.created":
-            return shown(f"{line}: {answer_command(event.data['token'])}")
-        return None if line is None else shown(line)
+        if event.type is EventType.HOOK_CREATED:
+            return sanitize(f"{line}: {answer_command(event.data['token'])}")
+        return None if line is None else sanitize(line)
 
 
 class Screen(Progress):
-    """The steps of a run, and what it waits for, on the lower part of a terminal."""
+    """A view of a run's steps and of what it waits for, at the bottom of a terminal."""
 
     def __init__(self, of: Session, console: Console) -> None:
         super().__init__(of, "", always=True)
@@ -169,10 +170,10 @@ class Screen(Progress):
 
     def _heading(self, summary: RunSummary, now: datetime) -> RenderableType:
         state = "waiting" if is_waiting(summary) else summary.status.value
-        line = Text.assemble((shown(summary.workflow_name), "bold"), "  ", summary.run_id, "  ")
+        line = Text.assemble((sanitize(summary.workflow_name), "bold"), "  ", summary.run_id, "  ")
         line.append(state, style=STYLES.get(state, ""))
         if summary.started_at is not None:
-            line.append(f"  {span((summary.ended_at or now) - summary.started_at)}", style="dim")
+            line.append(f"  {format_duration((summary.ended_at or now) - summary.started_at)}", style="dim")
         if self.chain > 1:
             line.append(f"  run {self.chain} of its chain", style="dim")
         if summary.interruptions:
@@ -183,14 +184,14 @@ class Screen(Progress):
 
 
 def is_waiting(summary: RunSummary) -> bool:
-    """Whether a run that goes on has nothing under way."""
+    """Whether a run has not ended, and no step of it is under way."""
     if summary.ended_at is not None or not (summary.waits or summary.children):
         return False
     return all(step.ended_at is not None for step in list(summary.steps.values()))
 
 
 def step_lines(summary: RunSummary, now: datetime) -> list[RenderableType]:
-    """A line for each step, and one for all steps of a name where there are many."""
+    """A line for each step. Many steps of one name share a line."""
     by_name: dict[str, list[StepSummary]] = {}
     for step in list(summary.steps.values()):
         by_name.setdefault(step.step_name, []).append(step)
@@ -205,15 +206,15 @@ def step_lines(summary: RunSummary, now: datetime) -> list[RenderableType]:
 
 def _step_line(step: StepSummary, now: datetime) -> Text:
     state = step.status.value
-    line = Text.assemble("  ", (MARKS[step.status], STYLES.get(state, "")), f" {shown(step.step_id):<24} ")
+    line = Text.assemble("  ", (MARKS[step.status], STYLES.get(state, "")), f" {sanitize(step.step_id):<24} ")
     line.append(f"{state:<9}", style=STYLES.get(state, ""))
-    line.append(f" {span((step.ended_at or now) - step.scheduled_at):>8}", style="dim")
+    line.append(f" {format_duration((step.ended_at or now) - step.scheduled_at):>8}", style="dim")
     if step.attempt > 1:
         line.append(f"  attempt {step.attempt}", style="yellow")
     if step.status is StepStatus.RETRYING and step.retry_at is not None:
-        line.append(f" {relative(step.retry_at, now)}", style="yellow")
+        line.append(f" {format_relative(step.retry_at, now)}", style="yellow")
     if step.error:
-        error = shown(error_text(step.error_type, step.error))
+        error = sanitize(format_error(step.error_type, step.error))
         line.append(f"  {error}", style="red" if step.ended_at else "dim")
     return _cut(line)
 
@@ -232,14 +233,14 @@ def _bar(name: str, steps: list[StepSummary]) -> RenderableType:
     ]
     style = STYLES.get(mark.value, "")
     return _side_by_side(
-        Text.assemble("  ", (MARKS[mark], style), f" {shown(name):<24} "),
+        Text.assemble("  ", (MARKS[mark], style), f" {sanitize(name):<24} "),
         ProgressBar(len(steps), ended, width=_BAR),
         Text.assemble(f" {done}/{len(steps)}", *others),
     )
 
 
 def child_lines(summary: RunSummary) -> list[RenderableType]:
-    """A line for each child run, and one for all of many."""
+    """A line for each child run. Many child runs share a line."""
     children = list(summary.children.values())
     if len(children) < COLLAPSE_FROM:
         return [_child_line(child) for child in children]
@@ -256,16 +257,16 @@ def child_lines(summary: RunSummary) -> list[RenderableType]:
 def _child_line(child: ChildSummary) -> Text:
     state = child.status.value
     line = Text.assemble(
-        "  ", ("▷", STYLES[state]), f" {shown(child.child_id):<24} ", (f"{state:<9}", STYLES[state])
+        "  ", ("▷", STYLES[state]), f" {sanitize(child.child_id):<24} ", (f"{state:<9}", STYLES[state])
     )
     line.append(f" {child.run_id}")
     if child.error:
-        line.append(f"  {shown(error_text(child.error_type, child.error))}", style="red")
+        line.append(f"  {sanitize(format_error(child.error_type, child.error))}", style="red")
     return _cut(line)
 
 
 def open_waits(summary: RunSummary, now: datetime) -> list[Wait]:
-    """What the run waits for besides its steps, without timers whose time is over; only the first few."""
+    """The first few things that a run waits for, other than steps, without timers whose time is over."""
     waits = [
         wait
         for wait in summary.waits
@@ -275,9 +276,13 @@ def open_waits(summary: RunSummary, now: datetime) -> list[Wait]:
 
 
 def wait_line(wait: Wait, now: datetime) -> Text:
-    """What a run waits for, and what to type if it waits for somebody."""
-    line = Text.assemble("  ", ("…", "yellow"), f" {shown(wait.id):<24} ")
-    until = "" if wait.until is None else f"until {clock(wait.until, now)} ({relative(wait.until, now)})"
+    """A line for what a run waits for. For a hook, it has the command that answers the hook."""
+    line = Text.assemble("  ", ("…", "yellow"), f" {sanitize(wait.id):<24} ")
+    until = (
+        ""
+        if wait.until is None
+        else f"until {format_clock(wait.until, now)} ({format_relative(wait.until, now)})"
+    )
     match wait.kind:
         case "hook":
             line.append(f"waits for an answer {until}".rstrip())

@@ -8,9 +8,10 @@ from typing import Any
 
 from rich.console import Console
 
-from pyworkflow_ray.cli.live import Screen
+from pyworkflow_ray.cli.live_views import Screen
 from pyworkflow_ray.client.records import Event
 from pyworkflow_ray.client.summaries import RunSummary
+from pyworkflow_ray.event_types import EventType
 from pyworkflow_ray.statuses import RunStatus, StepStatus
 
 NOW = datetime.now(UTC)
@@ -27,7 +28,7 @@ class History:
 
     def add(self, type_: str, **data: Any) -> History:
         place = len(self.events)
-        self.events.append(Event(f"{self.run_id}:{place}", self.run_id, type_, NOW, data, place))
+        self.events.append(Event(f"{self.run_id}:{place}", self.run_id, EventType(type_), NOW, data, place))
         return self
 
     def step(self, step_id: str, *ends: str, attempt: int = 1, **data: Any) -> History:

@@ -1,7 +1,8 @@
-"""The run to which the code of a test itself belongs, within a `MockContext`.
+"""Direct calls: a test itself calls steps, sleeps and hooks within a `MockContext`.
 
-Theory of operation. What a test asks of a run, it asks from outside of the run's event loop. So each call
-that waits is handed over, as a signal, to code of the run that makes it within, and answers the test.
+Theory of operation. Such calls need a run, and a run's event loop. The test's code runs outside of that
+loop. So each call travels to the run as a signal. Code in the run makes the call and gives the test its
+result.
 """
 
 from __future__ import annotations
@@ -17,26 +18,26 @@ from pyworkflow_ray.engine.children import Child, Children
 from pyworkflow_ray.engine.events import SignalReceived
 from pyworkflow_ray.engine.hooks import PendingHook
 from pyworkflow_ray.testing.mock_runs import MockRun
-from pyworkflow_ray.testing.rehearsals import Rehearsal
+from pyworkflow_ray.testing.mock_states import MockState
 
 T = TypeVar("T")
 
 _CALL = "\0call"
-"""The signal that hands a call over. No signal of a workflow's can be named so."""
+"""The name of the signal that carries a call. No signal of a workflow can have this name."""
 
 
-class OuterRun(MockRun):
-    """The run to which the test's own code belongs.
+class DirectCallRun(MockRun):
+    """The run that makes the test's direct calls.
 
     Args:
-        rehearsal: What it shares with the runs of workflows that the test calls.
+        shared: What it shares with the runs of the workflows that the test calls.
         run_id: The run's id.
-        name: What it says its workflow is.
+        name: The name that it gives as its workflow's.
     """
 
-    def __init__(self, rehearsal: Rehearsal, run_id: str, name: str) -> None:
-        super().__init__(rehearsal, run_id, name, self._make_calls)
-        self.children = _OuterChildren(self)
+    def __init__(self, shared: MockState, run_id: str, name: str) -> None:
+        super().__init__(shared, run_id, name, self._make_calls)
+        self.children = _DirectChildren(self)
         self.call_step = self._call_step  # type: ignore[assignment]
         self._calls: list[tuple[Callable[[], Awaitable[Any]], asyncio.Future[Any]]] = []
         self._wanted: set[asyncio.Future[Any]] = set()
@@ -45,10 +46,10 @@ class OuterRun(MockRun):
 
     @property
     def now(self) -> datetime:
-        return self._rehearsal.clock.now()
+        return self._shared.clock.now()
 
     async def make(self, call: Callable[[], Awaitable[T]]) -> T:
-        """What a call gives that is made in the run's own event loop."""
+        """The result of a call, made in the run's own event loop."""
         if self._loop.is_running():
             return await call()
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
@@ -96,28 +97,28 @@ class OuterRun(MockRun):
         finally:
             self.leave()
 
-    # --- what is waited for ---------------------------------------------------------------------------
+    # --- calls that wait ---------------------------------------------------------------------------
 
     def _call_step(self, *call: Any) -> Coroutine[Any, Any, Any]:
         return self.make(lambda: self.calls.call(*call))
 
     async def sleep_until(self, resume_at: datetime, name: str = "") -> None:
-        await self.make(lambda: super(OuterRun, self).sleep_until(resume_at, name))
+        await self.make(lambda: super(DirectCallRun, self).sleep_until(resume_at, name))
 
     async def call_hook(self, pending: PendingHook) -> Any:
-        return await self.make(lambda: super(OuterRun, self).call_hook(pending))
+        return await self.make(lambda: super(DirectCallRun, self).call_hook(pending))
 
     async def call_child(self, child: Child) -> Any:
-        return await self.make(lambda: super(OuterRun, self).call_child(child))
+        return await self.make(lambda: super(DirectCallRun, self).call_child(child))
 
     async def receive(self, name: str) -> Any:
-        return await self.make(lambda: super(OuterRun, self).receive(name))
+        return await self.make(lambda: super(DirectCallRun, self).receive(name))
 
 
-class _OuterChildren(Children):
-    def __init__(self, outer: OuterRun) -> None:
-        super().__init__(outer.scope)
-        self._outer = outer
+class _DirectChildren(Children):
+    def __init__(self, run: DirectCallRun) -> None:
+        super().__init__(run.scope)
+        self._run = run
 
     async def outcome(self, child: Child) -> Any:
-        return await self._outer.make(lambda: super(_OuterChildren, self).outcome(child))
+        return await self._run.make(lambda: super(_DirectChildren, self).outcome(child))

@@ -1,4 +1,4 @@
-"""What the runs of one `MockContext` share: its answers, its clock, and the record of what was called."""
+"""Mock states: what the runs of one `MockContext` share. Answers, a clock, and a record of the calls."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pyworkflow_ray.authoring.workflows import caller
 from pyworkflow_ray.config import Settings
 from pyworkflow_ray.engine.executions import current
 from pyworkflow_ray.engine.options import StepOptions
-from pyworkflow_ray.testing.answers import Answers, MissingMockError
 from pyworkflow_ray.testing.clocks import VirtualClock
+from pyworkflow_ray.testing.mock_answers import MissingMockError, MockAnswers
 from pyworkflow_ray.values.codec import Values
 
 
@@ -58,32 +58,32 @@ class HookCall:
 
 @dataclass(frozen=True)
 class Sleep:
-    """A sleep that came to its end in a `MockContext`: `sleep`, `asyncio.sleep`, or a timeout that passed."""
+    """A sleep that ended in a `MockContext`: `sleep`, `asyncio.sleep`, or a timeout that passed."""
 
     seconds: float
     name: str = ""
 
 
 class Playing(Protocol):
-    """A run whose code is being played."""
+    """A mock run that is under way."""
 
     is_child: bool
 
     def fail(self, error: BaseException) -> None:
-        """End it with an error of the test's."""
+        """End it with this error, which is the test's fault."""
         ...
 
     def waits_for(self) -> list[str]:
-        """What its code waits for that somebody else must give."""
+        """What its code waits for, other than time."""
         ...
 
 
 @dataclass
-class Rehearsal:
+class MockState:
     """What the runs of one `MockContext` share.
 
-    The clock stands still while any code runs. When every run waits and no step is under way, it goes on to
-    what is due first: so a race has the winner that it has in life.
+    The clock stands still while any code runs. When every run waits and no step is under way, the clock
+    moves to what is due first. So a race has the same winner as in production.
     """
 
     settings: Settings
@@ -91,8 +91,8 @@ class Rehearsal:
     clock: VirtualClock
     skip_sleeps: bool
     strict: bool
-    results: Answers
-    hooks: Answers
+    results: MockAnswers
+    hooks: MockAnswers
     events: Mapping[str, Any]
     step_calls: list[StepCall] = field(default_factory=list)
     child_calls: list[ChildCall] = field(default_factory=list)
@@ -101,10 +101,10 @@ class Rehearsal:
     attributes: dict[str, Any] = field(default_factory=dict)
     playing: list[Playing] = field(default_factory=list)
     working: int = 0
-    """How many steps, and functions that answer for others, are under way."""
+    """How many steps and functions of the test are under way."""
 
     def look_soon(self) -> None:
-        """Let time go on if nothing else does, once whoever calls this has come to rest."""
+        """Let time pass in the loop's next turn, if nothing else can happen then."""
         asyncio.get_running_loop().call_soon(self._look)
 
     def _look(self) -> None:
@@ -112,7 +112,7 @@ class Rehearsal:
             return
         next_at = self.clock.next_at()
         if next_at is None:
-            stuck = MissingMockError(self._told())
+            stuck = MissingMockError(self._why_stuck())
             for run in [each for each in self.playing if not each.is_child] or self.playing:
                 run.fail(stuck)
         elif self.skip_sleeps:
@@ -121,22 +121,22 @@ class Rehearsal:
             seconds = (next_at - self.clock.now()).total_seconds()
             asyncio.get_running_loop().call_later(seconds, self.clock.set_forward, next_at)
 
-    def _told(self) -> str:
+    def _why_stuck(self) -> str:
         waits = ", ".join(what for run in self.playing for what in run.waits_for())
         return (
-            f"The workflow waits for ever: {waits or 'nothing that anybody answers'}. Give the answer "
+            f"The workflow waits for ever: {waits or 'no answer can come'}. Give the answer "
             "(mock_results for steps and children, mock_hooks for hooks, mock_events for signals)."
         )
 
     def dispatch(
         self, attempt: Attempt, function: Any, options: StepOptions, on_outcome: OnOutcome
     ) -> Ticket:
-        """Make an attempt of a step."""
+        """Run an attempt of a step."""
         return outside_of_runs().run(LocalDispatcher().dispatch, attempt, function, options, on_outcome)
 
 
 def outside_of_runs() -> Context:
-    """A context like the present one, but for code that belongs to no run: a step's, or a mock's."""
+    """A copy of the present context for code outside of runs: a step's code, or a mock's."""
     context = copy_context()
     context.run(current.set, None)
     context.run(caller.set, None)

@@ -1,4 +1,4 @@
-"""Asking for a hook's payload, field by field from its JSON schema."""
+"""Payload prompts: a command asks for a hook's payload, field by field, by its JSON schema."""
 
 from __future__ import annotations
 
@@ -12,25 +12,28 @@ from rich.console import Console
 from rich.prompt import Prompt
 from rich.text import Text
 
-from pyworkflow_ray.cli.cells import cell, shown
+from pyworkflow_ray.cli.formatters import format_cell, sanitize
 from pyworkflow_ray.cli.outputs import Output
 from pyworkflow_ray.client.hooks import Hook
 
 Schema = Mapping[str, Any]
 
 _LEFT_OUT = object()
-"""The answer to a field that need not be there."""
+"""The answer for an optional field that is left out."""
 _YES, _NO = ("y", "yes", "true"), ("n", "no", "false")
 
 
 def choose(output: Output, hooks: list[Hook]) -> Hook:
-    """One of several hooks, chosen by its number."""
+    """The hook that the user chooses by its number."""
     for number, hook in enumerate(hooks, 1):
         line = Text.assemble(
-            f"{number:>3}  ", (shown(hook.hook_id), "bold"), f"  {hook.run_id}  ", cell(hook.created_at)
+            f"{number:>3}  ",
+            (sanitize(hook.hook_id), "bold"),
+            f"  {hook.run_id}  ",
+            format_cell(hook.created_at),
         )
         if hook.metadata:
-            line.append(f"  {cell(hook.metadata).plain}", style="dim")
+            line.append(f"  {format_cell(hook.metadata).plain}", style="dim")
         output.err.print(line, soft_wrap=True)
     while True:
         text = _ask(output.err, Text("Which one?"), "1" if len(hooks) == 1 else None)
@@ -40,10 +43,10 @@ def choose(output: Output, hooks: list[Hook]) -> Hook:
 
 
 def ask_payload(output: Output, hook: Hook) -> Any:
-    """A payload that fits the hook's schema; any JSON for a hook that has none."""
+    """A payload that fits the hook's schema. A hook without a schema takes any JSON."""
     schema = hook.payload_schema or {}
     output.err.print(
-        Text.assemble("Answer to ", (shown(hook.hook_id), "bold"), f" of {hook.run_id}"), soft_wrap=True
+        Text.assemble("Answer to ", (sanitize(hook.hook_id), "bold"), f" of {hook.run_id}"), soft_wrap=True
     )
     if schema.get("description"):
         output.say(str(schema["description"]), "dim")
@@ -60,14 +63,14 @@ class Questions:
 
     Args:
         output: Where to ask.
-        root: The schema that holds the definitions which others refer to.
+        root: The schema with the definitions to which other schemas refer.
     """
 
     def __init__(self, output: Output, root: Schema) -> None:
         self._output, self._root = output, root
 
     def ask_object(self, schema: Schema, prefix: str) -> dict[str, Any]:
-        """An object, asked for field by field; fields of objects in it are named by their path."""
+        """An object, asked for field by field. Fields of nested objects are named by their path."""
         known = self.resolved(schema)
         required = set(known.get("required", ()))
         answer = {}
@@ -78,7 +81,7 @@ class Questions:
         return answer
 
     def ask(self, name: str, field: Schema, *, is_required: bool = True) -> Any:
-        """A value that fits its schema, asked for until it does."""
+        """A value that fits its schema. This asks again until it fits."""
         known = self.resolved(field)
         if _is_object(known) and is_required:
             return self.ask_object(known, f"{name}.")
@@ -96,7 +99,7 @@ class Questions:
             self._output.say(f"{name}{where}: {error.message}", "red")
 
     def resolved(self, field: Schema) -> Schema:
-        """The schema itself: a reference looked up, of one that may be null the other one."""
+        """The schema behind a reference. For an optional value it is the schema that is not null."""
         known: dict[str, Any] = dict(field)
         while "$ref" in known or len(known.get("allOf", ())) == 1:
             reference = known.pop("$ref", None)
@@ -105,7 +108,7 @@ class Questions:
         alternatives = [each for each in known.get("anyOf", ()) if each.get("type") != "null"]
         if len(alternatives) == 1 and "type" not in known:
             inner = dict(self.resolved(alternatives[0]))
-            # What it may be stays what it was, so that null is taken; how it is asked for comes from within.
+            # The alternatives stay, so that null is accepted. The question comes from the inner schema.
             return {
                 **{name: inner[name] for name in ("enum", "format") if name in inner},
                 **known,
@@ -119,7 +122,7 @@ class Questions:
 
 
 def read(text: str, field: Schema) -> Any:
-    """What a text means for a field: a text where one is wanted, else JSON if it is that."""
+    """The value of a text for a field: the text itself for a text field, else JSON if it is JSON."""
     kind = field.get("_type", field.get("type"))
     if kind == "boolean" and text.lower() in _YES + _NO:
         return text.lower() in _YES
@@ -136,12 +139,12 @@ def _is_object(schema: Schema) -> bool:
 
 
 def _question(name: str, field: Schema, *, is_required: bool) -> Text:
-    question = Text.assemble((shown(name), "bold"), (f" ({_kind(field)}", "dim"))
+    question = Text.assemble((sanitize(name), "bold"), (f" ({_kind(field)}", "dim"))
     if not is_required and "default" not in field:
         question.append(", may be left out", style="dim")
     question.append(")", style="dim")
     if field.get("description"):
-        question.append(f" – {shown(str(field['description']))}")
+        question.append(f" – {sanitize(str(field['description']))}")
     choices = field.get("enum")
     if choices:
         question.append(f" [{'/'.join(map(str, choices))}]", style="cyan")
@@ -158,8 +161,8 @@ def _kind(field: Schema) -> str:
         "object": "JSON object",
     }
     if isinstance(kind, str):
-        told = names.get(kind, kind)
-        return f"{told}, {field['format']}" if field.get("format") else told
+        name = names.get(kind, kind)
+        return f"{name}, {field['format']}" if field.get("format") else name
     return "JSON"
 
 

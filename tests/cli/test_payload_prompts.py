@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, TypeAdapter
 
-from pyworkflow_ray.cli import prompts
+from pyworkflow_ray.cli import payload_prompts
 from pyworkflow_ray.cli.outputs import Format, Output
-from pyworkflow_ray.cli.prompts import Questions
+from pyworkflow_ray.cli.payload_prompts import Questions
 
 
 class Colour(Enum):
@@ -49,7 +49,7 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Answer:
             asked.append(question.plain)
             return left.pop(0) or (default or "")
 
-        monkeypatch.setattr(prompts, "_ask", say)
+        monkeypatch.setattr(payload_prompts, "_ask", say)
         schema = TypeAdapter(kind).json_schema()
         questions = Questions(Output(Format.TABLE, io.StringIO(), io.StringIO()), schema)
         value = questions.ask("payload", schema)

@@ -1,4 +1,4 @@
-"""`pyworkflow-ray runs`: telling runs something, and making new ones of them."""
+"""`pyworkflow-ray runs`: the commands that change runs, delete them, or start new runs from them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from pyworkflow_ray.cli import completions
+from pyworkflow_ray.cli.confirmations import Yes, confirm
 from pyworkflow_ray.cli.errors import print_error
 from pyworkflow_ray.cli.invocations import (
     STORED,
@@ -16,12 +17,11 @@ from pyworkflow_ray.cli.invocations import (
     import_workflows,
     is_local,
 )
-from pyworkflow_ray.cli.live import watch
+from pyworkflow_ray.cli.live_views import watch
 from pyworkflow_ray.cli.outputs import Output
-from pyworkflow_ray.cli.questions import confirm
 from pyworkflow_ray.cli.run_ids import RunId, full_id
-from pyworkflow_ray.cli.times import since
-from pyworkflow_ray.cli.workflows import finish, tell_start
+from pyworkflow_ray.cli.times import parse_since
+from pyworkflow_ray.cli.workflows import print_end, print_start
 from pyworkflow_ray.client import forks
 from pyworkflow_ray.client import runs as client
 from pyworkflow_ray.client.event_loops import run_sync
@@ -33,19 +33,23 @@ Wait = Annotated[bool, typer.Option("--wait", help="Show the run until it ends."
 def cancel(
     ctx: typer.Context,
     run: RunId,
-    reason: Annotated[str | None, typer.Option(help="Told to the run's code, and kept.")] = None,
+    reason: Annotated[
+        str | None, typer.Option(help="The reason; the run's code sees it, and it is kept.")
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Return when the run has ended.")] = False,
-    timeout: Annotated[float | None, typer.Option(help="Seconds to wait at most.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="How many seconds to wait at most.")] = None,
 ) -> None:
-    """Ask a run to cancel; it may clean up."""
+    """Ask a run to cancel. Its code may clean up first."""
     output, is_hurried = begin_writing(ctx)
     run_id = full_id(run)
     if wait and not is_hurried:
-        raise typer.BadParameter("no Ray cluster runs here: the run cannot end now", param_hint="--wait")
+        raise typer.BadParameter("no Ray cluster runs here, so the run cannot end now", param_hint="--wait")
     try:
         is_asked = run_sync(client.cancel_workflow(run_id, reason, wait=wait, timeout=timeout))
     except TimeoutError:
-        raise TimeoutError(f"Run {run_id} is asked to cancel, and has not ended after {timeout} s.") from None
+        raise TimeoutError(
+            f"Run {run_id} was asked to cancel, and has not ended after {timeout} s."
+        ) from None
     ended = run_sync(client.get_workflow_run(run_id))
     if output.is_json:
         output.data({"run_id": run_id, "initiated": is_asked, "status": ended.status if ended else None})
@@ -61,7 +65,7 @@ def cancel(
 
 
 def resume(ctx: typer.Context, run: RunId, wait: Wait = False) -> None:
-    """Have a suspended or interrupted run go on now."""
+    """Let a suspended or interrupted run go on now."""
     output, is_own = begin_driving(ctx, may_start=wait)
     run_id = full_id(run)
     _go_on(output, client.resume(run_id), wait=wait, is_own=is_own)
@@ -77,15 +81,17 @@ def fork(
     ctx: typer.Context,
     run: RunId,
     from_step: Annotated[
-        str | None, typer.Option(metavar="STEP", help='The first step to do anew, as "render#1".')
+        str | None, typer.Option(metavar="STEP", help='The first step to run again, such as "render#1".')
     ] = None,
     from_position: Annotated[
-        int | None, typer.Option(metavar="N", help="Instead: how many events to keep.")
+        int | None, typer.Option(metavar="N", help="Instead of a step: how many events to keep.")
     ] = None,
-    code: Annotated[str, typer.Option(help='"recorded", or "current": that of the modules.')] = "recorded",
+    code: Annotated[
+        str, typer.Option(help='"recorded", or "current" for the code of the modules.')
+    ] = "recorded",
     wait: Wait = False,
 ) -> None:
-    """Start a new run with the first part of this one's history behind it."""
+    """Start a new run that keeps the first part of this run's history."""
     if from_step is not None and from_position is not None:
         raise typer.BadParameter("both say where to cut: give one", param_hint="--from-step, --from-position")
     if code not in forks.CODES:
@@ -98,9 +104,9 @@ def fork(
 
 def _go_on(output: Output, starting: Any, *, wait: bool, is_own: bool) -> None:
     if wait:
-        finish(output, watch(output, _id_of(starting), is_own=is_own or is_local()))
+        print_end(output, watch(output, _id_of(starting), is_own=is_own or is_local()))
     else:
-        tell_start(output, run_sync(_id_of(starting)))
+        print_start(output, run_sync(_id_of(starting)))
 
 
 async def _id_of(starting: Any) -> str:
@@ -110,7 +116,7 @@ async def _id_of(starting: Any) -> str:
 def delete(
     ctx: typer.Context,
     run: RunId,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Yes = False,
 ) -> None:
     """Delete a run that has ended, with its history and hooks."""
     output = begin_reading(ctx)
@@ -125,17 +131,20 @@ def delete(
 
 def purge(
     ctx: typer.Context,
-    older_than: Annotated[str, typer.Option(metavar="WHEN", help='Ended before: "30d", or a date and time.')],
+    older_than: Annotated[
+        str, typer.Option(metavar="WHEN", help='Runs that ended before: "30d" (ago), or a date and time.')
+    ],
     status: Annotated[
         list[str] | None,
         typer.Option(
-            help="Only runs that ended so; may be repeated.", autocompletion=completions.run_statuses
+            help="Only runs that ended in this state; may be repeated.",
+            autocompletion=completions.run_statuses,
         ),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Yes = False,
 ) -> None:
     """Delete the runs that ended long ago."""
-    until = since(older_than, "--older-than")
+    until = parse_since(older_than, "--older-than")
     wanted = [_ended(each) for each in status or ()]
     output = begin_reading(ctx)
     which = ", ".join(each.value for each in wanted) or "ended"

@@ -1,0 +1,105 @@
+"""How a run ends: waiting for the end, and the value or the error in it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from pyworkflow_ray import exceptions
+from pyworkflow_ray.actors.activations import RunEnd
+from pyworkflow_ray.client.lookups import read_record
+from pyworkflow_ray.client.sessions import Session
+from pyworkflow_ray.engine.events import FailureEvent, decode_event
+from pyworkflow_ray.exceptions import CancellationError, FatalError, WorkflowFailedError
+from pyworkflow_ray.statuses import RunStatus
+from pyworkflow_ray.storage.blobs import load_blob
+from pyworkflow_ray.storage.histories import latest_event
+from pyworkflow_ray.storage.records import RunRecord
+from pyworkflow_ray.values import codec
+from pyworkflow_ray.values.failures import Failure, capture, restore
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
+"""Seconds between two looks at the row of a run that no coordinator drives now, such as a sleeping run."""
+
+
+async def wait_for_end(of: Session, run_id: str, record: RunRecord | None = None) -> RunEnd:
+    """How the run ended.
+
+    This waits at the run's coordinator. Without one it looks at the row, with growing pauses. A run that
+    continues as a new run ends as the new run ends.
+
+    Args:
+        record: The run's row, if the caller has just read or written it.
+    """
+    pause = FIRST_PAUSE
+    while True:
+        record = record or await read_record(of, run_id)
+        if record.status is RunStatus.CONTINUED_AS_NEW and record.continued_to_run_id is not None:
+            run_id, record, pause = record.continued_to_run_id, None, FIRST_PAUSE
+            continue
+        if record.status.is_terminal or record.status is RunStatus.INTERRUPTED:
+            return await _read_end(of, record)
+        if record.coordinator is not None and record.status is not RunStatus.SUSPENDED:
+            asked_at = time.monotonic()
+            await of.runtime.open()
+            end = await of.runtime.wait(record)
+            if end is not None and end.continued_to:
+                run_id, record, pause = end.continued_to, None, FIRST_PAUSE
+                continue
+            if end is not None and end.is_final:
+                return end
+            if time.monotonic() - asked_at > LONGEST_PAUSE:
+                pause = FIRST_PAUSE
+        record = None
+        await asyncio.sleep(pause)
+        pause = min(pause * 1.5, LONGEST_PAUSE)
+
+
+async def _read_end(of: Session, record: RunRecord) -> RunEnd:
+    """The end of a run, from its row and its last event."""
+    failure = None
+    if record.status is RunStatus.CANCELLED:
+        return RunEnd(record.run_id, record.status.value, reason=record.error or "")
+    result = None if record.result is None else record.result.encode()
+    if record.status is not RunStatus.COMPLETED:
+        last = await asyncio.to_thread(of.storage.read, latest_event(record.run_id))
+        event = decode_event(last[2], last[3]) if last is not None else None
+        if isinstance(event, FailureEvent) and record.status is RunStatus.FAILED:
+            failure = event.failure
+        else:
+            failure = _failure_in(record)
+    return RunEnd(record.run_id, record.status.value, result, failure)
+
+
+def _failure_in(record: RunRecord) -> Failure:
+    """The failure of a run that was set aside. Its row has the error's type and text."""
+    error = record.error or f"The run is {record.status.value}."
+    own = getattr(exceptions, (record.error_type or "").rpartition(".")[2], None)
+    if isinstance(own, type) and issubclass(own, FatalError):
+        return capture(own(error))
+    return Failure(error=error, error_type=record.error_type or "WorkflowError")
+
+
+async def value_of(of: Session, end: RunEnd) -> Any:
+    """What the run returned.
+
+    Raises:
+        CancellationError: The run was cancelled.
+        Exception: What the workflow raised.
+    """
+    if end.status == RunStatus.CANCELLED.value:
+        cancelled = CancellationError(reason=end.reason or None)
+        cancelled.run_id = end.run_id  # type: ignore[attr-defined]
+        raise cancelled
+    if end.failure is not None:
+        error = restore(end.failure, fallback=WorkflowFailedError)
+        error.run_id = end.run_id  # type: ignore[attr-defined]
+        error.add_note(f"Run {end.run_id} ended as {end.status}.")
+        raise error
+    data = end.result or b"null"
+    digest = codec.blob_reference(data)
+    if digest is not None:
+        found = digest
+        data = await asyncio.to_thread(of.storage.read, load_blob(found))
+    return of.values.decode(data)

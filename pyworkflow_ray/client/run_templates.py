@@ -1,0 +1,67 @@
+"""Run templates: what a schedule makes its runs from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from pyworkflow_ray.actors.codes import pack
+from pyworkflow_ray.actors.new_runs import new_run
+from pyworkflow_ray.authoring.workflows import WorkflowFunction, as_workflow
+from pyworkflow_ray.client.sessions import Session
+from pyworkflow_ray.storage import fires, schedules
+from pyworkflow_ray.storage.acceptances import NewRun
+from pyworkflow_ray.storage.codes import Code
+from pyworkflow_ray.storage.schedules import ScheduleRecord
+
+
+def run_template(
+    of: Session, definition: WorkflowFunction[Any, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[NewRun, Code]:
+    """The template of a schedule's runs, and the workflow's code. The arguments must have been checked."""
+    what = f"workflow {definition.name!r}"
+    code = pack(definition, what)
+    isolated = definition.workflow_options.isolation == "process" or of.settings.coordinators == "per_run"
+    # Large values stay in the row: a blob belongs to runs, and is deleted with the last of them.
+    engine = replace(of.runtime.engine_settings, blob_threshold=2**62)
+    run = new_run(
+        engine,
+        definition,
+        code,
+        "",
+        of.values.encode(list(args), f"the arguments of {what}"),
+        of.values.encode(dict(kwargs), f"the keyword arguments of {what}"),
+        environment=engine.environment,
+        coordinator="" if isolated else None,
+        owner_lease=None,
+    )
+    return run, code
+
+
+def running_now(record: ScheduleRecord, run: NewRun) -> ScheduleRecord:
+    """The schedule, changed so that its runs are made from this template."""
+    return msgspec.structs.replace(
+        record,
+        workflow_name=run.workflow_name,
+        environment=run.environment,
+        run=schedules.run_text(run),
+    )
+
+
+def changed_template(
+    of: Session,
+    record: ScheduleRecord,
+    workflow: Any,
+    args: Sequence[Any] | None,
+    kwargs: Mapping[str, Any] | None,
+) -> tuple[NewRun, Code]:
+    """The new template of a schedule's runs. Without `args` and `kwargs`, the arguments stay as they are."""
+    definition = as_workflow(record.workflow_name if workflow is None else workflow)
+    if args is None and kwargs is None:
+        before = fires.run_of_text(record.run)
+        args = of.values.decode(before.input_args.encode())
+        kwargs = of.values.decode(before.input_kwargs.encode())
+    return run_template(of, definition, *definition.check_arguments(tuple(args or ()), kwargs or {}))
