@@ -40,7 +40,7 @@ def see_to_others(services: Services, run: RunRecord, activation: Activation) ->
     """
     for new in activation.begun:
         services.begin(new)
-    for run_id in dict.fromkeys(activation.told):
+    for run_id in dict.fromkeys(activation.to_nudge):
         services.deliver(run_id)
     if run.schedule_id is not None and activation.end is not None and activation.end.is_final:
         services.on_due(services.clock.now())

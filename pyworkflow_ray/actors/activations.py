@@ -1,4 +1,4 @@
-"""What one turn of a drive brought about, and the one transaction that writes all of it."""
+"""What a drive decides in one turn, and the one transaction that writes all of it."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class Activation:
     new_runs: list[NewRun] = field(default_factory=list)
     successor: NewRun | None = None
     unread: list[InboxEntry] = field(default_factory=list)
-    """For the successor: signals that were received and not read."""
+    """For the successor: signals that this run has received and its code has not read."""
     outgoing: list[InboxEntry] = field(default_factory=list)
     end: RunEnd | None = None
     """How the drive ends with this: the lease is released in the same commit. None goes on."""
@@ -130,8 +130,8 @@ class Activation:
     """After a commit that releases the lease: whether something has come into the inbox meanwhile."""
     begun: list[RunRecord] = field(default_factory=list)
     """After the commit: the runs that it has made."""
-    told: list[str] = field(default_factory=list)
-    """After the commit: the runs that have something in their inboxes."""
+    to_nudge: list[str] = field(default_factory=list)
+    """After the commit: the runs that have something new in their inboxes."""
     conflicts: dict[str, str] = field(default_factory=dict)
     """After the commit: hooks whose token is another run's, and that run."""
 
@@ -192,7 +192,7 @@ class Activation:
         self.changes |= {"status": status, "completed_at": at, "wake_at": None, **changes}
 
     def prepare(self, run: RunRecord, settings: EngineSettings, pack: Callable[[Any, str], Code]) -> None:
-        """Make of the commands what the commit writes into other tables than the history."""
+        """Work out what the commit writes for the commands, besides the history."""
         for command in self.commands:
             match command:
                 case CreateHook():
@@ -240,17 +240,17 @@ class Activation:
             FencedError: As `append` does.
         """
         self.begun = []
-        told: list[str] = []
+        to_nudge: list[str] = []
         if self.successor is not None:
             self.begun.append((yield from self._continue(new, self.successor)))
-            told.append(self.begun[0].run_id)
+            to_nudge.append(self.begun[0].run_id)
         outgoing = []
         for entry in self.outgoing:
-            # A child may have continued in another run since; what it tells its parent is for that one alone.
+            # A request follows a child into the run in which it goes on. An outcome is for the parent alone.
             is_request = isinstance(entry.event, CancellationRequested)
             to = (yield from latest_of_chain(entry.run_id)) if is_request else entry.run_id
             outgoing.append(entry.posting(to))
-            told.append(to)
+            to_nudge.append(to)
         # A token may pass from a hook that the code has let go to one that it has made after that. The append
         # disposes once more: of those that were made and let go just now.
         before = disposing_hooks(new.run_id, self.disposed) if self.hooks else []
@@ -269,7 +269,7 @@ class Activation:
             is_unread = is_still_unread(new, answers[: len(appended)])
         self.conflicts = conflicts_of(self.hooks, answers[1 + len(before) :])
         self.begun += [each.run for each in accepted]
-        self.told = told
+        self.to_nudge = to_nudge
         return is_unread
 
     @work
@@ -343,23 +343,23 @@ def new_hook(command: CreateHook, pack: Callable[[Any, str], Code]) -> tuple[New
 
 
 def _outcome_of(run: RunRecord, child_id: str, end: RunEnd) -> Event | None:
-    """What the parent learns; nothing of a run that goes on in another."""
-    told: dict[str, Any] = {
+    """The outcome that the parent gets; None if the run goes on in another one."""
+    child: dict[str, Any] = {
         "child_id": child_id,
         "child_run_id": run.run_id,
         "child_workflow_name": run.workflow_name,
     }
     if end.status == RunStatus.COMPLETED.value:
-        return ChildCompleted(**told, result=Raw(end.result or b"null"))
+        return ChildCompleted(**child, result=Raw(end.result or b"null"))
     if end.status == RunStatus.CANCELLED.value:
-        return ChildCancelled(**told, reason=end.reason)
+        return ChildCancelled(**child, reason=end.reason)
     if end.failure is not None:
-        return ChildFailed(**told, **failure_fields(end.failure))
+        return ChildFailed(**child, **failure_fields(end.failure))
     return None
 
 
 def blob_links(event: Event) -> list[tuple[str, None]]:
-    """Blobs that another run has stored, and that this one's history refers to as well."""
+    """The blobs that this event refers to: another run has stored them, and this history needs them too."""
     names = ("args", "kwargs", "result", "value", "payload")
     values_of_event = (getattr(event, name, None) for name in names)
     return links_to(*(bytes(value) for value in values_of_event if isinstance(value, Raw)))

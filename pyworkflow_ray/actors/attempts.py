@@ -43,7 +43,7 @@ class Attempts:
 
     @property
     def under_way(self) -> int:
-        """How many run now."""
+        """How many are under way now."""
         return len(self._tickets)
 
     @property
@@ -52,16 +52,16 @@ class Attempts:
         return len(self._arrived)
 
     def take_arrived(self) -> list[Arrived]:
-        """Those that have ended since this was last called."""
+        """The attempts that have ended since the last call."""
         arrived, self._arrived = self._arrived, []
         return arrived
 
     def retry_at(self, step_id: str, at: datetime) -> None:
-        """Have the step's next attempt made then."""
+        """Have the step's next attempt made at this time."""
         self._retries[step_id] = at
 
     def dues(self) -> list[datetime]:
-        """When further attempts are to be made."""
+        """The times at which further attempts are to be made."""
         return list(self._retries.values())
 
     def take_due(self, now: datetime) -> list[str]:
@@ -143,7 +143,7 @@ class Attempts:
         self._on_arrival()
 
     def cancel(self, step_id: str, on_cancel: str) -> None:
-        """Let a step's attempt go that the run no longer waits for, as the step's `on_cancel` says."""
+        """Give up the attempt of a step that the run no longer waits for, as the step's `on_cancel` says."""
         self._retries.pop(step_id, None)
         ticket = self._tickets.pop(step_id, None)
         if ticket is None or on_cancel == "abandon":
