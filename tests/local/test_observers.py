@@ -64,26 +64,26 @@ class Raising(Recorder):
 
 
 @pr.step(local=True)
-async def one() -> int:
+async def seen_step() -> int:
     return 1
 
 
 @pr.step(local=True, max_retries=0)
-async def fails() -> int:
+async def failing_step() -> int:
     raise ValueError("of no use")
 
 
 @pr.workflow
-async def naps() -> int:
-    first = await one()
+async def seen_nap() -> int:
+    first = await seen_step()
     await pr.sleep("1h")
-    return first + await one()
+    return first + await seen_step()
 
 
 @pr.workflow
-async def fails_and_ends() -> str:
+async def seen_failure() -> str:
     try:
-        await fails()
+        await failing_step()
     except ValueError:
         return "failed"
     return "not failed"
@@ -115,7 +115,7 @@ async def test_an_observer_sees_the_story_of_a_run(watch: Any) -> None:
     recorder = Recorder()
     watch(recorder)
     async with WorkflowEnvironment() as environment:
-        run = await environment.start(naps)
+        run = await environment.start(seen_nap)
         assert await run == 2
     assert recorder.names() == [
         "RunAccepted",
@@ -131,17 +131,22 @@ async def test_an_observer_sees_the_story_of_a_run(watch: Any) -> None:
         "RunEnded",
     ]
     (ended,) = recorder.of(RunEnded)
-    assert (ended.run_id, ended.workflow, ended.status, ended.events) == (run, "naps", "completed", 8)
+    assert (ended.run_id, ended.workflow, ended.status, ended.events) == (run, "seen_nap", "completed", 8)
     (fired,) = recorder.of(RunTimerFired)
     assert fired.late >= timedelta(0)
     first, second = recorder.of(AttemptDispatched)
-    assert (first.step_id, second.step_id, second.step, second.attempt) == ("one#1", "one#2", "one", 1)
+    assert (first.step_id, second.step_id, second.step, second.attempt) == (
+        "seen_step#1",
+        "seen_step#2",
+        "seen_step",
+        1,
+    )
 
 
 async def test_an_observer_sees_a_run_leave_memory_and_come_back(path: Path, watch: Any) -> None:
     recorder = Recorder([RunAccepted, RunClaimed, RunReplayed, RunSuspended])
     watch(recorder)
-    run = await pr.start(naps)
+    run = await pr.start(seen_nap)
     assert recorder.names() == ["RunAccepted", "RunSuspended"]
     await pr.resume(run)  # it has nothing to do yet, and is suspended again
     assert recorder.names()[2:] == ["RunClaimed", "RunReplayed", "RunSuspended"]
@@ -156,9 +161,9 @@ async def test_an_observer_sees_a_run_leave_memory_and_come_back(path: Path, wat
 async def test_moments_say_how_long_things_took_and_how_they_went(path: Path, watch: Any) -> None:
     recorder = Recorder()
     watch(recorder)
-    assert await (await pr.start(fails_and_ends)) == "failed"
+    assert await (await pr.start(seen_failure)) == "failed"
     (ended,) = recorder.of(AttemptEnded)
-    assert (ended.step_id, ended.outcome) == ("fails#1", "error")
+    assert (ended.step_id, ended.outcome) == ("failing_step#1", "error")
     assert ended.duration > timedelta(0)
     assert all(moment.duration > timedelta(0) for moment in recorder.of(AppendCommitted))
     assert sum(moment.events for moment in recorder.of(AppendCommitted)) == 4
@@ -167,7 +172,7 @@ async def test_moments_say_how_long_things_took_and_how_they_went(path: Path, wa
 async def test_an_observer_sees_the_moments_that_it_names_and_no_other(path: Path, watch: Any) -> None:
     starts, ends = Recorder([RunAccepted]), Recorder([RunEnded])
     watch(starts, ends)
-    assert await (await pr.start(fails_and_ends)) == "failed"
+    assert await (await pr.start(seen_failure)) == "failed"
     assert (starts.names(), ends.names()) == (["RunAccepted"], ["RunEnded"])
 
 
@@ -179,7 +184,7 @@ async def test_an_observer_that_raises_disturbs_no_run_and_is_complained_of_once
     raising, recorder = Raising(), Recorder()
     watch(raising, recorder)
     try:
-        assert await (await pr.start(fails_and_ends)) == "failed"
+        assert await (await pr.start(seen_failure)) == "failed"
     finally:
         logger.remove(sink)
     assert len(raising.seen) > 1
@@ -192,7 +197,7 @@ async def test_an_observer_that_raises_disturbs_no_run_and_is_complained_of_once
 
 async def test_a_recovery_and_a_loss_are_seen(path: Path) -> None:
     """1. A process claims a suspended run and dies. 2. Another one goes on with it. 3. A third claims it."""
-    run = await pr.start(naps)
+    run = await pr.start(seen_nap)
     assert await run.status() is pr.RunStatus.SUSPENDED
     recorder = Recorder([RunClaimed, RunRecovered, RunLost, RunSuspended, RunEnded])
     clock = VirtualClock()
@@ -206,7 +211,7 @@ async def test_a_recovery_and_a_loss_are_seen(path: Path) -> None:
         claimed, recovered = recorder.seen
         assert isinstance(claimed, RunClaimed)
         assert claimed.was_interrupted
-        assert recovered == RunRecovered(run_id=run, workflow="naps", recovery_attempt=1)
+        assert recovered == RunRecovered(run_id=run, workflow="seen_nap", recovery_attempt=1)
         assert await storage.write(claim(run, "third", 60.0, force_from="coordinator-0")) is not None
         clock.set_forward(clock.now() + timedelta(hours=2))  # what is due now asks for an append
         end = await survivor.end_of(run)
