@@ -1,4 +1,4 @@
-"""Firing the schedules that are due: for the timer, and for a test that owns the time."""
+"""Fires the schedules that are due; used by the timer, and by tests that own the time."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from pyworkflow_ray.storage.works import Steps, last, together, work
 MOST_DUE = 1000
 """Schedules that are read in one go."""
 BATCH = 100
-"""Schedules that fire in one transaction: others write in between."""
+"""Schedules that fire in one transaction. Others can write between two of them."""
 STALE_PAUSE = 0.02
-"""Seconds after which a schedule is looked at again that somebody else held, or has changed meanwhile."""
+"""Seconds after which a schedule is looked at again, if its row was held or changed by another process."""
 
 
 @dataclass(slots=True)
 class Looked:
-    """What a look at the schedules has made and seen.
+    """What has come of a look at the schedules.
 
     Args:
-        runs: To be driven.
-        cancelled: Runs that have been sent a request to cancel.
-        others: Other environments, whose own timers have something to fire.
+        runs: New runs, to be driven.
+        cancelled: Runs to which a request to cancel was sent.
+        others: Other environments in which something is due, for their own timers.
         seconds_until: When to look again; None if nothing is due within the horizon.
     """
 
@@ -52,7 +52,7 @@ class Looked:
 async def fire_due(
     storage: Storage, environment: str, horizon: float, now: Callable[[], datetime] | None = None
 ) -> Looked:
-    """Fire what is due of an environment's schedules, and say what comes within the horizon (in seconds).
+    """Fire what is due of an environment's schedules, and find what comes within the horizon (in seconds).
 
     Args:
         now: Instead of the database's clock.
@@ -86,7 +86,7 @@ async def _fire(
 
 
 async def _written(storage: Storage, plans: Sequence[Plan], at: datetime | None) -> list[tuple[Plan, Fired]]:
-    """What has become of these plans: in one transaction; if that fails, in one each, without the guilty."""
+    """Carry out the plans in one transaction. If it fails, one for each plan: a guilty one stops no other."""
 
     @work
     def fire_all() -> Steps[list[tuple[Plan, Fired]]]:
@@ -115,7 +115,7 @@ def _plan_all(
 
 
 def _planned(record: ScheduleRecord, at: datetime) -> Plan | None:
-    """What is due of the schedule, if that can be worked out."""
+    """The plan of what is due of the schedule; None if it cannot be worked out."""
     try:
         return plan(record, at)
     except Exception as error:
@@ -130,7 +130,7 @@ def _rows_and_time(schedule_ids: list[str]) -> Steps[tuple[list[Row | None], dat
 
 
 def _readable(schedule_id: str, row: Row | None) -> ScheduleRecord | None:
-    """The schedule, if it can be read: one that cannot must not keep the others from firing."""
+    """The schedule, or None: one that cannot be read must not keep the others from firing."""
     try:
         record = None if row is None else schedule_record(row)
         if record is not None:
@@ -143,7 +143,7 @@ def _readable(schedule_id: str, row: Row | None) -> ScheduleRecord | None:
 
 @work
 def ask_to_cancel(run_id: str) -> Steps[None]:
-    """Have a run of a schedule make room for another one."""
+    """Ask the latest run of a chain to cancel, because its schedule has fired again."""
     latest = yield from latest_of_chain(run_id)
     # To post again what its coordinator just reads would wait for its commit, with schedules in hand.
     if not (yield from was_posted(latest, CANCEL_KEY)):
