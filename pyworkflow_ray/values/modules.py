@@ -192,7 +192,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     def reducer_override(self, obj: Any) -> Any:
         if type(obj) is CodeType:
-            return _made_code, (self.dispatch_table[CodeType](obj)[1], *self._place_of(obj))
+            file, *text = self._place_of(obj)
+            # Some versions of cloudpickle write the file too, and others a name that stands for none.
+            _, parts = self.dispatch_table[CodeType](obj.replace(co_filename=file))
+            return _made_code, (parts, file, *text)
         # By value, a module's logger would take its sinks with it: one more copy of them in each process, or
         # an open file that cannot be pickled. So it becomes the logger of the process where the code runs.
         if type(obj) is type(logger) and obj._core is logger._core:  # type: ignore[attr-defined]
