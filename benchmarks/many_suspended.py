@@ -89,11 +89,11 @@ async def _listed() -> float:
 
 
 async def _listed_suspended() -> float:
-    from pyworkflow_ray import list_runs
+    from pyworkflow_ray import RunStatus, list_runs
 
     started = time.perf_counter()
-    page, _ = await list_runs(limit=100, status="suspended")
-    assert all(run.status == "suspended" for run in page)
+    page, _ = await list_runs(limit=100, status=RunStatus.SUSPENDED)
+    assert all(run.status is RunStatus.SUSPENDED for run in page)
     return (time.perf_counter() - started) * 1e3
 
 
