@@ -179,9 +179,7 @@ def list_runs(
     # Each status has its runs in order in an index; all of several at once would have to be sorted.
     wanted = {status} if isinstance(status, RunStatus) else set(status or ())
     parts = [[_C.status == each.value] for each in wanted] if status is not None else [[]]
-    pages = yield last(
-        *(Selection(lambda dialect, part=part: newest_first(dialect, *part)) for part in parts)
-    )
+    pages = yield last(*(Selection(partial(newest_first, part)) for part in parts))
     runs = map(run_record, chain(*pages))
     found = sorted(runs, key=lambda run: (run.created_at, run.run_id), reverse=True)
     page = found[:limit]
