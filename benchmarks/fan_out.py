@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from clusters import EngineSettings, start_ray
 from floors import make_floor
 from measurements import Line, Setting, compared, in_turns, progress
-from workloads import ARGUMENT, all_at_once
+from workloads import ARGUMENT, all_at_once, in_batches, pause
 
 AT_LEAST = 0.90
+AT_LEAST_IN_BATCHES = 2
+BATCH = 50
 
 
 async def measure(setting: Setting) -> list[Line]:
@@ -44,4 +47,32 @@ async def measure(setting: Setting) -> list[Line]:
         reached = await in_turns(setting.rounds if count < 10_000 else 3, sides)
         name = f"{count:,} remote steps at once in one run"
         lines.append(compared(name, "steps/s", reached, "pyworkflow_ray", "bare tasks", at_least=AT_LEAST))
-    return lines
+    return [*lines, *await _in_batches(setting, floor)]
+
+
+async def _in_batches(setting: Setting, floor: Any) -> list[Line]:
+    """Steps of a millisecond, many of them in one Ray task, against as many bare tasks."""
+    from pyworkflow_ray import start
+
+    count = 1_000 if setting.quick else 10_000
+    name = f"{count:,} remote steps of 1 ms at once, batch_size={BATCH}"
+    if not hasattr(pause, "map"):
+        return [
+            Line(name, None, "steps/s", "this version has no batch_size", bar=f"≥ {AT_LEAST_IN_BATCHES:g}x")
+        ]
+    expected = sum(range(count))
+
+    async def ours() -> float:
+        started = time.perf_counter()
+        total = await (await start(in_batches, count, BATCH))
+        elapsed = time.perf_counter() - started
+        assert total == expected
+        return count / elapsed
+
+    async def bare() -> float:
+        elapsed, total = await floor.pauses_at_once.remote(count)
+        assert total == expected
+        return count / float(elapsed)
+
+    reached = await in_turns(3, {"pyworkflow_ray": ours, "bare tasks": bare})
+    return [compared(name, "steps/s", reached, "pyworkflow_ray", "bare tasks", at_least=AT_LEAST_IN_BATCHES)]

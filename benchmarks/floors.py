@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from workloads import ARGUMENT
+from workloads import ARGUMENT, PAUSE
 
 
 def make_floor(namespace: str) -> Any:
@@ -30,8 +30,13 @@ def make_floor(namespace: str) -> Any:
             def length(text: str) -> int:
                 return len(text)
 
-            declared = ray.remote(max_retries=0, num_cpus=1)(length)
-            self._task = declared.options(name="bare")
+            def pause(number: int) -> int:
+                time.sleep(PAUSE)
+                return number
+
+            task = ray.remote(max_retries=0, num_cpus=1)
+            self._task = task(length).options(name="bare")
+            self._pause = task(pause).options(name="bare")
 
         async def one_by_one(self, count: int, text: str) -> tuple[float, int]:
             """Seconds for tasks awaited one after another, and the sum of their results."""
@@ -44,6 +49,12 @@ def make_floor(namespace: str) -> Any:
             """Seconds for tasks gathered, and the sum of their results."""
             started = time.perf_counter()
             results = await asyncio.gather(*(self._task.remote(text) for _ in range(count)))
+            return time.perf_counter() - started, sum(results)
+
+        async def pauses_at_once(self, count: int) -> tuple[float, int]:
+            """As `all_at_once`, of tasks that take a millisecond, and give their numbers."""
+            started = time.perf_counter()
+            results = await asyncio.gather(*(self._pause.remote(number) for number in range(count)))
             return time.perf_counter() - started, sum(results)
 
     return Floor.options(name="floor", namespace=namespace, lifetime="detached").remote()  # type: ignore[attr-defined]
@@ -72,7 +83,7 @@ def seconds_of_commits(path: Path, count: int) -> float:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         connection.executescript(_TABLES)
-        completed, scheduled = _event_texts()
+        completed, scheduled = event_texts()
         started = time.perf_counter()
         for number in range(count):
             now = str(datetime.now(UTC))[:26]
@@ -90,7 +101,8 @@ def seconds_of_commits(path: Path, count: int) -> float:
         connection.close()
 
 
-def _event_texts() -> tuple[str, str]:
+def event_texts() -> tuple[str, str]:
+    """The data of a step's outcome and of the next step's schedule, as they are recorded."""
     completed = {
         "step_id": "remote_length#100",
         "step_name": "remote_length",

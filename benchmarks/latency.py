@@ -1,4 +1,4 @@
-"""How long it takes from `start` until the first step runs, and from a payload until the code goes on."""
+"""How long it takes from `start` until the first step runs and the result is there, and from a payload on."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import statistics
 import time
 
 from clusters import EngineSettings, start_ray
-from measurements import Line, Setting, percentile, progress
+from databases import postgresql, round_trip_ms
+from measurements import Line, Setting, at_most, percentile, progress
 from workloads import answered_at, first_step_at, signalled_at
 
-BAR_MS = 10
-PAYLOAD_BAR_MS = 20
+BAR_MS = 6
+PAYLOAD_BAR_MS = 10
+AT_MOST_TRIPS = 4
+"""What a far database may cost from start to result."""
 
 
 async def measure(setting: Setting) -> list[Line]:
@@ -49,7 +52,40 @@ async def measure(setting: Setting) -> list[Line]:
         ),
         Line("payload of a hook given to code resumed, p95", percentile(to_code, 0.95), "ms"),
         Line("signal given to code resumed, resident run, p50", statistics.median(signalled), "ms"),
+        *(await _near_and_far(setting, count) if setting.delay_ms else []),
     ]
+
+
+async def _near_and_far(setting: Setting, count: int) -> list[Line]:
+    """From start to result on PostgreSQL, and how many round trips more it takes far away."""
+    with postgresql(setting.folder / "pg", setting.delay_ms) as database:
+        near, far = EngineSettings("latency-near", database.near()), database.far()
+        trip = round_trip_ms(far)
+        progress(f"the far PostgreSQL: {trip:.2f} ms for the smallest question")
+        engines = {"near": near, "far": EngineSettings("latency-far", far)}
+        took: dict[str, list[float]] = {"near": [], "far": []}
+        for number in range(10 + count):
+            for name, engine in engines.items():
+                engine.use()
+                milliseconds = await _from_start_to_result()
+                if number >= 10:  # the first ones warm up
+                    took[name].append(milliseconds)
+    near_ms, far_ms = (statistics.median(took[name]) for name in ("near", "far"))
+    return [
+        Line("start to result, PostgreSQL, p50", near_ms, "ms"),
+        Line(f"start to result, {setting.far}, p50", far_ms, "ms", f"the smallest question: {trip:.2f} ms"),
+        at_most("... more than near, that is", (far_ms - near_ms) / trip, "round trips", AT_MOST_TRIPS),
+    ]
+
+
+async def _from_start_to_result() -> float:
+    from pyworkflow_ray import start
+
+    asked_at = time.time()
+    ran_at = await (await start(first_step_at))
+    ended_at = time.time()
+    assert asked_at < ran_at < ended_at
+    return (ended_at - asked_at) * 1e3
 
 
 async def _answered(count: int) -> list[float]:

@@ -1,4 +1,4 @@
-"""Local steps, one after another in one run, against DBOS on the same databases."""
+"""Local steps, one after another in one run, against two peers and against bare commits."""
 
 from __future__ import annotations
 
@@ -7,55 +7,78 @@ import time
 from contextlib import ExitStack
 
 from clusters import EngineSettings, start_ray
+from databases import postgresql, round_trip_ms, wal_file
+from floors import seconds_of_commits
+from internals import our_pragmas
 from measurements import Line, Setting, Side, compared, in_turns, progress
-from peers import Dbos, dbos_on, our_pragmas, postgresql, wal_file
+from peers import dbos_on, restate_in, sides_of
 from workloads import counting
 
-AT_LEAST = 5
+AT_LEAST = 4
+AT_LEAST_OF_COMMITS = 0.5
+AT_LEAST_FAR = 8
+FAR_SHARE = 5
+"""Of as many steps one is taken where the database is far."""
 
 
 async def measure(setting: Setting) -> list[Line]:
-    """Steps a second on a coordinator actor, in this process, and of DBOS; on SQLite and PostgreSQL."""
+    """Steps a second on a coordinator actor, in this process, and of the peers; near and far."""
     count = 200 if setting.quick else 1_000
+    far_count = count // FAR_SHARE
+    folder = setting.folder
     start_ray()
     with ExitStack() as stack:
-        database = stack.enter_context(postgresql(setting.folder / "pg"))
-        wal, as_shipped, server = (
-            stack.enter_context(dbos_on(url))
-            for url in (
-                wal_file(setting.folder / "dbos_wal.db"),
-                f"sqlite:///{setting.folder / 'dbos.db'}",
-                database("dbos"),
-            )
-        )
-        file = setting.folder / "ours.db"
-        progress(f"pyworkflow_ray on SQLite: {our_pragmas(file)}")
-        for name, peer in (("SQLite", wal), ("SQLite as shipped", as_shipped), ("PostgreSQL", server)):
-            progress(f"DBOS {peer.facts['version']} on {name}: {peer.facts['durability']}")
-        engines = {
-            "ours, SQLite": EngineSettings("local-steps", file),
-            "ours in process, SQLite": EngineSettings(
-                "local-steps-here", setting.folder / "here.db", default_runtime="local"
-            ),
-            "ours, PostgreSQL": EngineSettings("local-steps-pg", database("ours")),
+        database = stack.enter_context(postgresql(folder / "pg", setting.delay_ms))
+        dbos_urls = {
+            "DBOS, SQLite": wal_file(folder / "dbos_wal.db"),
+            "DBOS, SQLite as shipped": f"sqlite:///{folder / 'dbos.db'}",
+            "DBOS, PostgreSQL": database.near(),
         }
-        sides: dict[str, Side] = {name: _ours(engine, count) for name, engine in engines.items()}
-        sides["DBOS, SQLite"] = _theirs(wal, count)
-        sides["DBOS, SQLite as shipped"] = _theirs(as_shipped, count)
-        sides["DBOS, PostgreSQL"] = _theirs(server, count)
+        engines = {
+            "ours, SQLite": (EngineSettings("local-steps", folder / "ours.db"), count),
+            "ours in process, SQLite": (
+                EngineSettings("local-steps-here", folder / "here.db", default_runtime="local"),
+                count,
+            ),
+            "ours, PostgreSQL": (EngineSettings("local-steps-pg", database.near()), count),
+        }
+        if setting.delay_ms:
+            dbos_urls["DBOS, far"] = database.far()
+            url = database.far()
+            engines["ours, far"] = (EngineSettings("local-steps-far", url), far_count)
+            progress(f"the far PostgreSQL: {round_trip_ms(url):.2f} ms for the smallest question")
+        peers = {
+            name: (stack.enter_context(dbos_on(url)), far_count if name == "DBOS, far" else count)
+            for name, url in dbos_urls.items()
+        }
+        peers["Restate"] = (stack.enter_context(restate_in(folder / "restate")), count)
+        progress(f"pyworkflow_ray on SQLite: {our_pragmas(folder / 'ours.db')}")
+        for name, (peer, _) in peers.items():
+            progress(f"{name}: {peer.facts}")
+        ours = {name: _ours(*engine) for name, engine in engines.items()}
+        theirs, absent = sides_of(peers, "sequential_steps")
         progress("warming up")
-        for side in [*(_ours(engine, 50) for engine in engines.values()), *list(sides.values())[3:]]:
+        for side in (*(_ours(engine, 50) for engine, _ in engines.values()), *theirs.values()):
             await side()
-        reached = await in_turns(setting.rounds, sides)
-    title = f"{count:,} local steps, one after another"
+
+        async def commits() -> float:
+            return count / await asyncio.to_thread(seconds_of_commits, folder / "commits.db", count)
+
+        reached = await in_turns(setting.rounds, {**ours, **theirs, "bare commits": commits})
+    title, far_title = (f"{number:,} local steps, one after another" for number in (count, far_count))
+    comparisons: list[tuple[str, str, str, float | None]] = [
+        (f"{title}: SQLite (WAL, FULL)", "ours, SQLite", "DBOS, SQLite", AT_LEAST),
+        (f"{title}: SQLite, of the bare commits", "ours, SQLite", "bare commits", AT_LEAST_OF_COMMITS),
+        (f"{title}: SQLite, in process", "ours in process, SQLite", "DBOS, SQLite", None),
+        (f"{title}: SQLite, DBOS as shipped", "ours, SQLite", "DBOS, SQLite as shipped", None),
+        (f"{title}: SQLite, Restate on its own log", "ours, SQLite", "Restate", None),
+        (f"{title}: PostgreSQL", "ours, PostgreSQL", "DBOS, PostgreSQL", None),
+    ]
+    if setting.delay_ms:
+        comparisons.append((f"{far_title}: {setting.far}", "ours, far", "DBOS, far", AT_LEAST_FAR))
     return [
-        compared(f"{title}: {where}", "steps/s", reached, ours, other, at_least=bar)
-        for where, ours, other, bar in (
-            ("SQLite (WAL, FULL)", "ours, SQLite", "DBOS, SQLite", AT_LEAST),
-            ("SQLite, in process", "ours in process, SQLite", "DBOS, SQLite", AT_LEAST),
-            ("SQLite, DBOS as shipped", "ours, SQLite", "DBOS, SQLite as shipped", None),
-            ("PostgreSQL", "ours, PostgreSQL", "DBOS, PostgreSQL", AT_LEAST),
-        )
+        compared(name, "steps/s", reached, side, other, at_least=bar, absent=absent)
+        for name, side, other, bar in comparisons
     ]
 
 
@@ -70,12 +93,5 @@ def _ours(engine: EngineSettings, count: int) -> Side:
         elapsed = time.perf_counter() - started
         assert total == count
         return count / elapsed
-
-    return side
-
-
-def _theirs(peer: Dbos, count: int) -> Side:
-    async def side() -> float:
-        return await asyncio.to_thread(peer.sequential_steps, count)
 
     return side

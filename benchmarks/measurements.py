@@ -23,7 +23,7 @@ class Line:
 
     Args:
         name: What was measured.
-        value: What was reached, in `unit`.
+        value: What was reached, in `unit`; None when it could not be measured, and `against` says why.
         against: What it is held against, with the value that it reached.
         ratio: `value` over that, the median over the rounds.
         bar: What is asked for; empty for a line that only informs.
@@ -31,7 +31,7 @@ class Line:
     """
 
     name: str
-    value: float
+    value: float | None
     unit: str
     against: str = ""
     ratio: float | None = None
@@ -47,11 +47,18 @@ class Setting:
         folder: A folder of its own, for databases.
         quick: Whether to be done in seconds, with less to measure.
         rounds: How often the sides of a comparison take turns.
+        delay_ms: What a round trip to a far database takes; 0 when nothing far is to be measured.
     """
 
     folder: Path
     quick: bool
     rounds: int
+    delay_ms: float = 0.0
+
+    @property
+    def far(self) -> str:
+        """The far database, as lines call it."""
+        return f"PostgreSQL, {self.delay_ms:g} ms away"
 
 
 def progress(text: str) -> None:
@@ -90,22 +97,33 @@ def compared(
     other: str,
     *,
     at_least: float | None = None,
+    absent: Mapping[str, str] | None = None,
 ) -> Line:
     """The line that holds one side of a comparison against another.
 
     Args:
         at_least: The ratio that is asked for; None only informs.
+        absent: Sides that could not take part, and why: the line says so.
     """
+    bar = "" if at_least is None else f"≥ {at_least:g}x"
+    value = statistics.median(reached[ours])
+    if absent is not None and other in absent:
+        return Line(name, value, unit, against=f"{other}: {absent[other]}", bar=bar)
     ratio = median_ratio(reached[ours], reached[other])
     return Line(
         name=name,
-        value=statistics.median(reached[ours]),
+        value=value,
         unit=unit,
         against=f"{other}: {statistics.median(reached[other]):,.0f}",
         ratio=ratio,
-        bar="" if at_least is None else f"≥ {at_least:g}x",
+        bar=bar,
         is_met=None if at_least is None else ratio >= at_least,
     )
+
+
+def at_most(name: str, value: float, unit: str, most: float, against: str = "") -> Line:
+    """A line whose value must not exceed its bar."""
+    return Line(name, value, unit, against=against, bar=f"≤ {most:g} {unit}", is_met=value <= most)
 
 
 def save(path: Path, lines: Sequence[Line]) -> None:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from internals import open_storage, replay, write_history
 from measurements import Line, Setting, progress
 from workloads import all_at_once, one_after_another
 
-AT_LEAST = 50_000
+AT_LEAST = 100_000
 SIZES = (1_000, 10_000, 50_000)
 
 
@@ -47,68 +46,20 @@ def _measure(setting: Setting) -> list[Line]:
 
 
 def _rate(setting: Setting, definition: Any, size: int) -> float:
-    from pyworkflow_ray.actors.payloads import Payloads
-    from pyworkflow_ray.engine.events import decode_history
-    from pyworkflow_ray.engine.executions import Execution
-    from pyworkflow_ray.storage.histories import read_events
-    from pyworkflow_ray.storage.storages import Storage
-    from pyworkflow_ray.values.codec import Values
-
-    payloads = Payloads(Values(), lambda digest: b"", 128 * 1024)
     path = setting.folder / f"{definition.name}_{size}.db"
-    with Storage(path) as storage:
-        written = _write_history(storage, definition, size, lambda: _execution(definition, payloads))
+    with open_storage(path) as storage:
+        written = write_history(storage, definition, size)
 
         def once() -> float:
             gc.collect()
             started = time.perf_counter()
-            execution = Execution("run", definition.fn, payloads)
-            execution.replay(decode_history(storage.read(lambda connection: read_events(connection, "run"))))
-            elapsed = time.perf_counter() - started
-            assert execution.is_finished
-            return elapsed
+            replay(storage, definition)
+            return time.perf_counter() - started
 
         once()
         best = min(once() for _ in range(max(3, setting.rounds)))
     _remove(path)
     return written / best
-
-
-def _execution(definition: Any, payloads: Any) -> Any:
-    from pyworkflow_ray.engine.executions import Execution
-
-    return Execution("run", definition.fn, payloads)
-
-
-def _write_history(storage: Any, definition: Any, size: int, make: Callable[[], Any]) -> int:
-    """Record the history of a run with `size` events or so; how many there are."""
-    from msgspec import Raw
-
-    from pyworkflow_ray.engine.attempts import AttemptCompleted
-    from pyworkflow_ray.engine.events import WorkflowStarted, encode_data, type_of
-    from pyworkflow_ray.storage.acceptances import NewRun, accept
-    from pyworkflow_ray.storage.histories import Append, append
-
-    now = datetime.now(UTC)
-    steps = (size - 2) // 2
-    args = f"[{steps}]".encode()
-    execution, rows = make(), []
-
-    def feed(event: Any) -> None:
-        commands = execution.feed(event, now)
-        for each in (event, *(command.to_event() for command in commands)):
-            rows.append((now, type_of(each), encode_data(each)))
-
-    outcome = AttemptCompleted(result=b"200", started_at=now, node="0" * 56, worker_pid=10_000)
-    feed(WorkflowStarted(workflow_name=definition.name, args=Raw(args), kwargs=Raw(b"{}")))
-    while not execution.is_finished:
-        pending = next(iter(execution.steps.values()))
-        feed(execution.conclude(pending.command.step_id, pending.attempt, outcome, now))
-    new = NewRun(run_id="run", workflow_name=definition.name, input_args=args.decode(), input_kwargs="{}")
-    storage.submit(lambda connection: accept(connection, new)).result()
-    history = Append(run_id="run", epoch=0, position=0, events=rows)
-    storage.submit(lambda connection: append(connection, history)).result()
-    return len(rows)
 
 
 def _remove(path: Path) -> None:

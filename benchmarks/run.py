@@ -28,9 +28,14 @@ NAMES = (
     "local_steps",
     "one_step_runs",
     "latency",
+    "appends",
+    "round_trips",
+    "storage_scale",
     "replay",
     "suspended",
+    "many_suspended",
 )
+DELAY_MS = 2.6
 HEADER = ("", "reached", "against", "ratio", "bar", "met")
 
 
@@ -39,19 +44,20 @@ def main() -> int:
     options = _parse()
     rounds = options.rounds or (3 if options.quick else 5)
     if options.one:
-        lines = asyncio.run(_measure(options.one, Setting(options.folder, options.quick, rounds)))
+        setting = Setting(options.folder, options.quick, rounds, options.delay_ms)
+        lines = asyncio.run(_measure(options.one, setting))
         save(options.out, lines)
         return 0
     found: dict[str, list[Line]] = {}
     broken = []
     for name in options.only or NAMES:
         print(f"{name} ...", file=sys.stderr, flush=True)
-        lines = _run_apart(name, options.quick, rounds)
+        lines = _run_apart(name, options.quick, rounds, options.delay_ms)
         if lines is None:
             broken.append(name)
         else:
             found[name] = lines
-    facts = _facts(options.quick, rounds)
+    facts = _facts(options.quick, rounds, options.delay_ms)
     if options.json is not None:
         told = {"facts": facts, "lines": {name: [asdict(line) for line in found[name]] for name in found}}
         options.json.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
@@ -66,6 +72,13 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=NAMES, metavar="NAME", help=f"of {', '.join(NAMES)}")
     parser.add_argument("--quick", action="store_true", help="less of everything: to see that it runs")
     parser.add_argument("--rounds", type=int, help="turns of each comparison; 5, or 3 with --quick")
+    parser.add_argument(
+        "--delay-ms",
+        type=float,
+        default=DELAY_MS,
+        metavar="MS",
+        help=f"a round trip to a far database ({DELAY_MS:g} by default); 0 leaves out all that is far",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all lines there as well")
     parser.add_argument("--markdown", action="store_true", help="print the table for the README")
     parser.add_argument("--one", choices=NAMES, help=argparse.SUPPRESS)
@@ -79,11 +92,11 @@ async def _measure(name: str, setting: Setting) -> list[Line]:
     return lines
 
 
-def _run_apart(name: str, quick: bool, rounds: int) -> list[Line] | None:
+def _run_apart(name: str, quick: bool, rounds: int, delay_ms: float) -> list[Line] | None:
     with tempfile.TemporaryDirectory(prefix="pyworkflow-benchmark-", ignore_cleanup_errors=True) as folder:
         out = Path(folder) / "lines.json"
         command = [sys.executable, __file__, "--one", name, "--rounds", str(rounds)]
-        command += ["--folder", folder, "--out", str(out)]
+        command += ["--folder", folder, "--out", str(out), "--delay-ms", str(delay_ms)]
         if quick:
             command.append("--quick")
         # Settings of the working directory, or of the environment, are not what is measured.
@@ -92,18 +105,19 @@ def _run_apart(name: str, quick: bool, rounds: int) -> list[Line] | None:
         return load(out) if done.returncode == 0 and out.exists() else None
 
 
-def _facts(quick: bool, rounds: int) -> dict[str, str]:
+def _facts(quick: bool, rounds: int, delay_ms: float) -> dict[str, str]:
     facts = {
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "machine": f"{os.cpu_count()} CPUs, {_cpu()}, {_memory():.0f} GiB, {platform.system()}",
         "load": " ".join(f"{load:.1f}" for load in os.getloadavg()),
         "Python": platform.python_version(),
     }
-    for name in ("pyworkflow-ray", "ray", "dbos", "SQLAlchemy"):
+    for name in ("pyworkflow-ray", "ray", "dbos", "restate-sdk", "SQLAlchemy", "psycopg"):
         try:
             facts[name] = version(name)
         except PackageNotFoundError:
             facts[name] = "not installed"
+    facts["far"] = f"a round trip of {delay_ms:g} ms" if delay_ms else "left out"
     facts["rounds"] = f"{rounds}{' (quick)' if quick else ''}"
     return facts
 
@@ -122,11 +136,15 @@ def _memory() -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
 
 
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}"
+
+
 def _cells(line: Line) -> tuple[str, ...]:
-    value = f"{line.value:,.0f}" if abs(line.value) >= 100 else f"{line.value:.2f}"
+    value = "–" if line.value is None else f"{_number(line.value)} {line.unit}"
     ratio = "" if line.ratio is None else f"{line.ratio:.2f}"
     met = "" if line.is_met is None else ("yes" if line.is_met else "NO")
-    return line.name, f"{value} {line.unit}", line.against, ratio, line.bar, met
+    return line.name, value, line.against, ratio, line.bar, met
 
 
 def _plain(facts: dict[str, str], found: dict[str, list[Line]]) -> str:

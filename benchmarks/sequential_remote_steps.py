@@ -51,6 +51,7 @@ async def measure(setting: Setting) -> list[Line]:
         "floor",
         at_least=AT_LEAST,
     )
+    assert line.value is not None
     task, commit = (statistics.median(values) * 1e3 for values in (bare_tasks, bare_commits))
     return [
         line,

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable
+from datetime import datetime
 from typing import Any
 
 from pyworkflow_ray import get_context, hook, receive, side_effect, sleep, step, workflow
 
 ARGUMENT = "x" * 200
 """What each remote step is given, and each bare Ray task."""
+
+PAUSE = 0.001
+"""Seconds that a step of a batch takes, and a bare Ray task of the same kind."""
 
 
 @step
@@ -23,6 +27,13 @@ async def remote_length(text: str) -> int:
 async def add(a: int, b: int) -> int:
     """The sum, found out in the coordinator's process."""
     return a + b
+
+
+@step
+def pause(number: int) -> int:
+    """The number, after a millisecond."""
+    time.sleep(PAUSE)
+    return number
 
 
 @step
@@ -44,6 +55,13 @@ async def one_after_another(count: int) -> int:
 async def all_at_once(count: int) -> int:
     """The sum of `count` remote steps' results, all of them under way together."""
     return sum(await asyncio.gather(*(remote_length(ARGUMENT) for _ in range(count))))
+
+
+@workflow
+async def in_batches(count: int, size: int) -> int:
+    """The sum of the numbers below `count`, each given by a step of a millisecond, in batches of `size`."""
+    step_of_all: Any = pause
+    return sum(await step_of_all.map(range(count), batch_size=size))
 
 
 @workflow
@@ -97,3 +115,25 @@ async def sleeping(number: int) -> int:
     total = await add(number, 1)
     await sleep("1d")
     return total
+
+
+@workflow
+async def waiting_for_tick() -> int:
+    """One, after a signal."""
+    await receive("tick")
+    return 1
+
+
+@workflow
+async def sleeping_until(due_at: datetime) -> int:
+    """One, at that time."""
+    await sleep(due_at)
+    return 1
+
+
+@workflow
+async def late_by(seconds: float) -> float:
+    """By how many seconds too late a sleep of so many seconds ends."""
+    began = side_effect(time.time)
+    await sleep(seconds)
+    return side_effect(time.time) - began - seconds

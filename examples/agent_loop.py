@@ -1,10 +1,10 @@
-"""An agent that lives as long as one talks to it: signals bring what is said, queries look at it.
+"""An agent that lives as long as somebody talks to it. Signals bring what is said, queries read it.
 
     python examples/agent_loop.py
 
-Every call of the model and of a tool is a step: after a crash the agent knows what it has said and paid for,
-and asks nothing twice. While nobody says anything the agent is a row. The model here is a few lines that
-answer like one.
+Every call of the model or of a tool is a step. After a crash the agent knows what it has said and paid for,
+and asks nothing twice. While nobody says anything, the agent is only a row. The model here is a few lines of
+code that answer like a model.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ PRICES = {"pears": 250, "plums": 180}
 
 @step(max_retries=5, retry_delay="1s", timeout="1m")
 def think(transcript: list[str]) -> dict[str, str]:
-    """Asks the model: it wants a tool called, or says something."""
+    """Asks the model. It answers with a tool to call, or with something to say."""
     said = transcript[-1]
     if said.startswith("tool: "):
         return {"say": f"They cost {said.removeprefix('tool: ')}."}
@@ -62,7 +62,7 @@ async def agent(customer: str) -> list[str]:
 
 
 async def talk(run: RunHandle[list[str]], said: str) -> None:
-    """Say something, and show what came of it once the agent has answered."""
+    """Say something, and show the new lines when the agent has answered."""
     since = len(await run.query("transcript"))
     await run.signal("say", said)
     while not (lines := await run.query("transcript", since=since)) or not lines[-1].startswith("agent"):
@@ -72,14 +72,14 @@ async def talk(run: RunHandle[list[str]], said: str) -> None:
 
 async def main() -> None:
     run = await start(agent, "Ada")
-    while (await run.refresh()).started_at is None:  # it answers queries once its code has begun
+    while (await run.refresh()).started_at is None:  # it answers queries when its code has begun
         await asyncio.sleep(0.05)
     for said in ("hello", "what do plums cost?", "and pears?"):
         await talk(run, said)
     await run.signal("say", None)
     transcript = await run
     print(f"\n{len(transcript)} lines; attributes {(await get_workflow_run(run)).attributes}")
-    # A run that has ended answers too: its history is replayed for it.
+    # A run that has ended answers too: its history is replayed for the answer.
     print(f"the last line was {await run.query('transcript', since=-1)}")
 
 

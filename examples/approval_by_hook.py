@@ -1,14 +1,15 @@
-"""A run that waits for a person's decision, and whoever has the token of its hook gives it, from any process.
+"""A run waits for a person's decision. Whoever has the token of its hook gives it, from any process.
 
     python examples/approval_by_hook.py
 
-does all of it in one process. The same in two terminals, on a cluster that both join (`ray start --head`):
+does all of it in one process. To do the same in two terminals, start a cluster that both join
+(`ray start --head`):
 
     python examples/approval_by_hook.py wait
     python examples/approval_by_hook.py resume TOKEN --yes
 
-The first may be ended with Ctrl-C while the run waits: the run is a row until the decision comes, and the
-coordinator that the second has woken goes on with it.
+You may end the first with Ctrl-C while the run waits. The run is a row until the decision comes. The second
+then wakes a coordinator, which goes on with the run.
 """
 
 import argparse
@@ -41,7 +42,7 @@ Approval = define_hook("approval", Decision)
 
 @step
 def invite(token: str) -> str:
-    """Would send an e-mail with a link. It runs once, and what it returns is in the history."""
+    """In real life this sends an e-mail with a link. It runs once, and its result is in the history."""
     return f"https://example.org/decide/{token}"
 
 
@@ -62,7 +63,7 @@ async def review(article: str) -> str:
 
 
 def token_of(run: RunHandle[str]) -> str:
-    """The token, which the person who decides would have from the e-mail."""
+    """The token. In real life the person who decides has it from the e-mail."""
     while True:
         hooks, _ = run_sync(list_hooks(run, status="pending"))
         if hooks:
@@ -88,7 +89,7 @@ def both() -> None:
     try:
         resume_hook_sync(token, {"approved": "perhaps", "by": "Ada"})
     except HookValidationError as error:
-        print(f"refused: {error}")  # and the hook waits as before
+        print(f"refused: {error}")  # the hook still waits
     resume(token, approved=True)
     try:
         resume(token, approved=False)

@@ -1,10 +1,10 @@
-"""A run is asked to cancel: its step stops early, it cleans up, and what must be finished is finished.
+"""A run is asked to cancel. Its step stops early, it cleans up, and it finishes what must be finished.
 
     python examples/cancel_with_cleanup.py
 
-The code sees a `CancellationError` where it waits. A step that is under way is waited for, and can ask
-whether it should stop. What the code awaits after that runs as ever, and a `shield()` keeps the request off
-until its block has ended.
+The code sees a `CancellationError` where it waits. The run waits for a step that is under way, and the step
+can ask whether it should stop. After that the code can await further steps as usual. A `shield()` delays the
+request until its block has ended.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from pyworkflow_ray import CancellationError, RunHandle, get_context, shield, st
 
 @step
 def render(frames: int) -> int:
-    """Asks after each frame; a step that does not ask would go on to its end, and the run wait for it."""
+    """Asks after each frame. A step that never asks runs to its end, and the run waits for it."""
     for _ in range(frames):
         get_context().check_cancellation()
         time.sleep(0.05)
@@ -58,7 +58,7 @@ async def billed_film(frames: int) -> int:
 
 
 async def cancelled(run: RunHandle[int], step_id: str) -> None:
-    """Wait until a step is under way, cancel, and tell what became of it."""
+    """Wait until a step is under way, cancel the run, and show how it ended."""
     while not any(event.data.get("step_id") == step_id for event in await run.events()):
         await asyncio.sleep(0.05)
     await asyncio.sleep(0.3)

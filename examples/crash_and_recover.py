@@ -1,11 +1,11 @@
-"""Kill what runs a workflow while it runs, and watch the run come to its end all the same.
+"""Kill the processes that run a workflow, and see that the run still ends with every result.
 
     python examples/crash_and_recover.py
 
 A driver process starts an order of six steps and exits. Then this script sends `kill -9` twice: to the worker
 process in which a step is running, and to the process of the actor that drives the run. The step is tried
-again; the actor comes back, replays the run's history and goes on. At the end every step has exactly one
-recorded result, although two of them ran more than once.
+again. The actor comes back, replays the run's history and goes on. At the end every step has exactly one
+recorded result, although two steps ran more than once.
 """
 
 import os
@@ -38,7 +38,7 @@ STEPS = ("reserve", "charge", "pack", "label", "ship", "notify")
 
 @step
 def do(work: str, order: str, diary: str) -> str:
-    """One second of work that leaves a line in a diary, so that one can see who ran, and how often."""
+    """One second of work. It writes a line to a diary, which shows what ran, where, and how often."""
     context = get_context()
     with Path(diary).open("a") as lines:
         lines.write(f"{work} {context.attempt} {os.getpid()}\n")
@@ -52,7 +52,7 @@ async def process_order(order: str, diary: str) -> list[str]:
 
 
 def drive(address: str, diary: str) -> None:
-    """The driver: start the run, write down its id, and be gone."""
+    """The driver: start the run, write down its id, and exit."""
     configure(address=address)
     run = start_sync(process_order, "A-17", diary)
     Path(diary).with_name("run").write_text(run)
@@ -93,7 +93,7 @@ def say(text: str) -> None:
 
 
 def wait_for(diary: Path, work: str, attempt: int) -> int:
-    """The process in which this attempt runs, as soon as it does."""
+    """The process in which this attempt runs. Waits until the attempt has begun."""
     for _ in range(600):
         for line in diary.read_text().splitlines():
             if line.startswith(f"{work} {attempt} "):
@@ -103,7 +103,7 @@ def wait_for(diary: Path, work: str, attempt: int) -> int:
 
 
 def coordinator_of(run: RunHandle[list[str]]) -> tuple[str, int]:
-    """The actor that drives the run, by name, and its process."""
+    """The name of the actor that drives the run, and its process."""
     name = run_sync(run.refresh()).coordinator
     assert name is not None
     actor = ray.get_actor(name, namespace=get_config().namespace)
@@ -111,16 +111,16 @@ def coordinator_of(run: RunHandle[list[str]]) -> tuple[str, int]:
 
 
 def kill(pid: int) -> None:
-    """`kill -9`, once it is sure that the process is one of Ray's."""
+    """`kill -9`, but only if the process is one of Ray's."""
     command = Path(f"/proc/{pid}/cmdline")
     if command.exists() and not command.read_bytes().startswith(b"ray::"):
-        raise SystemExit(f"process {pid} is none of Ray's: {command.read_bytes()!r}")
+        raise SystemExit(f"process {pid} is not one of Ray's: {command.read_bytes()!r}")
     os.kill(pid, signal.SIGKILL)
 
 
 def report(events: list[Event], diary: Path) -> None:
-    """The event log, and for each step how often it ran and how many results are recorded."""
-    print("\nthe event log:")
+    """Show the history, and for each step how often it ran and how many results are recorded."""
+    print("\nthe history:")
     for event in events:
         data = event.data
         note = shorten(data.get("error") or data.get("step_id") or data.get("reason") or "", 66)

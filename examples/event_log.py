@@ -2,8 +2,8 @@
 
     python examples/event_log.py
 
-Every event has a position, a time, a type and data. Nothing else is needed to bring the run back to life, and
-any tool that reads SQL can look.
+Every event has a position, a time, a type and data. Replay needs nothing else. Any tool that reads SQL can
+show the events.
 """
 
 import json

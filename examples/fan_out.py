@@ -1,9 +1,9 @@
-"""Many steps at once: all together, a few at a time, and each as it is done.
+"""Many steps at once: all together, a few at a time, and each result as soon as it is there.
 
     python examples/fan_out.py
 
 Steps are Ray tasks, so they run on as many CPUs as the cluster has. `asyncio.gather` and the rest of asyncio
-work in a workflow as they do anywhere; after a crash only what has no recorded result runs again.
+work in a workflow as they do anywhere. After a crash only steps without a recorded result run again.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ async def all_together(count: int) -> int:
 
 @workflow
 async def a_few_at_a_time(count: int) -> int:
-    # Results come in the order of the items; never more than ten steps are under way.
+    # Results come in the order of the items. At most ten steps are under way at a time.
     return sum(await square.map(range(count), max_in_flight=10))
 
 

@@ -1,8 +1,8 @@
-"""The smallest workflow: two steps, a pause between them, and the history that was kept.
+"""The smallest workflow: two steps and a pause between them.
 
     python examples/hello.py
 
-Every step runs as a Ray task, on a local cluster if none is running. What happened is in
+Every step runs as a Ray task, on a local cluster if no other is running. The history is in
 `.pyworkflow/pyworkflow.db`.
 """
 

@@ -1,9 +1,9 @@
-"""A run that sleeps leaves memory: a row remains, and the timer actor wakes it.
+"""A run that sleeps leaves memory. Only its row remains, and the timer actor wakes the run.
 
     python examples/long_sleep.py
 
-The sleep is four seconds, and runs are set to be suspended after half a second with nothing to do. While
-this one sleeps, no coordinator holds it. The same workflow with a sleep of 30 days is then tested in
+The run sleeps for four seconds. A setting suspends runs after half a second with nothing to do. While this
+run sleeps, no coordinator holds it. Then the same workflow, with a sleep of 30 days, is tested in
 milliseconds.
 """
 

@@ -1,10 +1,11 @@
-"""A loop without end keeps its history short: after some rounds it goes on in a new run.
+"""A loop without end keeps its history short: after some rounds it continues in a new run.
 
     python examples/monitor_loop.py
 
-A history is read whole whenever a run is brought back, so one that grows for ever gets slow, and is ended at
-a limit. `continue_as_new` ends the run and starts its successor, with the arguments that tell it where to go
-on. Here each run looks four times; the handle of the first run follows to the last.
+The whole history is read whenever a run is brought back. A run whose history grows for ever gets slow, and is
+ended at a limit. `continue_as_new` ends the run and starts its successor. The arguments say where the
+successor goes on. Here each run looks four times. The handle of the first run follows the chain to the last
+run.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ ROUNDS = 4
 
 @step(local=True)
 def look(number: int) -> int:
-    """The temperature of the machine; it gets hot at the tenth look."""
+    """The temperature of the machine. It is hot at the tenth look."""
     return 90 if number == 10 else 40 + number % 3
 
 

@@ -1,10 +1,10 @@
-"""An order: a payment that is tried again, a card that is declined for good, and what is undone then.
+"""Two orders: one payment is tried again, one card is declined for good and the order is undone.
 
     python examples/order.py
 
-The first order's payment meets a gateway that does not answer twice, and goes through at the third attempt.
-The second order's card is declined: that is a `FatalError`, so nobody tries again, and the workflow takes the
-goods back out of the box with a plain `try` and `except`.
+For the first order the payment gateway does not answer twice; the third attempt succeeds. The second order's
+card is declined. That is a `FatalError`, so there is no other attempt. The workflow catches it with a plain
+`try` and `except`, and puts the goods back on their shelf.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from pyworkflow_ray import FatalError, get_context, run_workflow, step, workflow
 
 
 class CardDeclined(FatalError):
-    """The bank has said no; another attempt would change nothing."""
+    """The bank has said no. Another attempt would change nothing."""
 
 
 @dataclass
@@ -36,7 +36,7 @@ def charge(order: Order) -> str:
         raise CardDeclined(f"card {order.card} was declined")
     if context.attempt < 3:
         raise ConnectionError("the payment gateway does not answer")
-    # The same key at every attempt: a provider that has seen it charges nothing a second time.
+    # The key is the same at every attempt. A provider that has seen it does not charge a second time.
     return f"payment of {order.cents / 100:.2f} under {context.idempotency_key}, attempt {context.attempt}"
 
 

@@ -1,17 +1,17 @@
-"""A saga: each step says what undoes it, and a run that fails undoes what it has done, the last first.
+"""A saga: each step names what undoes it. A run that fails undoes what it has done, the last step first.
 
     python examples/order_saga.py
 
-The first order goes through. The second one's parcel is lost at the third step: the payment is given back and
-the goods are taken out of their box again, before the run fails with the carrier's error. What undoes is a
-step like any other: it is recorded, tried again, and goes on after a crash.
+The first order succeeds. The second order's parcel is lost at the third step. The payment is then given back
+and the goods go back on their shelf, before the run fails with the carrier's error. A compensation is a step
+like any other: it is recorded, tried again, and goes on after a crash.
 """
 
 from pyworkflow_ray import FatalError, RunHandle, compensations, start_sync, step, workflow
 
 
 class ParcelLost(FatalError):
-    """Nobody will find it at another attempt."""
+    """The parcel is gone. Another attempt would change nothing."""
 
 
 @step
@@ -26,7 +26,7 @@ def reserve(order: str, item: str) -> str:
 
 @step(max_retries=10, retry_delay="200ms")
 def refund(order: str, cents: int, result: str) -> str:
-    """Gets the arguments of `charge`, and what it returned."""
+    """Gets the arguments of `charge`, and its result."""
     return f"{result} is given back"
 
 
@@ -49,7 +49,7 @@ def apologize(order: str) -> str:
 
 @workflow
 async def process_order(order: str, item: str, cents: int, lost: bool = False) -> str:
-    compensations().add(apologize, order)  # what no single step would undo; done last
+    compensations().add(apologize, order)  # belongs to no single step; runs last
     await reserve(order, item)
     await charge(order, cents)
     return await ship(order, lost)

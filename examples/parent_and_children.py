@@ -1,9 +1,10 @@
-"""A run that starts others: three chapters at once, each a run with a history of its own.
+"""A run starts other runs: three chapters at once. Each is a run with a history of its own.
 
     python examples/parent_and_children.py
 
-One chapter fails. Its parent sees a `ChildWorkflowFailedError` with the child's own error as the cause, and
-goes on without it. The index is a child that nobody waits for and that may outlive the book: it is abandoned.
+One chapter fails. Its parent sees a `ChildWorkflowFailedError`, whose cause is the child's own error, and
+goes on without this chapter. The parent does not wait for the index. The index may outlive the book, since
+its `parent_close` is "abandon".
 """
 
 import asyncio
@@ -43,10 +44,10 @@ async def index(book: str) -> str:
 async def book(title: str, texts: list[str]) -> list[str]:
     await start_child_workflow(index, title, wait_for_completion=False, parent_close="abandon")
     chapters = [start_child_workflow(chapter, number, text) for number, text in enumerate(texts, 1)]
-    return [told(each) for each in await asyncio.gather(*chapters, return_exceptions=True)]
+    return [line_of(each) for each in await asyncio.gather(*chapters, return_exceptions=True)]
 
 
-def told(done: str | BaseException) -> str:
+def line_of(done: str | BaseException) -> str:
     match done:
         case str():
             return done

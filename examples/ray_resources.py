@@ -1,9 +1,9 @@
-"""Ray decides where a step runs: CPUs, resources of your own, and options for one call.
+"""Ray decides where a step runs, by its CPUs, by resources of your own, and by options for one call.
 
     python examples/ray_resources.py
 
-The cluster has two "scanner" slots, so two scans run at a time however many are asked for. Which node and
-which process ran each step is in its event.
+The cluster has two "scanner" resources, so two scans run at a time, however many are waiting. The event of
+each step says which node and which process ran it.
 """
 
 import os
@@ -30,12 +30,12 @@ def bind(pages: int) -> str:
 @workflow
 async def make_book(pages: int) -> str:
     await gather(*(scan(page) for page in range(pages)))
-    # This one call asks for less than the decorator says. GPUs work alike: num_gpus=1.
+    # This one call asks for less than the decorator says. GPUs work in the same way: num_gpus=1.
     return await bind.options(num_cpus=0.1)(pages)
 
 
 if __name__ == "__main__":
-    if "RAY_ADDRESS" not in os.environ:  # a cluster of yours: ray start --head --resources='{"scanner": 2}'
+    if "RAY_ADDRESS" not in os.environ:  # or your own cluster: ray start --head --resources='{"scanner": 2}'
         ray.init(num_cpus=4, resources=RESOURCES, include_dashboard=False, log_to_driver=False)
     run = start_sync(make_book, 6)
     print(run.wait())

@@ -1,10 +1,10 @@
-"""Every way to say when a failed step is tried again, with the pauses that came of it.
+"""Every way to say when a failed step is tried again, with the resulting pauses.
 
     python examples/retries.py
 
-The attempts are read from the event log: each failure but the last leaves a `step.retrying` event. The first
-table is from a run on Ray. The second has the forms that take minutes, on a clock that skips what is waited
-for.
+The attempts are read from the history: each failure but the last leaves a `step.retrying` event. The first
+table is from a run on Ray. The second table shows the forms that take minutes, on a clock that skips the
+waiting.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from pyworkflow_ray.testing import WorkflowEnvironment
 
 @step
 def unreliable(works_at: int) -> str:
-    """Fails until its attempt number `works_at`."""
+    """Fails before the attempt number `works_at`."""
     attempt = get_context().attempt
     if attempt < works_at:
         raise ConnectionError(f"attempt {attempt} found nobody")
@@ -34,7 +34,7 @@ def unreliable(works_at: int) -> str:
 
 @step
 def rate_limited() -> str:
-    """Knows better than its retry policy when to come back."""
+    """Sets its own pause, which wins over its retry policy."""
     attempt = get_context().attempt
     if attempt == 1:
         raise RetryableError("429: too many requests", retry_after="700ms")
@@ -48,7 +48,7 @@ def hopeless() -> str:
 
 @step(max_retries=2, retry_delay="100ms", retry_on=ConnectionError)
 def picky() -> str:
-    """Is tried again after a `ConnectionError` and after nothing else."""
+    """Is tried again after a `ConnectionError`, and after no other error."""
     raise ValueError("not a number")
 
 
@@ -73,7 +73,7 @@ async def slow() -> None:
 
 
 def show(title: str, events: list[Event]) -> None:
-    """A line for each step: how it went on, and the pauses before each further attempt."""
+    """A line for each step: its attempts, how it ended, and the pauses between the attempts."""
     print(f"\n{title}\n{'step':<16} {'attempts':>8}  {'end':<10} pauses")
     pauses: dict[str, list[float]] = {}
     for event in events:

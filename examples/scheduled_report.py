@@ -1,9 +1,9 @@
-"""A schedule has a workflow run again and again, and each run knows the time it was made for.
+"""A schedule runs a workflow again and again, and each run knows the time for which it was made.
 
     python examples/scheduled_report.py
 
-Here it fires each second, so that you need not wait for nine o'clock. It is a row in the database, and fires
-as long as the engine is up, without this process; so the example deletes it in the end.
+Here it fires each second, so that you need not wait for nine o'clock. The schedule is a row in the database.
+It fires as long as the engine is up, even without this process. So the example deletes it at the end.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ async def report(shop: str) -> str:
 
 async def main() -> None:
     spec = ScheduleSpec(interval="1s")  # or cron="0 9 * * 1-5", timezone="Europe/Berlin"
-    # A report that takes too long does not lose the next one: that waits for its turn.
+    # If a report takes too long, the next one is not lost: it waits for its turn.
     make = create_schedule.options(schedule_id="reports", overlap_policy="buffer_all")
     schedule = await make(report, spec, "pears and plums")
     print(

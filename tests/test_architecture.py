@@ -38,7 +38,18 @@ LAYERS: dict[str, set[str]] = {
 FOREIGN = {"ray": {"actors", "client"}, "sqlalchemy": {"storage"}}
 """The layers in which a library may appear."""
 
-MAX_LINES = 600
+SILENT = {"engine"}
+"""The layers that log nothing: what they want said they return as data."""
+
+CIRCLES: list[set[str]] = [
+    {"actors.cluster", "actors.remote"},
+    {"client.handles", "client.runs"},
+]
+"""The import circles that are left. The list may only shrink."""
+
+MAX_LINES = 500
+LONGER = {"actors/drives.py": 604, "client/schedules.py": 507}
+"""Files that are longer, with their lengths. The list, and the lengths, may only shrink."""
 
 
 def layer_of(module: str) -> str:
@@ -82,6 +93,46 @@ def test_a_module_imports_only_from_the_layers_below(module: str, path: Path) ->
             assert below in allowed, f"{path}:{line}: {layer} must not import {imported} ({below})"
         elif library in FOREIGN:
             assert layer in FOREIGN[library], f"{path}:{line}: {library} must not appear in {layer}"
+        elif library in ("loguru", "logging"):
+            assert layer not in SILENT, f"{path}:{line}: {layer} logs nothing"
+
+
+def imported_modules() -> dict[str, set[str]]:
+    """Which of our modules each of our modules imports."""
+    modules = dict(sources())
+    return {
+        module: {
+            name if name in modules else name.rpartition(".")[0]
+            for _, name in imports(path)
+            if name.split(".")[0] == PACKAGE.name
+        }
+        for module, path in modules.items()
+    }
+
+
+def circles(graph: dict[str, set[str]]) -> list[set[str]]:
+    """The largest sets of modules in which each imports, over others of them, every other one."""
+    reached: dict[str, set[str]] = {}
+    for module in graph:
+        found, left = set[str](), [module]
+        while left:
+            new = graph[left.pop()] - found
+            found |= new
+            left += new
+        reached[module] = found
+    rings = [{other for other in reached[module] if module in reached[other]} for module in graph]
+    return [ring for number, ring in enumerate(rings) if ring and ring not in rings[:number]]
+
+
+def test_a_circle_is_found() -> None:
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"d", "a"}}
+    assert circles(graph) == [{"b", "c"}, {"d"}]
+
+
+def test_no_modules_import_one_another() -> None:
+    for ring in circles(imported_modules()):
+        names = {name.removeprefix("pyworkflow_ray.") for name in ring}
+        assert any(names <= known for known in CIRCLES), f"these import one another: {sorted(names)}"
 
 
 def test_the_modules_at_the_root_are_leaves() -> None:
@@ -91,7 +142,7 @@ def test_the_modules_at_the_root_are_leaves() -> None:
 
 def test_the_engine_reads_no_clock() -> None:
     for _, path in sources():
-        if path.parent.name != "engine" or path.name == "step_contexts.py":  # which is for steps
+        if path.parent.name != "engine":
             continue
         text = path.read_text()
         for reading in ("datetime.now", "time.time(", "monotonic(", "utcnow"):
@@ -99,9 +150,8 @@ def test_the_engine_reads_no_clock() -> None:
 
 
 def test_a_file_can_be_read_in_one_sitting() -> None:
-    long = {
-        str(path): count for _, path in sources() if (count := len(path.read_text().splitlines())) > MAX_LINES
-    }
+    lengths = {str(path.relative_to(PACKAGE)): len(path.read_text().splitlines()) for _, path in sources()}
+    long = {path: count for path, count in lengths.items() if count > LONGER.get(path, MAX_LINES)}
     assert not long
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from pyworkflow_ray.actors.attempts import Arrived
 from pyworkflow_ray.actors.inboxes import CANCEL_KEY, InboxEntry
 from pyworkflow_ray.actors.new_runs import child_of, label, successor_of
 from pyworkflow_ray.actors.payloads import Payloads
@@ -37,12 +36,14 @@ from pyworkflow_ray.engine.events import (
 )
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage.acceptances import NewRun, accept
-from pyworkflow_ray.storage.codes import Code, save_code
-from pyworkflow_ray.storage.histories import Append, append
-from pyworkflow_ray.storage.hooks import NewHook, create_hook, dispose_hooks
-from pyworkflow_ray.storage.inboxes import InboxRow, move_unread
+from pyworkflow_ray.storage.codes import Code, saving_code
+from pyworkflow_ray.storage.histories import Append, appending, confirm_append, is_still_unread
+from pyworkflow_ray.storage.hooks import NewHook, creating_hook, disposing_hooks, holder_of
+from pyworkflow_ray.storage.inboxes import move_unread
 from pyworkflow_ray.storage.records import RunRecord
-from pyworkflow_ray.storage.runs import get_run, latest_of_chain, release_key
+from pyworkflow_ray.storage.runs import get_run, latest_of_chain, releasing_key
+from pyworkflow_ray.storage.statements import Bound, RefusedError
+from pyworkflow_ray.storage.works import Steps, ask, last, together, work
 from pyworkflow_ray.values import codec
 from pyworkflow_ray.values.failures import Failure
 from pyworkflow_ray.values.schemas import schema_text
@@ -66,20 +67,14 @@ class RunEnd(msgspec.Struct, frozen=True):
         return self.status in _FINAL
 
 
-@dataclass(frozen=True, slots=True)
-class Incoming:
-    """What a turn feeds: either what must be committed alone, or what came since the last one."""
-
-    alone: list[Event]
-    outcomes: list[Event]
-    arrived: list[Arrived]
-    unread: list[InboxRow]
-
-
 @dataclass(slots=True)
 class Activation:
-    """Events, what follows from them in other tables, and the commands to act on after the commit."""
+    """A decision about one run: its events, all that is written with them, and the commands to act on.
 
+    It is filled on an engine thread, then written by `write`, then acted on: never by two threads at once.
+    """
+
+    run_id: str
     commands: list[Command] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     rows: list[tuple[datetime, str, bytes]] = field(default_factory=list)
@@ -93,7 +88,12 @@ class Activation:
     unread: list[InboxEntry] = field(default_factory=list)
     """For the successor: signals that were received and not read."""
     outgoing: list[InboxEntry] = field(default_factory=list)
+    end: RunEnd | None = None
+    """How the drive ends with this: the lease is released in the same commit. None goes on."""
     appended: int = 0
+    """Once handed to the writer: how many events it adds to the history."""
+    is_unread: bool = False
+    """After a commit that releases the lease: whether something has come into the inbox meanwhile."""
     begun: list[RunRecord] = field(default_factory=list)
     """After the commit: the runs that it has made."""
     told: list[str] = field(default_factory=list)
@@ -107,20 +107,25 @@ class Activation:
         self.events.append(event)
         self.blobs.extend(blobs)
         self.rows.append((at, type_of(stored), encode_data(stored)))
-        match stored:
+        match event:
             case WorkflowStarted():
                 self.changes |= {"status": RunStatus.RUNNING, "started_at": at, "wake_at": None}
             case WorkflowInterrupted(recovery_attempt=attempt):
                 self.changes |= {"status": RunStatus.RUNNING, "recovery_attempts": attempt}
             case WorkflowCompleted(result=result):
+                assert isinstance(stored, WorkflowCompleted)
                 nothing = {"error": None, "error_type": None}
-                self._ended(RunStatus.COMPLETED, at, result=bytes(result), **nothing)
+                self._ended(RunStatus.COMPLETED, at, result=bytes(stored.result), **nothing)
+                self.end = RunEnd(self.run_id, RunStatus.COMPLETED.value, bytes(result))
             case WorkflowFailed(error=error, error_type=error_type):
                 self._ended(RunStatus.FAILED, at, error=error, error_type=error_type)
+                self.end = RunEnd(self.run_id, RunStatus.FAILED.value, failure=event.failure)
             case WorkflowCancelled(reason=reason):
                 self._ended(RunStatus.CANCELLED, at, error=reason or None, error_type="CancellationError")
+                self.end = RunEnd(self.run_id, RunStatus.CANCELLED.value, reason=reason)
             case WorkflowContinuedAsNew(new_run_id=following):
                 self._ended(RunStatus.CONTINUED_AS_NEW, at, continued_to_run_id=following)
+                self.end = RunEnd(self.run_id, RunStatus.CONTINUED_AS_NEW.value, continued_to=following)
             case AttributesSet():
                 self.changes["attributes"] = label(attributes)
             case HookDisposed(hook_id=hook_id):
@@ -129,7 +134,7 @@ class Activation:
     def _ended(self, status: RunStatus, at: datetime, **changes: Any) -> None:
         self.changes |= {"status": status, "completed_at": at, "wake_at": None, **changes}
 
-    def prepare(self, run: RunRecord, engine: EngineSettings, pack: Callable[[Any, str], Code]) -> None:
+    def prepare(self, run: RunRecord, settings: EngineSettings, pack: Callable[[Any, str], Code]) -> None:
         """Make of the commands what the commit writes into other tables than the history."""
         for command in self.commands:
             match command:
@@ -139,66 +144,117 @@ class Activation:
                     code = pack(definition, f"child workflow {definition.name!r}")
                     args, kwargs = bytes(command.args), bytes(command.kwargs)
                     self.new_runs.append(
-                        child_of(run, engine, definition, code, child_id, run_id, args, kwargs)
+                        child_of(run, settings, definition, code, child_id, run_id, args, kwargs)
                     )
                 case CancelChild(child_run_id=run_id, reason=reason):
                     request = CancellationRequested(reason=reason, requested_by=run.run_id)
                     self.outgoing.append(InboxEntry(run_id, CANCEL_KEY, request))
                 case ContinueRun(new_run_id=run_id):
                     args, kwargs = bytes(command.args), bytes(command.kwargs)
-                    self.successor = successor_of(run, engine, run_id, args, kwargs)
+                    self.successor = successor_of(run, settings, run_id, args, kwargs)
                     for number, (name, payload) in enumerate(command.signals):
                         unread = SignalReceived(name=name, payload=payload)
                         self.unread.append(InboxEntry(run_id, f"unread:{number}", unread))
                 case _:
                     pass
-        end = end_of(run.run_id, self.events)
-        if end is not None and run.parent_run_id is not None and run.child_id is not None:
-            outcome = _outcome_of(run, run.child_id, end)
+        if self.end is not None and self.end.is_final and run.parent_run_id and run.child_id:
+            outcome = _outcome_of(run, run.child_id, self.end)
             if outcome is not None:
                 self.outgoing.append(InboxEntry(run.parent_run_id, f"child:{run.child_id}", outcome))
 
-    def write(self, connection: Any, new: Append) -> bool:
-        """Write all of it; the answer is `append`'s."""
-        self.told.clear()
-        # A token may pass from a hook that the code has let go to one that it has made after that. The append
-        # disposes once more: of those that were made and let go just now.
-        dispose_hooks(connection, new.run_id, self.disposed)
-        self.conflicts = write_hooks(connection, new.run_id, self.hooks)
-        self.begun = [] if self.successor is None else [self._continue(connection, new, self.successor)]
-        is_unread = append(connection, new)
-        self.begun += [accept(connection, run).run for run in self.new_runs]
+    @work
+    def write(self, new: Append) -> Steps[bool]:
+        """Write all of it; the result is `append`'s.
+
+        Raises:
+            FencedError: As `append` does.
+        """
+        self.begun = []
+        told: list[str] = []
+        if self.successor is not None:
+            self.begun.append((yield from self._continue(new, self.successor)))
+            told.append(self.begun[0].run_id)
+        outgoing = []
         for entry in self.outgoing:
             # A child may have continued in another run since; what it tells its parent is for that one alone.
             is_request = isinstance(entry.event, CancellationRequested)
-            to = latest_of_chain(connection, entry.run_id) if is_request else entry.run_id
-            entry.post(connection, to)
-            self.told.append(to)
+            to = (yield from latest_of_chain(entry.run_id)) if is_request else entry.run_id
+            outgoing.append(entry.posting(to))
+            told.append(to)
+        # A token may pass from a hook that the code has let go to one that it has made after that. The append
+        # disposes once more: of those that were made and let go just now.
+        before = disposing_hooks(new.run_id, self.disposed) if self.hooks else []
+        hooks = [*before, *creating_hooks(new.run_id, self.hooks)]
+        appended = appending(new, behind_fence=hooks)
+        rest = together(_append_and_post(new, appended, outgoing), *(accept(run) for run in self.new_runs))
+        try:
+            (answers, *accepted) = yield from rest.at_end()
+        except RefusedError:
+            is_unread = yield from confirm_append(new)
+            # This very append went through before, and all that belongs to it. Find it there.
+            (answers, *accepted) = yield from together(
+                _post_again(hooks, outgoing), *(accept(run) for run in self.new_runs)
+            ).at_end()
+        else:
+            is_unread = is_still_unread(new, answers[: len(appended)])
+        self.conflicts = conflicts_of(self.hooks, answers[1 + len(before) :])
+        self.begun += [each.run for each in accepted]
+        self.told = told
         return is_unread
 
-    def _continue(self, connection: Any, new: Append, successor: NewRun) -> RunRecord:
+    @work
+    def written(self, new: Append) -> Steps[Activation]:
+        """As `write`; the result is the activation itself."""
+        self.is_unread = yield from self.write(new).at_end()
+        return self
+
+    @work
+    def _continue(self, new: Append, successor: NewRun) -> Steps[RunRecord]:
         """Accept the run in which this one goes on, and give it the key and what was not read."""
-        run = get_run(connection, new.run_id)
+        run = yield from get_run(new.run_id)
         key = None if run is None else run.idempotency_key  # not what the row held when it was claimed
-        release_key(connection, new.run_id)
-        accepted = accept(connection, msgspec.structs.replace(successor, idempotency_key=key)).run
-        for entry in self.unread:
-            entry.post(connection)  # what was received and not read comes before what was not received
-        move_unread(connection, new.run_id, accepted.run_id, but=new.read_inbox)
-        self.told.append(accepted.run_id)
+        yield ask(releasing_key(new.run_id))
+        accepted = (yield from accept(msgspec.structs.replace(successor, idempotency_key=key))).run
+        if self.unread:
+            # What was received and not read comes before what was not received.
+            yield ask(*(entry.posting() for entry in self.unread))
+        yield from move_unread(new.run_id, accepted.run_id, but=new.read_inbox)
         return accepted
 
 
-def write_hooks(connection: Any, run_id: str, hooks: Sequence[tuple[NewHook, Code | None]]) -> dict[str, str]:
-    """Make those of a run's hooks that are not there; the ones whose token is another run's, and that run."""
+@work
+def _append_and_post(new: Append, appended: Sequence[Bound], outgoing: Sequence[Bound]) -> Steps[list[Any]]:
+    return (yield last(*appended, *outgoing))
+
+
+@work
+def _post_again(hooks: Sequence[Bound], outgoing: Sequence[Bound]) -> Steps[list[Any]]:
+    answers = yield last(*hooks, *outgoing)
+    return [None, *answers]  # in the place of the fence's
+
+
+def creating_hooks(run_id: str, hooks: Sequence[tuple[NewHook, Code | None]]) -> list[Bound]:
+    """What makes those of a run's hooks that are not there; its answers are for `conflicts_of`."""
+    codes = [statement for _, code in hooks for statement in saving_code(code)]
+    return [*(each for hook, _ in hooks for each in creating_hook(run_id, hook)), *codes]
+
+
+def conflicts_of(hooks: Sequence[tuple[NewHook, Code | None]], answers: Sequence[Any]) -> dict[str, str]:
+    """The hooks whose token is another run's, and that run."""
     conflicts = {}
-    for hook, code in hooks:
-        if code is not None:
-            save_code(connection, code)
-        holder = create_hook(connection, run_id, hook)
+    for number, (hook, _) in enumerate(hooks):
+        size = len(creating_hook("", hook))
+        holder = holder_of(answers[number * size : (number + 1) * size])
         if holder is not None:
             conflicts[hook.hook_id] = holder
     return conflicts
+
+
+@work
+def write_hooks(run_id: str, hooks: Sequence[tuple[NewHook, Code | None]]) -> Steps[dict[str, str]]:
+    """Make those of a run's hooks that are not there; the ones whose token is another run's, and that run."""
+    answers = yield last(*creating_hooks(run_id, hooks))
+    return conflicts_of(hooks, answers)
 
 
 def new_hook(command: CreateHook, pack: Callable[[Any, str], Code]) -> tuple[NewHook, Code | None]:
@@ -230,21 +286,6 @@ def _outcome_of(run: RunRecord, child_id: str, end: RunEnd) -> Event | None:
     if end.failure is not None:
         return ChildFailed(**told, **failure_fields(end.failure))
     return None
-
-
-def end_of(run_id: str, events: list[Event]) -> RunEnd | None:
-    """How the run has ended, if the last of these events ends it."""
-    match events[-1] if events else None:
-        case WorkflowCompleted(result=result):
-            return RunEnd(run_id, RunStatus.COMPLETED.value, bytes(result))
-        case WorkflowFailed() as failed:
-            return RunEnd(run_id, RunStatus.FAILED.value, failure=failed.failure)
-        case WorkflowCancelled(reason=reason):
-            return RunEnd(run_id, RunStatus.CANCELLED.value, reason=reason)
-        case WorkflowContinuedAsNew(new_run_id=following):
-            return RunEnd(run_id, RunStatus.CONTINUED_AS_NEW.value, continued_to=following)
-        case _:
-            return None
 
 
 def blob_links(event: Event) -> list[tuple[str, None]]:

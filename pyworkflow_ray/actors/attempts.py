@@ -73,11 +73,11 @@ class Attempts:
             ticket.cancel()
         self._tickets.clear()
 
-    async def resume(self, pending: PendingStep) -> None:
-        """Go on with a step that the history leaves without an outcome."""
+    async def go_on(self, pending: PendingStep) -> None:
+        """Go on with a step that has no outcome: most often by dispatching its present attempt."""
         step_id = pending.command.step_id
         if step_id in self._tickets or step_id in self._retries:
-            return  # dispatched in the turn that recorded the interruption
+            return  # dispatched by the turn that opened the run
         if pending.is_lost:
             error = WorkerDiedError(
                 f"The coordinator of run {self._run.run_id!r} went away while step {step_id!r} ran, and the "
@@ -103,12 +103,12 @@ class Attempts:
             args=await self._resolve(command.args),
             kwargs=await self._resolve(command.kwargs),
             timeout=None if options.timeout is None else options.timeout.total_seconds(),
-            payload_limit=self._services.engine.payload_limit,
-            payload_codec=self._services.engine.payload_codec,
-            worker_ttl=self._services.engine.worker_ttl.total_seconds(),
-            namespace=self._services.engine.namespace,
+            payload_limit=self._services.settings.payload_limit,
+            payload_codec=self._services.settings.payload_codec,
+            worker_ttl=self._services.settings.worker_ttl.total_seconds(),
+            namespace=self._services.settings.namespace,
             coordinator=self._run.coordinator or "",
-            logging=self._services.engine.logging,
+            logging=self._services.settings.logging,
         )
         self._retries.pop(command.step_id, None)
         self._tickets[command.step_id] = self._services.dispatcher.dispatch(

@@ -13,92 +13,103 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from loguru import logger
 
+from pyworkflow_ray.actors.calls import Callee, Handles
+from pyworkflow_ray.actors.names import HOOK_REGISTRY, is_timer, timer_of
 from pyworkflow_ray.actors.settings import EngineSettings
 from pyworkflow_ray.exceptions import ConfigurationError
 from pyworkflow_ray.storage.environments import load_environment
 
-TIMER = "timer"
-HOOK_REGISTRY = "hook-registry"
 CONCURRENCY = 10_000
 """Calls that one coordinator holds at once: one for each run that somebody waits for."""
 
 _lock = threading.RLock()
+"""Held while an actor is looked up or created, so that two threads of this process do it once."""
+
+
+class ActorClasses(Protocol):
+    """The actors of an engine as Ray actor classes. They are in `remote`, which imports Ray at once."""
+
+    def coordinator(self) -> Any: ...
+    def timer(self) -> Any: ...
+    def hook_registry(self) -> Any: ...
 
 
 class Cluster:
-    """Makes and finds the engine's actors. Every method may block: call it off the event loop."""
+    """Finds and creates the engine's actors, and calls them.
 
-    def __init__(self, engine: EngineSettings) -> None:
-        self.engine = engine
-        self._handles: dict[str, Any] = {}
+    The methods that give a handle may block: call them off the event loop.
 
-    def known(self, name: str) -> Any:
-        """The handle of an actor that this process has used before, or None."""
-        return self._handles.get(name)
+    Args:
+        settings: The settings of all actors.
+        classes: What to create actors of.
+    """
+
+    def __init__(self, settings: EngineSettings, classes: ActorClasses) -> None:
+        self.settings, self._classes = settings, classes
+        self.handles = Handles()
+
+    def coordinator_callee(self, name: str, environment: str) -> Callee:
+        """The coordinator of this name, for calls to it."""
+        return Callee(name, partial(self.coordinator, name, environment))
+
+    def timer_callee(self, environment: str | None = None) -> Callee:
+        """The timer of an environment (of this process's by default), for calls to it."""
+        of = self.settings.environment if environment is None else environment
+        return Callee(timer_of(of), partial(self.timer, of))
+
+    def hook_registry_callee(self) -> Callee:
+        """The hook registry, for calls to it."""
+        return Callee(HOOK_REGISTRY, self.hook_registry)
 
     def coordinator(self, name: str, environment: str) -> Any:
         """The coordinator of this name, created in this environment if it is not there."""
-        from pyworkflow_ray.actors.remote import coordinator_class
-
-        if environment == self.engine.environment:
-            return self._get(name, coordinator_class, name)
-        return self._handles.get(name) or self._of_another_environment(name, environment)
+        if environment == self.settings.environment:
+            return self._get(name, self._classes.coordinator, name)
+        return self.handles.get(name) or self._of_another_environment(name, environment)
 
     def timer(self, environment: str | None = None) -> Any:
         """The timer of an environment (of this process's by default), created if it is not there."""
-        from pyworkflow_ray.actors.remote import timer_class
-
-        of = self.engine.environment if environment is None else environment
-        return self._get(_timer_of(of), timer_class, environment=of)
-
-    def _of_another_environment(self, name: str, environment: str) -> Any:
-        # An actor inherits the environment of whoever creates it, and can add to it, but not do without it.
-        # So the timer that lives in the other one has to make this coordinator.
-        import ray
-
-        try:
-            handle = ray.get_actor(name, namespace=self.engine.namespace)
-        except ValueError:
-            self.timer(environment).make_coordinator.remote(name).future().result(timeout=60)
-            handle = ray.get_actor(name, namespace=self.engine.namespace)
-        self._handles[name] = handle
-        return handle
+        of = self.settings.environment if environment is None else environment
+        return self._get(timer_of(of), self._classes.timer, environment=of)
 
     def hook_registry(self) -> Any:
         """The hook registry, created if it is not there."""
-        from pyworkflow_ray.actors.remote import hook_registry_class
+        return self._get(HOOK_REGISTRY, self._classes.hook_registry)
 
-        return self._get(HOOK_REGISTRY, hook_registry_class)
+    def _of_another_environment(self, name: str, environment: str) -> Any:
+        # An actor inherits the environment of the process that creates it. It can add to that environment
+        # and cannot leave it. So the timer that lives in the other one creates this coordinator.
+        import ray
 
-    def forget(self, name: str) -> None:
-        """Look an actor up anew next time: the one we knew is gone."""
-        self._handles.pop(name, None)
-
-    def forget_timer(self, environment: str | None = None) -> None:
-        """As `forget`, for the timer of an environment."""
-        self.forget(_timer_of(self.engine.environment if environment is None else environment))
+        try:
+            handle = ray.get_actor(name, namespace=self.settings.namespace)
+        except ValueError:
+            self.handles.call_in_thread(self.timer_callee(environment), "make_coordinator", name)
+            handle = ray.get_actor(name, namespace=self.settings.namespace)
+        return self.handles.keep(name, handle)
 
     def _get(
         self, name: str, make_class: Callable[[], Any], *args: Any, environment: str | None = None
     ) -> Any:
-        of = self.engine.environment if environment is None else environment
+        of = self.settings.environment if environment is None else environment
         with _lock:
-            handle = self._handles.get(name)
+            handle = self.handles.get(name)
             if handle is None:
                 options = self._options(name) | self._runtime_env(of)
-                handle = make_class().options(**options).remote(*args, replace(self.engine, environment=of))
-                self._handles[name] = handle
+                settings = replace(self.settings, environment=of)
+                handle = self.handles.keep(name, make_class().options(**options).remote(*args, settings))
             return handle
 
     def _options(self, name: str) -> dict[str, Any]:
         options: dict[str, Any] = {
             "name": name,
-            "namespace": self.engine.namespace,
+            "namespace": self.settings.namespace,
             "lifetime": "detached",
             "get_if_exists": True,
             "num_cpus": 0,
@@ -106,54 +117,53 @@ class Cluster:
             "max_task_retries": 0,
             "max_concurrency": CONCURRENCY,
         }
-        if self.engine.node_id is not None:
+        if self.settings.node_id is not None:
             from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(self.engine.node_id, soft=False)
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(self.settings.node_id, soft=False)
         return options
 
     def _runtime_env(self, environment: str) -> dict[str, Any]:
-        """What an actor of another environment than this process's must be told; its own is inherited.
+        """The `runtime_env` to create an actor with, if its environment is not this process's.
 
-        This is for timers alone, and for those whose own job is long gone: such a one has this process's
-        environment, too.
+        Only a timer is created for another environment. If the job of that environment has ended, the timer
+        gets this process's environment on top.
         """
-        if environment in ("", self.engine.environment):
+        if environment in ("", self.settings.environment):
             return {}
-        with self.engine.open_storage() as storage:
-            data = storage.read(lambda connection: load_environment(connection, environment))
+        with self.settings.open_storage() as storage:
+            data = storage.read(load_environment(environment))
         return {} if data is None else {"runtime_env": json.loads(data)}
 
 
 def running_engine(namespace: str) -> EngineSettings | None:
-    """The engine that runs in a namespace of the cluster which this process has joined; None without one.
+    """The settings of the engine that runs in a namespace of the joined cluster; None if none runs there.
 
-    Any of its timers tells: one was made when the engine was first used, and goes with the cluster.
+    Any timer of the engine answers. The first use of the engine creates one, and it lasts as long as the
+    cluster.
     """
     import ray
 
     named = ray.util.list_named_actors(all_namespaces=True)
-    timers = [
-        actor["name"] for actor in named if actor["namespace"] == namespace and _is_timer(actor["name"])
-    ]
+    timers = [actor["name"] for actor in named if actor["namespace"] == namespace and is_timer(actor["name"])]
     for name in sorted(timers):
         try:
             timer: Any = ray.get_actor(name, namespace=namespace)
-            engine: EngineSettings = timer.running.remote().future().result(timeout=30)
-            return engine
-        except Exception as error:  # it is going, or coming back
-            logger.debug("Timer {} does not say what it serves: {}", name, type(error).__name__)
+            settings: EngineSettings = timer.running.remote().future().result(timeout=30)
+            return settings
+        except Exception as error:  # it is ending, or restarting
+            logger.debug("Timer {} did not say which settings it has: {}", name, type(error).__name__)
     return None
 
 
 def has_joined() -> bool:
-    """Whether this process is part of a Ray cluster; does not import Ray to find out."""
+    """Whether this process has joined a Ray cluster; does not import Ray."""
     ray = sys.modules.get("ray")
     return ray is not None and bool(ray.is_initialized())
 
 
 def joined_job() -> str | None:
-    """What this process is to the cluster that it has joined; another after it has joined anew."""
+    """The id of this process's job in the cluster that it has joined. It changes with each joining."""
     if not has_joined():
         return None
     import ray
@@ -162,7 +172,7 @@ def joined_job() -> str | None:
 
 
 def named_address(address: str | None) -> str | None:
-    """The address of the cluster to join, as the setting or else Ray's own variable names it."""
+    """The address of the cluster to join: the setting's, else that of Ray's own variable."""
     return address or os.environ.get("RAY_ADDRESS") or None
 
 
@@ -171,14 +181,6 @@ def address_of_local_cluster() -> str | None:
     with contextlib.suppress(OSError):
         return Path("/tmp/ray/ray_current_cluster").read_text().strip() or None
     return None
-
-
-def _is_timer(name: str) -> bool:
-    return name == TIMER or name.startswith(f"{TIMER}-")
-
-
-def _timer_of(environment: str) -> str:
-    return f"{TIMER}-{environment}" if environment else TIMER
 
 
 def connect(address: str | None, namespace: str) -> None:
@@ -196,10 +198,10 @@ def connect(address: str | None, namespace: str) -> None:
         del os.environ["RAY_ADDRESS"]  # Ray takes an empty one for an address that is broken
     address = named_address(address)
     _require_listener(address)
-    # A cluster of this process's own ends with it: its dashboard would start longer than it is looked at.
+    # A cluster of this process's own ends with the process. It gets no dashboard, which starts slowly.
     dashboard: dict[str, Any] = {"include_dashboard": False} if address in (None, "local") else {}
     try:
-        # Ray tells of its own doings at length; what a person wants to see are the steps' own lines.
+        # Ray logs much about itself. A person wants to see the lines of the steps.
         _on_lasting_thread(
             lambda: ray.init(address=address, namespace=namespace, logging_level=logging.ERROR, **dashboard)
         )
@@ -210,8 +212,8 @@ def connect(address: str | None, namespace: str) -> None:
 def _on_lasting_thread(call: Callable[[], Any]) -> None:
     """Make a call on a thread that lasts as long as the process.
 
-    The kernel ends the processes of a local cluster when the thread ends that has started them: one of an
-    event loop's own, say, when `asyncio.run` returns.
+    The kernel ends the processes of a local cluster when the thread that started them ends. A thread of an
+    event loop would end when `asyncio.run` returns.
     """
     called: Future[Any] = Future()
 
@@ -228,7 +230,7 @@ def _on_lasting_thread(call: Callable[[], Any]) -> None:
 
 
 def _require_listener(address: str | None) -> None:
-    """Find out at once that nobody listens at an address; Ray itself tries for minutes."""
+    """Raise at once if nobody listens at the address: Ray itself would try for minutes."""
     host, separator, port = (address or "").removeprefix("ray://").rpartition(":")
     if separator and port.isdigit():
         try:
@@ -241,16 +243,16 @@ def _not_there(address: str | None, error: Exception) -> ConfigurationError:
     return ConfigurationError(
         f"The Ray cluster at {address or 'this machine'} cannot be joined: {error}. Start one with "
         "`ray start --head`, name another with configure(address='...') or RAY_ADDRESS, or leave the "
-        "address out to run on a local cluster of this process. Should it be there: all its processes must "
-        "agree on RAY_AUTH_MODE and its token."
+        "address out to run on a local cluster of this process. If the cluster is there: all processes must "
+        "have the same RAY_AUTH_MODE and token."
     )
 
 
 def job_environment() -> tuple[str, str]:
-    """What of this job's `runtime_env` matters to where its runs may live: a short hash, and JSON text.
+    """The part of this job's `runtime_env` that its runs need: a short hash of it, and it as JSON text.
 
-    The working directory does not: a run carries its code, and a job's directory is deleted after it. Both
-    are empty for a job without the rest.
+    The working directory is left out: a run carries its code, and a job's directory is deleted after the
+    job. Hash and text are empty if nothing else is set.
     """
     import ray
 
@@ -263,11 +265,11 @@ def job_environment() -> tuple[str, str]:
     return hashlib.sha256(data.encode()).hexdigest()[:8], data
 
 
-def placed_on(engine: EngineSettings, is_file: bool, slots: int | str | None) -> EngineSettings:
-    """The engine as it is on the cluster that this process has joined.
+def placed_on(settings: EngineSettings, is_file: bool, slots: int | str | None) -> EngineSettings:
+    """The settings as they are on the cluster that this process has joined.
 
     Args:
-        engine: As configured.
+        settings: As configured.
         is_file: Whether the storage is a file, which only this node has.
         slots: The setting `coordinators`: a number, "per_run", or None for twice the cluster's CPUs.
     """
@@ -280,7 +282,7 @@ def placed_on(engine: EngineSettings, is_file: bool, slots: int | str | None) ->
         count = max(4, int(2 * resources.get("CPU", 1)))
     context = ray.get_runtime_context()
     return replace(
-        engine,
+        settings,
         slots=count,
         environment=job_environment()[0],
         node_id=str(context.get_node_id()) if is_file else None,

@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -42,6 +42,7 @@ from pyworkflow_ray.storage.inboxes import runs_with_unread
 from pyworkflow_ray.storage.leases import claim, claim_placed, give_up, owner_of, regain, renew_leases
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.storages import Storage
+from pyworkflow_ray.storage.works import together
 
 ENGINE_THREADS = 16
 SLOW_FEED = 5.0
@@ -64,8 +65,8 @@ class Coordinator:
 
     Args:
         name: The name runs are placed by.
-        engine: The settings of all actors.
-        storage: Where to record; opened from `engine` by default.
+        settings: The settings of all actors.
+        storage: Where to record; opened from `settings` by default.
         dispatcher: What runs steps; in this process by default.
         clock: The system's by default.
         cluster: Tells coordinators of this name in other clusters apart.
@@ -74,7 +75,7 @@ class Coordinator:
     def __init__(
         self,
         name: str,
-        engine: EngineSettings,
+        settings: EngineSettings,
         *,
         storage: Storage | None = None,
         dispatcher: Dispatcher | None = None,
@@ -82,7 +83,7 @@ class Coordinator:
         cluster: str = "",
     ) -> None:
         self.name = name
-        self.engine = engine
+        self.settings = settings
         self.cluster = cluster
         self.owner = owner_of(name, cluster, secrets.token_hex(4))
         self.is_leaving = False
@@ -116,17 +117,17 @@ class Coordinator:
             raise
 
     async def _open(self) -> None:
-        storage = self._storage or self.engine.open_storage()
+        storage = self._storage or self.settings.open_storage()
         self._storage = storage
         self._storage_id = (await asyncio.to_thread(storage.facts))["storage_id"]
-        values = configured_values(self.engine.payload_codec, self.engine.payload_limit)
+        values = configured_values(self.settings.payload_codec, self.settings.payload_limit)
         self._services = Services(
-            engine=self.engine,
+            settings=self.settings,
             owner=self.owner,
             storage=storage,
             dispatcher=self._dispatcher or LocalDispatcher(is_cancelled=self.is_cancelled_here),
             clock=self._clock,
-            payloads=Payloads(values, _blob_fetcher(storage), self.engine.blob_threshold),
+            payloads=Payloads(values, _blob_fetcher(storage), self.settings.blob_threshold),
             loader=CodeLoader(),
             threads=ThreadPoolExecutor(ENGINE_THREADS, thread_name_prefix="pyworkflow-engine"),
             on_due=self.on_due,
@@ -135,8 +136,8 @@ class Coordinator:
             deliver=self.deliver,
             is_here=self._drives.__contains__,
         )
-        ttl = self.engine.lease_ttl.total_seconds()
-        runs = await storage.write(lambda c: claim_placed(c, self.name, self.owner, ttl, self.cluster))
+        ttl = self.settings.lease_ttl.total_seconds()
+        runs = await storage.write(claim_placed(self.name, self.owner, ttl, self.cluster))
         for run in runs:
             self._begin(run)
         self._background = [
@@ -152,16 +153,16 @@ class Coordinator:
             self._services.threads.shutdown(wait=False, cancel_futures=True)
 
     async def _renew(self) -> None:
-        ttl = self.engine.lease_ttl.total_seconds()
+        ttl = self.settings.lease_ttl.total_seconds()
         while True:
             await asyncio.sleep(ttl / 3)
             if not self._drives or self._storage is None:
                 continue
             with contextlib.suppress(Exception):  # the writer reports and retries; the next turn is soon
                 held = [(drive.run_id, drive.run.epoch) for drive in self.drives]
-                await self._storage.write(partial(renew_leases, held=held, lease_ttl=ttl, owner=self.owner))
+                await self._storage.write(renew_leases(held, ttl, self.owner))
                 # Whoever posted to a run here may have died before he told: few are in the inbox at any time.
-                for run_id in await asyncio.to_thread(self._storage.read, runs_with_unread):
+                for run_id in await asyncio.to_thread(self._storage.read, runs_with_unread()):
                     if run_id in self._drives:
                         self._drives[run_id].notice()
 
@@ -181,7 +182,7 @@ class Coordinator:
                 self.show(drive)
         if self._drives:
             self._idle_since = now
-        elif now - self._idle_since > self.engine.coordinator_ttl.total_seconds():
+        elif now - self._idle_since > self.settings.coordinator_ttl.total_seconds():
             self.leave()
             self._idle_since = now
 
@@ -220,7 +221,7 @@ class Coordinator:
         await self.open()
         if storage_id and storage_id != self._storage_id:
             raise ConfigurationError(
-                f"An engine with another storage runs in the namespace {self.engine.namespace!r} of this "
+                f"An engine with another storage runs in the namespace {self.settings.namespace!r} of this "
                 "cluster. Use its storage, or give this one a namespace of its own: "
                 "configure(namespace='...')."
             )
@@ -281,24 +282,22 @@ class Coordinator:
 
     async def _claim(self, run_ids: list[str]) -> list[RunRecord]:
         assert self._storage is not None
-        ttl = self.engine.lease_ttl.total_seconds()
+        ttl = self.settings.lease_ttl.total_seconds()
 
-        def write(connection: Any) -> list[RunRecord]:
-            mine = {"force_from": self.name, "cluster": self.cluster}
-            claims = [claim(connection, r, self.owner, ttl, **mine) for r in run_ids]
-            return [run for run in claims if run is not None]
-
-        return await self._storage.write(write) if run_ids else []
+        if not run_ids:
+            return []
+        mine = {"force_from": self.name, "cluster": self.cluster}
+        # In one order everywhere: two transactions that lock the same rows must not wait for each other.
+        claims = [claim(run_id, self.owner, ttl, **mine) for run_id in sorted(run_ids)]
+        return [run for run in await self._storage.write(together(*claims)) if run is not None]
 
     async def _regain(self, drive: Drive) -> None:
         """Go on with a run that a sweep took for lost and placed here again, while it was here."""
         assert self._storage is not None
-        ttl = self.engine.lease_ttl.total_seconds()
-        epoch = await self._storage.write(
-            lambda c: regain(c, drive.run_id, self.owner, ttl, born_owner=self.name)
-        )
+        ttl = self.settings.lease_ttl.total_seconds()
+        epoch = await self._storage.write(regain(drive.run_id, self.owner, ttl, born_owner=self.name))
         if epoch is not None:
-            drive.run = msgspec.structs.replace(drive.run, epoch=epoch)
+            drive.regain(epoch)
 
     def _begin_here(self, run: RunRecord) -> None:
         is_as_born = run.epoch == 1 and run.owner == self.name
@@ -395,7 +394,7 @@ class Coordinator:
         """Give a run back, so that the sweep need not wait for its lease to end."""
         assert self._storage is not None
         with contextlib.suppress(StorageError):
-            await self._storage.write(partial(give_up, run_id=drive.run_id, epoch=drive.run.epoch))
+            await self._storage.write(give_up(drive.run_id, drive.run.epoch))
 
     def _remember(self, end: RunEnd) -> RunEnd:
         if len(self._recent) >= RECENT_ENDS:
@@ -442,7 +441,7 @@ def _blob_fetcher(storage: Storage) -> Callable[[str], bytes]:
     def fetch(digest: str) -> bytes:
         while True:
             try:
-                return storage.read(lambda connection: load_blob(connection, digest))
+                return storage.read(load_blob(digest))
             except StorageError as error:
                 if error.__cause__ is None:
                     raise  # it is not there

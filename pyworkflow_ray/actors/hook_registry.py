@@ -26,20 +26,20 @@ class HookRegistry:
     """Takes payloads for the hooks of a storage.
 
     Args:
-        engine: The settings of all actors.
+        settings: The settings of all actors.
         wake: Has a run look into its inbox; it may fail, since the sweep finds the row.
-        storage: Where the hooks are; opened from `engine` by default.
+        storage: Where the hooks are; opened from `settings` by default.
         now: A clock for the hooks' timeouts; the database's by default.
     """
 
     def __init__(
         self,
-        engine: EngineSettings,
+        settings: EngineSettings,
         wake: Callable[[str], None],
         storage: Storage | None = None,
         now: Callable[[], datetime] | None = None,
     ) -> None:
-        self.engine = engine
+        self.settings = settings
         self._now = now
         self._wake = wake
         self._opened = storage
@@ -57,7 +57,7 @@ class HookRegistry:
             HookNotFoundError, HookExpiredError, HookAlreadyReceivedError: The hook takes none.
         """
         storage = self._storage()
-        hook = await asyncio.to_thread(storage.read, lambda connection: get_hook(connection, token))
+        hook = await asyncio.to_thread(storage.read, get_hook(token))
         if hook is None:
             raise HookNotFoundError(token)
         if hook.schema_hash is not None:
@@ -74,22 +74,20 @@ class HookRegistry:
 
     async def _deliver(self, token: str, delivery_key: str, data: str) -> tuple[str, str]:
         now = None if self._now is None else self._now()
-        hook = await self._storage().write(
-            lambda connection: deliver(connection, token, delivery_key, data, now=now)
-        )
+        hook = await self._storage().write(deliver(token, delivery_key, data, now=now))
         self._wake(hook.run_id)
         return hook.run_id, hook.hook_id
 
     def _validate(self, hook: HookRecord, schema_hash: str, payload: bytes) -> None:
-        code = self._storage().read(lambda connection: load_code(connection, schema_hash))
+        code = self._storage().read(load_code(schema_hash))
         if code is None:
             return  # the workflow validates it, too
-        values = configured_values(self.engine.payload_codec, self.engine.payload_limit)
+        values = configured_values(self.settings.payload_codec, self.settings.payload_limit)
         validated(self._loader.load(code), values.decode(payload), hook.name)
 
     def _storage(self) -> Storage:
         if self._opened is None:
-            self._opened = self.engine.open_storage()
+            self._opened = self.settings.open_storage()
         return self._opened
 
     async def status(self) -> dict[str, Any]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
+from loguru import logger
 
 from pyworkflow_ray.engine.events import (
     CancellationRequested,
@@ -21,9 +22,10 @@ from pyworkflow_ray.engine.events import (
     encode_data,
     type_of,
 )
-from pyworkflow_ray.exceptions import SerializationError
+from pyworkflow_ray.exceptions import SerializationError, StorageError
 from pyworkflow_ray.storage.histories import EventRow, read_events
-from pyworkflow_ray.storage.inboxes import InboxRow, post
+from pyworkflow_ray.storage.inboxes import InboxRow, posting, unread
+from pyworkflow_ray.storage.statements import Bound
 
 if TYPE_CHECKING:
     from pyworkflow_ray.actors.services import Services
@@ -36,14 +38,13 @@ class InboxEntry(msgspec.Struct, frozen=True):
     dedup_key: str
     event: Event
 
-    def post(self, connection: Any, to: str | None = None) -> bool:
-        """Put it into the run's inbox, or into that of the run in which it goes on.
+    def posting(self, to: str | None = None) -> Bound:
+        """What puts it into the run's inbox, or into that of the run in which it goes on.
 
-        Returns:
-            Whether it is there and was not before. That it was there already is a success, too.
+        It changes a row if it was not there before. That it was there already is a success, too.
         """
         run_id = to or self.run_id
-        return post(connection, run_id, self.dedup_key, type_of(self.event), encode_data(self.event))
+        return posting(run_id, self.dedup_key, type_of(self.event), encode_data(self.event))
 
 
 CANCEL_KEY = "cancel"
@@ -56,7 +57,7 @@ async def requests_to_children(services: Services, run_id: str) -> list[InboxEnt
         "child_workflow.started",
         *(f"child_workflow.{end}" for end in ("completed", "failed", "cancelled")),
     )
-    rows = await asyncio.to_thread(services.storage.read, lambda c: read_events(c, run_id, types=types))
+    rows = await asyncio.to_thread(services.storage.read, read_events(run_id, types=types))
     open_children: dict[str, str] = {}
     for _, _, type_, data in rows:
         with contextlib.suppress(ValueError):  # a damaged row: that child goes on
@@ -67,6 +68,16 @@ async def requests_to_children(services: Services, run_id: str) -> list[InboxEnt
                     open_children.pop(ended.child_id, None)
     request = CancellationRequested(reason="its parent has ended", requested_by=run_id)
     return [InboxEntry(child, CANCEL_KEY, request) for child in open_children.values()]
+
+
+async def read_inbox(services: Services, run_id: str) -> list[InboxRow]:
+    """What lies unread in the run's inbox; an outage of the database is waited for, as commits do."""
+    while True:
+        try:
+            return await asyncio.to_thread(services.storage.read, unread(run_id))
+        except StorageError as error:
+            logger.warning("The inbox of run {} cannot be read now: {}", run_id, error)
+        await asyncio.sleep(1.0)
 
 
 def decoded_inbox(run_id: str, rows: list[InboxRow]) -> tuple[list[int], list[Event]]:

@@ -14,7 +14,7 @@ from pyworkflow_ray.values import codec
 
 
 def new_run(
-    engine: EngineSettings,
+    settings: EngineSettings,
     definition: Any,
     code: Code,
     run_id: str,
@@ -30,7 +30,7 @@ def new_run(
     """
     own = definition.workflow_options
     durable = next(
-        (d for d in (others.pop("durable", None), own.durable) if d is not None), engine.default_durable
+        (d for d in (others.pop("durable", None), own.durable) if d is not None), settings.default_durable
     )
     recover, attempts = own.recover_on_worker_loss, own.max_recovery_attempts
     return NewRun(
@@ -41,16 +41,16 @@ def new_run(
         durable=durable,
         tags=label(list(own.tags) or None),
         max_duration=None if own.max_duration is None else own.max_duration.total_seconds(),
-        recover_on_worker_loss=engine.default_recover_on_worker_loss if recover is None else recover,
-        max_recovery_attempts=engine.default_max_recovery_attempts if attempts is None else attempts,
-        **_input(engine, args, kwargs),
-        **({"owner_lease": engine.lease_ttl.total_seconds()} | others),
+        recover_on_worker_loss=settings.default_recover_on_worker_loss if recover is None else recover,
+        max_recovery_attempts=settings.default_max_recovery_attempts if attempts is None else attempts,
+        **_input(settings, args, kwargs),
+        **({"owner_lease": settings.lease_ttl.total_seconds()} | others),
     )
 
 
 def child_of(
     parent: RunRecord,
-    engine: EngineSettings,
+    settings: EngineSettings,
     definition: Any,
     code: Code,
     child_id: str,
@@ -60,7 +60,7 @@ def child_of(
 ) -> NewRun:
     """A child run, which lives with its parent."""
     return new_run(
-        engine,
+        settings,
         definition,
         code,
         run_id,
@@ -75,15 +75,15 @@ def child_of(
     )
 
 
-def successor_of(run: RunRecord, engine: EngineSettings, run_id: str, args: bytes, kwargs: bytes) -> NewRun:
+def successor_of(run: RunRecord, settings: EngineSettings, run_id: str, args: bytes, kwargs: bytes) -> NewRun:
     """The run in which this one continues: all of it but the history, the key included."""
     return NewRun(
         run_id=run_id,
         continued_from_run_id=run.run_id,
-        owner_lease=engine.lease_ttl.total_seconds(),
+        owner_lease=settings.lease_ttl.total_seconds(),
         root_run_id=run_id if run.root_run_id == run.run_id else run.root_run_id,
         **_kept(run),
-        **_input(engine, args, kwargs),
+        **_input(settings, args, kwargs),
     )
 
 
@@ -98,9 +98,9 @@ def _kept(run: RunRecord) -> dict[str, Any]:
     return {name: getattr(run, name) for name in _KEPT}
 
 
-def _input(engine: EngineSettings, args: bytes, kwargs: bytes) -> dict[str, Any]:
-    stored_args, args_blob = split_value(args, engine.blob_threshold)
-    stored_kwargs, kwargs_blob = split_value(kwargs, engine.blob_threshold)
+def _input(settings: EngineSettings, args: bytes, kwargs: bytes) -> dict[str, Any]:
+    stored_args, args_blob = split_value(args, settings.blob_threshold)
+    stored_kwargs, kwargs_blob = split_value(kwargs, settings.blob_threshold)
     return {
         "input_args": stored_args.decode(),
         "input_kwargs": stored_kwargs.decode(),

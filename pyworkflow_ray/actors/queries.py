@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec import Raw
 
+from pyworkflow_ray.actors.logs import log_notes
 from pyworkflow_ray.actors.services import Services, execution_of, load_definition
 from pyworkflow_ray.engine.attempts import AttemptCompleted, AttemptFailed, AttemptOutcome
 from pyworkflow_ray.engine.events import decode_history
@@ -28,10 +29,10 @@ def answer_by_replay(
     services: Services, run_id: str, name: str, args: bytes, kwargs: bytes
 ) -> AttemptOutcome:
     """As `answer`, of a run that is not here: its history is replayed for it, and nothing is written."""
-    run = services.storage.read(lambda connection: get_run(connection, run_id))
+    run = services.storage.read(get_run(run_id))
     if run is None:
         return AttemptFailed(failure=capture(WorkflowNotFoundError(run_id)))
-    rows = services.storage.read(lambda connection: read_events(connection, run_id))
+    rows = services.storage.read(read_events(run_id))
     if not rows:
         return AttemptFailed(failure=capture(WorkflowError(f"Run {run_id!r} has not begun: ask it later.")))
     execution = execution_of(services, run, load_definition(services, run))
@@ -41,4 +42,5 @@ def answer_by_replay(
     except Exception as error:
         return AttemptFailed(failure=capture(error))
     finally:
+        log_notes(execution)
         execution.drop()

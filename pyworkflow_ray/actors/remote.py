@@ -21,7 +21,7 @@ from pyworkflow_ray.actors.dispatchers import LocalDispatcher, RayDispatcher
 from pyworkflow_ray.actors.drives import Drive
 from pyworkflow_ray.actors.hook_registry import HookRegistry
 from pyworkflow_ray.actors.logs import follow
-from pyworkflow_ray.actors.nudges import Nudger
+from pyworkflow_ray.actors.nudges import Group, Nudger
 from pyworkflow_ray.actors.settings import EngineSettings
 from pyworkflow_ray.actors.timer import Timer
 from pyworkflow_ray.exceptions import StorageError
@@ -33,14 +33,14 @@ MOST_SHOWN = 100
 class CoordinatorActor(Coordinator):
     """A coordinator in a process of its own, which Ray restarts."""
 
-    def __init__(self, name: str, engine: EngineSettings) -> None:
-        follow(engine.logging)
-        super().__init__(name, engine, cluster=ray.get_runtime_context().gcs_address)
+    def __init__(self, name: str, settings: EngineSettings) -> None:
+        follow(settings.logging)
+        super().__init__(name, settings, cluster=ray.get_runtime_context().gcs_address)
         # A run's way leads over four threads (Ray's, the loop's, an engine thread, the writer's), and each
         # hand-over may wait this long for the interpreter; the usual 5 ms is meant for threads that compute.
         sys.setswitchinterval(0.0001)
-        self._cluster = Cluster(engine)
-        self._nudger = Nudger(engine, ActorNudge(self._cluster))
+        self._cluster = cluster_of(settings)
+        self._nudger = Nudger(settings, ActorNudge(self._cluster))
         self._shown: set[str] = set()
         self._first_due_at: datetime | None = None
         self._arming: asyncio.Task[None] | None = None
@@ -61,7 +61,7 @@ class CoordinatorActor(Coordinator):
         self._dispatcher = RayDispatcher(LocalDispatcher(is_cancelled=self.is_cancelled_here))
         # Whoever created this actor may be gone before the timer was: a run that sleeps must have one.
         _in_background(self._cluster.timer)
-        patient_until = time.monotonic() + self.engine.coordinator_ttl.total_seconds()
+        patient_until = time.monotonic() + self.settings.coordinator_ttl.total_seconds()
         while True:
             try:
                 await super()._open()
@@ -89,15 +89,11 @@ class CoordinatorActor(Coordinator):
 
     async def nudge(self, run_ids: Iterable[str]) -> None:
         assert self._storage is not None
-        await self._nudger.wake_ids(self._storage, run_ids)
+        await self._nudger.nudge_ids(self._storage, run_ids)
 
     def _arm_timer(self, seconds: float) -> None:
-        """Tell the timer; also the way to have it made again, should somebody have ended it."""
-        try:
-            _wait(self._cluster.timer().arm.remote(seconds))
-        except ray.exceptions.RayActorError:
-            self._cluster.forget_timer()
-            self._cluster.timer()
+        """Arm the timer, and create it if somebody has ended it."""
+        self._cluster.handles.call_in_thread(self._cluster.timer_callee(), "arm", seconds)
 
     def show(self, drive: Drive) -> None:
         if drive.run_id not in self._shown and len(self._shown) < MOST_SHOWN:
@@ -143,33 +139,30 @@ class CoordinatorActor(Coordinator):
 
 
 class ActorNudge:
-    """Nudges coordinators, on threads of its own, that runs of theirs are to go on."""
+    """Nudges coordinators, on threads of its own."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
 
-    def __call__(self, coordinator: str, environment: str, run_ids: list[str]) -> None:
-        _in_background(self._call, coordinator, environment, run_ids)
+    def __call__(self, group: Group) -> None:
+        _in_background(self._call, group)
 
-    def _call(self, coordinator: str, environment: str, run_ids: list[str]) -> None:
-        for _ in range(2):
-            try:
-                handle = self._cluster.coordinator(coordinator, environment)
-                _wait(handle.wake.options(name="wake").remote(run_ids))
-                return
-            except Exception as error:
-                # Gone, or going: ask its successor. If that fails too, the next sweep finds the runs.
-                self._cluster.forget(coordinator)
-                logger.info("Coordinator {} did not answer: {}", coordinator, type(error).__name__)
+    def _call(self, group: Group) -> None:
+        callee = self._cluster.coordinator_callee(group.coordinator, group.environment)
+        try:
+            self._cluster.handles.call_in_thread(callee, "wake", group.run_ids)
+        except Exception as error:  # the next sweep finds the runs
+            self._cluster.handles.forget(group.coordinator)
+            logger.info("Coordinator {} did not answer: {}", group.coordinator, type(error).__name__)
 
 
 class TimerActor(Timer):
     """The timer in a process of its own, which Ray restarts."""
 
-    def __init__(self, engine: EngineSettings) -> None:
-        follow(engine.logging)
-        self._cluster = Cluster(engine)
-        super().__init__(engine, ActorNudge(self._cluster), partial(_in_background, self._rouse_other))
+    def __init__(self, settings: EngineSettings) -> None:
+        follow(settings.logging)
+        self._cluster = cluster_of(settings)
+        super().__init__(settings, ActorNudge(self._cluster), partial(_in_background, self._rouse_other))
         self._running = asyncio.get_running_loop().create_task(self.run())  # see CoordinatorActor
 
     async def pid(self) -> int:
@@ -178,24 +171,20 @@ class TimerActor(Timer):
         return os.getpid()
 
     def _rouse_other(self, environment: str) -> None:
-        timer = self._cluster.timer(environment)
-        try:
-            _wait(timer.arm.remote(0))
-        except ray.exceptions.RayActorError:
-            self._cluster.forget_timer(environment)
+        self._cluster.handles.call_in_thread(self._cluster.timer_callee(environment), "arm", 0.0, tries=1)
 
     async def make_coordinator(self, name: str) -> None:
         """Create a coordinator in this timer's environment, for one who lives in another."""
-        await asyncio.to_thread(self._cluster.coordinator, name, self.engine.environment)
+        await asyncio.to_thread(self._cluster.coordinator, name, self.settings.environment)
 
 
 class HookRegistryActor(HookRegistry):
     """The hook registry in a process of its own, which Ray restarts."""
 
-    def __init__(self, engine: EngineSettings) -> None:
-        follow(engine.logging)
-        super().__init__(engine, self._note)
-        self._nudger = Nudger(engine, ActorNudge(Cluster(engine)))
+    def __init__(self, settings: EngineSettings) -> None:
+        follow(settings.logging)
+        super().__init__(settings, self._note)
+        self._nudger = Nudger(settings, ActorNudge(cluster_of(settings)))
         self._received: set[str] = set()
         self._waking: asyncio.Task[None] | None = None
 
@@ -208,7 +197,7 @@ class HookRegistryActor(HookRegistry):
         while self._received:  # what comes while some are told of goes together
             run_ids, self._received = self._received, set()
             try:
-                await self._nudger.wake_ids(self._storage(), run_ids)
+                await self._nudger.nudge_ids(self._storage(), run_ids)
             except Exception as error:
                 logger.warning("Runs whose hooks were answered could not be told: {}", type(error).__name__)
 
@@ -218,33 +207,37 @@ class HookRegistryActor(HookRegistry):
         return os.getpid()
 
 
-@lru_cache(maxsize=1)
-def hook_registry_class() -> Any:
-    """The hook registry as a Ray actor class."""
-    return ray.remote(HookRegistryActor)
+class _RayClasses:
+    """The engine's actors as Ray actor classes, each made once in a process."""
+
+    @staticmethod
+    @lru_cache(maxsize=1)
+    def coordinator() -> Any:
+        return ray.remote(concurrency_groups={"health": 4})(CoordinatorActor)  # type: ignore[call-overload]
+
+    @staticmethod
+    @lru_cache(maxsize=1)
+    def timer() -> Any:
+        return ray.remote(TimerActor)
+
+    @staticmethod
+    @lru_cache(maxsize=1)
+    def hook_registry() -> Any:
+        return ray.remote(HookRegistryActor)
 
 
-@lru_cache(maxsize=1)
-def coordinator_class() -> Any:
-    """The coordinator as a Ray actor class."""
-    return ray.remote(concurrency_groups={"health": 4})(CoordinatorActor)  # type: ignore[call-overload]
+_classes = _RayClasses()
 
 
-@lru_cache(maxsize=1)
-def timer_class() -> Any:
-    """The timer as a Ray actor class."""
-    return ray.remote(TimerActor)
+def cluster_of(settings: EngineSettings) -> Cluster:
+    """The engine's actors on the cluster that this process has joined."""
+    return Cluster(settings, _classes)
 
 
 @lru_cache(maxsize=1)
 def _nudges() -> ThreadPoolExecutor:
     # Apart from the loop's own threads: an actor that is slow to answer must not keep the storage waiting.
     return ThreadPoolExecutor(32, thread_name_prefix="pyworkflow-nudge")
-
-
-def _wait(reference: Any) -> None:
-    # Not ray.get, which warns of blocking an async actor's loop wherever it is called from.
-    reference.future().result(timeout=60)
 
 
 def _in_background(call: Any, *args: Any) -> None:

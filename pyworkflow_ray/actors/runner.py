@@ -23,12 +23,12 @@ from typing import Any
 import msgspec
 
 from pyworkflow_ray.actors.codes import CodeLoader
-from pyworkflow_ray.actors.logs import follow
+from pyworkflow_ray.actors.logs import attempting, follow
 from pyworkflow_ray.actors.payloads import configured_values
 from pyworkflow_ray.config import LogSettings
 from pyworkflow_ray.durations import format_duration
 from pyworkflow_ray.engine.attempts import AttemptCompleted, AttemptFailed, AttemptOutcome, encode_outcome
-from pyworkflow_ray.engine.step_contexts import StepContext, attempting
+from pyworkflow_ray.engine.running_steps import RunningStep
 from pyworkflow_ray.exceptions import StepTimeoutError
 from pyworkflow_ray.storage.codes import Code
 from pyworkflow_ray.values.codec import Values
@@ -63,12 +63,12 @@ class _TimedOut(BaseException):
     """Unwinds a `def` step whose time is up; not an `Exception`, so the step does not catch it by chance."""
 
 
-def context_of(attempt: Attempt, is_cancelled: Callable[[str], bool] | None = None) -> StepContext:
+def context_of(attempt: Attempt, is_cancelled: Callable[[str], bool] | None = None) -> RunningStep:
     """What the step's code sees of itself."""
     deadline = None
     if attempt.timeout is not None:
         deadline = datetime.now(UTC) + timedelta(seconds=attempt.timeout)
-    return StepContext(
+    return RunningStep(
         run_id=attempt.run_id,
         workflow_name=attempt.workflow_name,
         step_id=attempt.step_id,

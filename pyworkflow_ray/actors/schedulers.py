@@ -140,8 +140,8 @@ def _readable(connection: Any, schedule_id: str) -> ScheduleRecord | None:
 
 def ask_to_cancel(connection: Any, run_id: str) -> None:
     """Have a run of a schedule make room for another one."""
-    latest = latest_of_chain(connection, run_id)
+    latest = latest_of_chain(run_id).on(connection)
     # To post again what its coordinator just reads would wait for its commit, with schedules in hand.
-    if not was_posted(connection, latest, CANCEL_KEY):
+    if not was_posted(latest, CANCEL_KEY).on(connection):
         request = CancellationRequested(reason="its schedule has fired again")
-        InboxEntry(run_id, CANCEL_KEY, request).post(connection, latest)
+        InboxEntry(run_id, CANCEL_KEY, request).posting(latest).on(connection)

@@ -15,7 +15,8 @@ from pyworkflow_ray.actors.dispatchers import Dispatcher
 from pyworkflow_ray.actors.payloads import Payloads
 from pyworkflow_ray.actors.settings import EngineSettings
 from pyworkflow_ray.clock import Clock
-from pyworkflow_ray.engine.executions import Execution, Limits
+from pyworkflow_ray.engine.executions import Execution
+from pyworkflow_ray.engine.limits import Limits
 from pyworkflow_ray.exceptions import WorkflowError
 from pyworkflow_ray.storage.codes import Code, load_code
 from pyworkflow_ray.storage.records import RunRecord
@@ -26,7 +27,7 @@ from pyworkflow_ray.storage.storages import Storage
 class Services:
     """What a coordinator lends its drives."""
 
-    engine: EngineSettings
+    settings: EngineSettings
     owner: str
     storage: Storage
     dispatcher: Dispatcher
@@ -44,13 +45,13 @@ class Services:
     is_here: Callable[[str], bool]
 
 
-def limits_of(run: RunRecord, engine: EngineSettings) -> Limits:
+def limits_of(run: RunRecord, settings: EngineSettings) -> Limits:
     """The bounds of a run."""
     return Limits(
-        default_retries=engine.default_retries,
+        default_retries=settings.default_retries,
         max_losses=run.max_recovery_attempts if run.recover_on_worker_loss else 0,
         max_duration=None if run.max_duration is None else timedelta(seconds=run.max_duration),
-        max_nesting_depth=engine.max_nesting_depth,
+        max_nesting_depth=settings.max_nesting_depth,
     )
 
 
@@ -59,7 +60,7 @@ def load_definition(services: Services, run: RunRecord) -> Any:
     code_hash = run.code_hash or ""
     definition = services.loader.get(code_hash)
     if definition is None:
-        code = services.storage.read(lambda connection: load_code(connection, code_hash))
+        code = services.storage.read(load_code(code_hash))
         if code is None:
             raise WorkflowError(f"The code of run {run.run_id!r} is not in the storage (hash {code_hash!r}).")
         definition = services.loader.load(code)
@@ -75,7 +76,7 @@ def load_definition(services: Services, run: RunRecord) -> Any:
 def execution_of(services: Services, run: RunRecord, definition: Any) -> Execution:
     """A fresh execution of a run's workflow."""
     function = getattr(definition, "fn", definition)
-    execution = Execution(run.run_id, function, services.payloads, limits_of(run, services.engine))
+    execution = Execution(run.run_id, function, services.payloads, limits_of(run, services.settings))
     execution.is_durable = run.durable
     execution.nesting_depth = run.nesting_depth
     execution.check_arguments = getattr(definition, "check_arguments", None)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from typing import Any
 
+from pyworkflow_ray.actors.names import COORDINATOR_PREFIX
 from pyworkflow_ray.config import LogSettings, Settings
 from pyworkflow_ray.storage.placements import Placement
 from pyworkflow_ray.storage.storages import Storage
@@ -47,15 +48,15 @@ class EngineSettings:
 
     @classmethod
     def configured(cls, settings: Settings, **changes: Any) -> EngineSettings:
-        """The engine that this process's settings describe."""
+        """The settings of the engine that this process's settings describe."""
         shared = {each.name for each in fields(cls)} & set(type(settings).model_fields)
-        engine = cls(
+        configured = cls(
             storage_url=settings.storage_url,
             synchronous=settings.sqlite_synchronous,
             logging=settings.log_settings,
             **{name: getattr(settings, name) for name in shared},
         )
-        return replace(engine, **changes)
+        return replace(configured, **changes)
 
     def open_storage(self, *, create: bool = False) -> Storage:
         """The engine's storage; actors never create it, since a new empty one would hide a wrong path."""
@@ -64,5 +65,11 @@ class EngineSettings:
     def placement(self, environment: str | None = None) -> Placement:
         """The slots to place a run in."""
         return Placement(
-            slots=self.slots, environment=self.environment if environment is None else environment
+            prefix=COORDINATOR_PREFIX,
+            slots=self.slots,
+            environment=self.environment if environment is None else environment,
         )
+
+    def first_coordinator(self, environment: str | None = None) -> str:
+        """The name of the coordinator in the first slot: the one that is most probably there."""
+        return f"{self.placement(environment).full_prefix}0"

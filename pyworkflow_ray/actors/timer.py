@@ -27,15 +27,15 @@ class Timer:
     """Wakes, fires and sweeps for all runs and schedules of a storage.
 
     Args:
-        engine: The settings of all actors.
-        nudge: How coordinators are told.
-        rouse: How the timer of another environment is told that there is something for it.
+        settings: The settings of all actors.
+        nudge: How a coordinator is nudged.
+        rouse: Has the timer of another environment look at its rows.
     """
 
-    def __init__(self, engine: EngineSettings, nudge: Nudge, rouse: Callable[[str], None]) -> None:
-        self.engine = engine
+    def __init__(self, settings: EngineSettings, nudge: Nudge, rouse: Callable[[str], None]) -> None:
+        self.settings = settings
         self._rouse = rouse
-        self._nudger = Nudger(engine, nudge)
+        self._nudger = Nudger(settings, nudge)
         self._storage: Storage | None = None
         self._hurry = asyncio.Event()
         self._next_at = 0.0
@@ -69,7 +69,7 @@ class Timer:
 
     async def _look(self) -> None:
         storage = self._open()
-        interval = self.engine.sweep_interval.total_seconds()
+        interval = self.settings.sweep_interval.total_seconds()
         now = time.monotonic()
         # The next look must be set before the rows are read, so that an `arm` meanwhile is not lost.
         self._next_at = now + interval
@@ -86,31 +86,31 @@ class Timer:
             self._sweep_at = now + interval
             lost = await asyncio.to_thread(storage.read, orphans)
             ready += lost
-        mine = self.engine.environment
+        mine = self.settings.environment
         for environment in {run.environment for run in ready} - {mine}:
             self._rouse(environment)  # it is at its work, or has gone with its cluster
-        self.wakes += await self._nudger.wake(storage, [run for run in ready if run.environment == mine])
+        self.wakes += await self._nudger.nudge(storage, [run for run in ready if run.environment == mine])
         await self._fire(storage, interval)
 
     async def _fire(self, storage: Storage, horizon: float) -> None:
         now = time.monotonic()
-        fired = await fire_due(storage, self.engine.environment, horizon)
+        fired = await fire_due(storage, self.settings.environment, horizon)
         if fired.seconds_until is not None:
             self._next_at = min(self._next_at, now + fired.seconds_until)
         for environment in fired.others:
             self._rouse(environment)
-        self.wakes += await self._nudger.wake(storage, fired.runs)
+        self.wakes += await self._nudger.nudge(storage, fired.runs)
         if fired.cancelled:
-            await self._nudger.wake_ids(storage, fired.cancelled)
+            await self._nudger.nudge_ids(storage, fired.cancelled)
 
     def _open(self) -> Storage:
         if self._storage is None:
-            self._storage = self.engine.open_storage()
+            self._storage = self.settings.open_storage()
         return self._storage
 
     async def running(self) -> EngineSettings:
         """What this engine runs on, for a process that joins it."""
-        return self.engine
+        return self.settings
 
     async def status(self) -> dict[str, Any]:
         """What the timer has done, for tools."""

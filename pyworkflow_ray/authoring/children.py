@@ -1,15 +1,14 @@
-"""Runs that a run starts, and that belong to it."""
+"""Child workflows: runs that a run starts and that belong to it."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Generic, Literal, TypeVar, overload
+from typing import Any, Generic, Literal, TypeVar, assert_never, overload
 
-from pyworkflow_ray.authoring.context import require_execution
 from pyworkflow_ray.authoring.workflows import WorkflowFunction, as_workflow
 from pyworkflow_ray.engine.children import PARENT_CLOSE, Child
-from pyworkflow_ray.engine.events import ChildCancelled, ChildCompleted
-from pyworkflow_ray.engine.executions import Execution
+from pyworkflow_ray.engine.events import ChildCancelled, ChildCompleted, ChildFailed
+from pyworkflow_ray.engine.executions import Execution, require_execution
 from pyworkflow_ray.exceptions import ConfigurationError
 from pyworkflow_ray.statuses import RunStatus
 
@@ -17,9 +16,9 @@ T = TypeVar("T")
 
 
 class ChildWorkflowHandle(Generic[T]):
-    """A child run that goes on beside its parent; for the parent's code alone.
+    """A child run that goes on beside its parent. Only the parent's code may use it.
 
-    What it tells is what the parent's history holds, so that it is the same in every replay.
+    Everything it shows is in the parent's history. So it is the same in every replay.
     """
 
     def __init__(self, execution: Execution, child: Child) -> None:
@@ -30,11 +29,11 @@ class ChildWorkflowHandle(Generic[T]):
         self.parent_run_id = execution.run_id
 
     async def result(self, timeout: float | None = None) -> T:
-        """What the child returned; it goes on when `timeout` (in seconds) is over first.
+        """What the child returned. The child goes on if `timeout` (in seconds) passes first.
 
         Raises:
             ChildWorkflowFailedError: The child failed, or was cancelled; its own error is the cause.
-            TimeoutError: It has not ended in time.
+            TimeoutError: The child has not ended in time.
         """
         async with asyncio.timeout(timeout):
             value: T = await self._execution.children.outcome(self._child)
@@ -42,15 +41,18 @@ class ChildWorkflowHandle(Generic[T]):
 
     async def get_status(self) -> RunStatus:
         """Whether the child goes on (`RUNNING`), or how it has ended."""
-        match self._child.outcome:
+        outcome = self._child.outcome
+        match outcome:
             case None:
                 return RunStatus.RUNNING
             case ChildCompleted():
                 return RunStatus.COMPLETED
             case ChildCancelled():
                 return RunStatus.CANCELLED
-            case _:
+            case ChildFailed():
                 return RunStatus.FAILED
+            case _:
+                assert_never(outcome)
 
     async def is_running(self) -> bool:
         """Whether the child has not ended."""
@@ -61,7 +63,7 @@ class ChildWorkflowHandle(Generic[T]):
         return self._child.outcome is not None
 
     async def cancel(self, reason: str | None = None) -> bool:
-        """Ask the child to cancel; False when it has ended. `result` tells what it made of that."""
+        """Ask the child to cancel; False when it has ended. `result` shows whether it did."""
         if self._child.outcome is not None:
             return False
         self._execution.children.cancel(self._child, reason or "its parent asked for it")
@@ -100,11 +102,11 @@ async def start_child_workflow(
 
     Args:
         fn: A `@workflow` function or a `Workflow` class (or the name of one that an installed package
-            defines, and the workflow's module imports).
+            defines and the workflow's module imports).
         args, kwargs: Its arguments.
         wait_for_completion: True gives the child's result; False a `ChildWorkflowHandle` at once.
-        parent_close: What becomes of the child when this run ends or is cancelled first: "cancel" asks it to
-            cancel, "abandon" lets it go on, "wait" has this run end no sooner than the child.
+        parent_close: What happens to the child when this run ends or is cancelled first. "cancel" asks it to
+            cancel, "abandon" lets it go on, and "wait" keeps this run from ending before the child.
 
     Raises:
         ChildWorkflowFailedError: The child failed, or was cancelled; its own error is the cause.
@@ -119,7 +121,7 @@ async def start_child_workflow(
             f"parent_close is {parent_close!r}: give one of {', '.join(map(repr, PARENT_CLOSE))}."
         )
     checked_args, checked_kwargs = definition.check_arguments(args, kwargs)
-    child = await execution.recorded_call(
+    child = await execution.scope.decided(
         lambda: execution.children.start(definition, checked_args, checked_kwargs, parent_close)
     )
     if not wait_for_completion:

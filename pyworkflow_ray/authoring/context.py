@@ -1,4 +1,4 @@
-"""What workflow and step code may ask about the run it belongs to."""
+"""What workflow code may ask about its run, and what it may ask of it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from collections.abc import Awaitable, Callable, Generator
 from datetime import datetime
 from typing import Any, NoReturn, TypeVar
 
+from pyworkflow_ray.authoring.hooks import hook
+from pyworkflow_ray.authoring.logs import run_logger
+from pyworkflow_ray.authoring.step_contexts import Settled, StepContext
 from pyworkflow_ray.authoring.steps import StepFunction, as_step, run_step
 from pyworkflow_ray.authoring.timers import sleep
 from pyworkflow_ray.durations import When
 from pyworkflow_ray.engine.cancellations import Shield
 from pyworkflow_ray.engine.continuations import ContinueAsNew
-from pyworkflow_ray.engine.executions import Execution, current
-from pyworkflow_ray.engine.logs import run_logger
-from pyworkflow_ray.engine.step_contexts import Settled, current_step
+from pyworkflow_ray.engine.executions import Execution, current, require_execution
+from pyworkflow_ray.engine.running_steps import current_step
 from pyworkflow_ray.exceptions import WorkflowError
 from pyworkflow_ray.values import codec
 
@@ -43,17 +45,17 @@ class WorkflowContext:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What was kept with the run when it was started."""
+        """The metadata that the run was started with."""
         return codec.decode(bytes(self._execution.metadata)) or {}
 
     @property
     def schedule_id(self) -> str | None:
-        """The schedule that has made the run; None of a run that was started otherwise."""
+        """The schedule that started the run; None if no schedule did."""
         return self.metadata.get("schedule_id")
 
     @property
     def scheduled_at(self) -> datetime | None:
-        """The time for which a schedule has made the run, without its jitter; None of another run."""
+        """The time for which a schedule started the run, without jitter; None if no schedule did."""
         at = self.metadata.get("scheduled_at")
         return datetime.fromisoformat(at) if isinstance(at, str) else None
 
@@ -64,7 +66,7 @@ class WorkflowContext:
 
     @property
     def is_replaying(self) -> bool:
-        """Whether the code runs over what is recorded already."""
+        """Whether the code runs over recorded events."""
         return self._execution.is_replaying
 
     def now(self) -> datetime:
@@ -82,7 +84,7 @@ class WorkflowContext:
 
     def uuid4(self) -> uuid.UUID:
         """A random UUID."""
-        return self._execution.uuid4()
+        return self._execution.effects.uuid4()
 
     def log(self, message: str, level: str = "INFO", **fields: Any) -> None:
         """Log a message once: a replay is silent."""
@@ -100,8 +102,6 @@ class WorkflowContext:
 
     async def hook(self, name: str, **options: Any) -> Any:
         """Wait for somebody's answer; see `hook`."""
-        from pyworkflow_ray.authoring.hooks import hook
-
         return await hook(name, **options)
 
     def is_cancellation_requested(self) -> bool:
@@ -122,7 +122,7 @@ class WorkflowContext:
         continue_as_new(*args, **kwargs)
 
     def compensations(self) -> Compensations:
-        """What is to be undone should the run fail or be cancelled; see `compensations`."""
+        """What to undo if the run fails or is cancelled; see `compensations`."""
         return compensations()
 
     async def parallel(self, *awaitables: Awaitable[T]) -> list[T]:
@@ -145,7 +145,7 @@ def get_context() -> Any:
             "There is no context here: get_context() works in the code of a run or of a step. "
             "Use has_context() to ask first."
         )
-    return step
+    return StepContext(step)
 
 
 def has_context() -> bool:
@@ -153,18 +153,10 @@ def has_context() -> bool:
     return current.get() is not None or current_step.get() is not None
 
 
-def require_execution(name: str) -> Execution:
-    """The run whose code calls this; `name` is the function that only a workflow's code may call."""
-    execution = current.get()
-    if execution is None:
-        raise WorkflowError(f"{name}() belongs in the code of a workflow, and no run is executing here.")
-    return execution
-
-
 def side_effect(fn: Callable[[], T], name: str = "side_effect") -> T:
-    """What `fn` returned, or raised, when the run first came here: for a small value that code cannot repeat.
+    """What `fn` returned or raised when the run first came here: for a small value that code cannot repeat.
 
-    It runs in the coordinator and must be quick; anything that can fail for a while belongs in a step.
+    `fn` runs in the coordinator and must be quick. Anything that can fail for a while belongs in a step.
     """
     if inspect.iscoroutinefunction(fn) or isinstance(fn, StepFunction):
         raise WorkflowError("side_effect() takes a plain function; call a step for async or slow work.")
@@ -172,32 +164,32 @@ def side_effect(fn: Callable[[], T], name: str = "side_effect") -> T:
 
 
 def patched(patch_id: str) -> bool:
-    """Whether this run has a change of the code: True where it is new, False where history shows it is not.
+    """Whether this run has a change of its code: False if its history shows that it came here without it.
 
-    Write ``if patched("new-tax"): ... else: ...`` around a change, so that runs which began before it go on
-    in the old way.
+    Write ``if patched("new-tax"): ... else: ...`` around a change. Runs that began before the change then go
+    on in the old way.
     """
-    return require_execution("patched").patched(patch_id)
+    return require_execution("patched").effects.patched(patch_id)
 
 
 def continue_as_new(*args: Any, **kwargs: Any) -> NoReturn:
     """End this run and go on in a new one of the same workflow, with these arguments and an empty history.
 
-    It never returns. Steps that are under way are cancelled, and children as their `parent_close` says. What
-    has come for the run and was not read yet comes to the new one. `result()` of a handle follows.
+    It never returns. Steps in flight are cancelled; what happens to a child follows from its `parent_close`.
+    The new run gets the signals that this one has not read. `result()` of a handle waits for the new run.
 
     Raises:
         StepValidationError: The arguments do not fit the workflow's signature.
-        WorkflowError: There is no argument, the run keeps no history, or a task calls this that runs beside
-            the workflow function.
+        WorkflowError: There is no argument, the run keeps no history, or the caller is a task that runs
+            beside the workflow function.
     """
     execution = require_execution("continue_as_new")
     execution.require_durable("continue_as_new()")
     execution.require_main("continue_as_new()")
     if not args and not kwargs:
         raise WorkflowError(
-            "continue_as_new() takes the arguments of the new run, and there are none: a run that goes on "
-            "with nothing to tell it apart would go on for ever."
+            "continue_as_new() takes the arguments of the new run, and there are none: a run that continues "
+            "without any difference would go on for ever."
         )
     if execution.check_arguments is not None:
         args, kwargs = execution.check_arguments(args, kwargs)
@@ -213,7 +205,7 @@ def shield() -> Shield:
 
 
 class Compensations:
-    """What a run is to undo; see `compensations`."""
+    """What a run undoes if it fails or is cancelled; see `compensations`."""
 
     def __init__(self, execution: Execution) -> None:
         self._stack = execution.compensations
@@ -222,22 +214,22 @@ class Compensations:
         return len(self._stack)
 
     def add(self, undo: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        """Have a step called with these arguments, should it come to that.
+        """Have a step called with these arguments if the run fails or is cancelled.
 
-        An `async def` function is workflow code that may call steps; a `def` function is called as a step.
+        An `async def` function is workflow code, which may call steps. A `def` function is called as a step.
         """
         self._stack.add(undo if inspect.iscoroutinefunction(undo) else as_step(undo), *args, **kwargs)
 
     def clear(self) -> None:
-        """Forget them all: what was done is to stay."""
+        """Forget all compensations: what was done stays."""
         self._stack.clear()
 
 
 def compensations() -> Compensations:
-    """What is to be undone, the last first, should the run fail or be cancelled.
+    """What the run undoes if it fails or is cancelled, the last first.
 
-    ``compensations().add(refund, payment)`` after what ``refund`` undoes; ``clear()`` when all is well.
-    Steps with `@step(compensate=...)` add theirs by themselves.
+    Call ``compensations().add(refund, payment)`` after the work that ``refund`` undoes, and ``clear()`` when
+    all is well. Steps with `@step(compensate=...)` add theirs by themselves.
     """
     return Compensations(require_execution("compensations"))
 
@@ -261,7 +253,7 @@ class Receiver:
 def receive(name: str) -> Receiver:
     """``await receive("price")`` gives the payload of the next signal of this name; ``async for`` gives all.
 
-    Signals that came earlier have been kept in order.
+    Signals that came earlier are kept in their order.
     """
     execution = require_execution("receive")
     execution.require_durable("receive()")
@@ -269,7 +261,7 @@ def receive(name: str) -> Receiver:
 
 
 def set_query_handler(name: str, function: Callable[..., Any]) -> None:
-    """Have `run.query(name, ...)` answered by a function, which must only read, and not wait.
+    """Have a function answer `run.query(name, ...)`. It must only read, and not wait.
 
     Register it before the first `await`, so that the run answers from its beginning.
     """
@@ -279,5 +271,5 @@ def set_query_handler(name: str, function: Callable[..., Any]) -> None:
 
 
 def set_attributes(**attributes: Any) -> None:
-    """Merge attributes into the run's; they are shown with it, and `list_runs` finds by them."""
-    require_execution("set_attributes").set_attributes(attributes)
+    """Merge attributes into the run's. They are shown with the run, and `list_runs` finds runs by them."""
+    require_execution("set_attributes").effects.set_attributes(attributes)

@@ -1,4 +1,4 @@
-"""Waiting for somebody: a hook takes one payload from whoever has its token."""
+"""Hooks: a run waits for one payload from anybody who has the hook's token."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import Any, Generic, TypeVar
 
 from msgspec import Raw
 
-from pyworkflow_ray.authoring.context import require_execution
 from pyworkflow_ray.authoring.steps import StepFunction, run_step
 from pyworkflow_ray.durations import Duration, parse_duration
-from pyworkflow_ray.engine.executions import Execution
+from pyworkflow_ray.engine.executions import Execution, require_execution
 from pyworkflow_ray.exceptions import InvalidTokenError
 from pyworkflow_ray.values import codec
 from pyworkflow_ray.values.schemas import schema_text, validated
@@ -30,30 +29,31 @@ async def hook(
     token: str | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Wait until somebody calls `resume_hook` with this hook's token, and give the payload.
+    """Wait until somebody calls `resume_hook` with this hook's token, and return the payload.
 
     Args:
-        name: What the hook is for; it names it in the history.
-        timeout: How long to wait; without one, for ever.
-        on_created: Called once with the token, to hand it to whoever is to answer; recorded as a local step.
-        payload_schema: A type that payloads must fit (a pydantic model, say); checked before one is accepted.
-        on_received: Called once with the payload; recorded as a local step.
-        token: A token of your own; one that cannot be guessed by default.
+        name: What the hook is for. It is the hook's name in the history.
+        timeout: How long to wait. None waits for ever.
+        on_created: Called once with the token, to hand the token on. It is recorded as a local step.
+        payload_schema: A type that payloads must fit, such as a pydantic model. One that does not fit is not
+            accepted.
+        on_received: Called once with the payload. It is recorded as a local step.
+        token: A token of your own. The default cannot be guessed.
         metadata: Shown with the hook.
 
     Raises:
         HookExpiredError: The timeout has passed.
         HookConflictError: Another run waits for a hook with the same token.
-        Exception: What `reject_hook` was given.
+        Exception: The error that `reject_hook` was called with.
     """
     execution = require_execution("hook")
     execution.require_durable("hook()")
-    schema_text(payload_schema)  # refuse one that describes nothing before anything is recorded
+    schema_text(payload_schema)  # refuses a schema that describes nothing, before anything is recorded
     expires_at = None if timeout is None else execution.now + parse_duration(timeout)
     if token is not None:
         _check_token(token)
     labels = Raw(codec.encode(dict(metadata))) if metadata else _NONE
-    pending = await execution.recorded_call(
+    pending = await execution.scope.decided(
         lambda: execution.hooks.create(
             name, token=token, expires_at=expires_at, schema=payload_schema, metadata=labels
         )
@@ -76,7 +76,7 @@ _NONE = Raw(b"null")
 
 
 async def _dispose(execution: Execution, pending: Any) -> None:
-    await execution.recorded_call(lambda: execution.hooks.dispose(pending))
+    await execution.scope.decided(lambda: execution.hooks.dispose(pending))
 
 
 async def _effect(function: Callable[..., Any], value: Any, name: str) -> None:

@@ -97,7 +97,7 @@ async def _accepted(of: Session, task: asyncio.Future[str], run_id: str) -> str:
     """The run's id once its row exists; the id of another run if that one has the idempotency key."""
     while True:
         is_done = task.done()
-        record = await asyncio.to_thread(of.storage.read, lambda connection: get_run(connection, run_id))
+        record = await asyncio.to_thread(of.storage.read, get_run(run_id))
         if record is not None:
             return run_id
         if is_done:

@@ -31,7 +31,7 @@ def full_id(given: str) -> str:
         WorkflowError: There are several.
     """
     storage = session().storage
-    if storage.read(lambda connection: get_run(connection, given)) is not None:
+    if storage.read(get_run(given)) is not None:
         return given
     for prefix in (given, f"run_{given}"):
         found = storage.read(partial(ids_that_begin, prefix=prefix))

@@ -132,7 +132,7 @@ def print_end(output: Output, ended: WorkflowRun) -> None:
         output.say(f"Run {ended.run_id} waits, and no engine will wake it. To go on with it:")
         output.suggest(f"runs resume {ended.run_id}")
         return
-    record = session().storage.read(lambda connection: get_run(connection, ended.run_id))
+    record = session().storage.read(get_run(ended.run_id))
     what = format_error(record.error_type, ended.error) if record is not None else ""
     how = _ENDS.get(ended.status, f"is {ended.status.value}")
     print_error(
@@ -144,13 +144,13 @@ def print_end(output: Output, ended: WorkflowRun) -> None:
 def result_of(run_id: str) -> Any:
     """The result of a run in plain JSON values, however large; nothing is unpickled."""
     storage = session().storage
-    record = storage.read(lambda connection: get_run(connection, run_id))
+    record = storage.read(get_run(run_id))
     if record is None or record.result is None:
         return None
     digest = codec.blob_reference(record.result.encode())
     if digest is None:
         return codec.describe(record.result)
-    return codec.describe(storage.read(lambda connection: load_blob(connection, digest)).decode())
+    return codec.describe(storage.read(load_blob(digest)).decode())
 
 
 def _print_result(output: Output, result: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from pyworkflow_ray.storage import hooks, runs
 from pyworkflow_ray.storage.databases import Database
 from pyworkflow_ray.storage.histories import latest_event, read_events
 from pyworkflow_ray.storage.storages import Storage
+from pyworkflow_ray.storage.writers import Task
 
 T = TypeVar("T")
 
@@ -55,7 +56,7 @@ class StorageBackend:
     def _storage(self) -> Storage:
         return self._opened or session(storage=self).storage
 
-    async def _read(self, what: str, query: Callable[[Any], T]) -> T:
+    async def _read(self, what: str, query: Task[T]) -> T:
         refuse_in_workflow(what)
         return await asyncio.to_thread(lambda: self._storage().read(query))
 
@@ -63,7 +64,7 @@ class StorageBackend:
 
     async def get_run(self, run_id: str) -> WorkflowRun | None:
         """The run of this id, or None."""
-        record = await self._read("get_run", lambda c: runs.get_run(c, str(run_id)))
+        record = await self._read("get_run", runs.get_run(str(run_id)))
         return None if record is None else WorkflowRun.of(record)
 
     async def get_run_by_idempotency_key(self, key: str, workflow: str | None = None) -> WorkflowRun | None:
@@ -108,31 +109,26 @@ class StorageBackend:
     async def get_parent(self, run_id: str) -> WorkflowRun | None:
         """The run of which this one is a child, or None."""
 
-        def query(connection: Any) -> Any:
-            record = runs.get_run(connection, str(run_id))
-            parent = None if record is None else record.parent_run_id
-            return None if parent is None else runs.get_run(connection, parent)
-
-        record = await self._read("get_parent", query)
+        record = await self._read("get_parent", runs.get_parent(str(run_id)))
         return None if record is None else WorkflowRun.of(record)
 
     async def get_workflow_chain(self, run_id: str) -> list[WorkflowRun]:
         """The runs that continued one another, oldest first, by any one's id. Empty for an unknown id."""
-        found = await self._read("get_workflow_chain", lambda c: runs.get_chain(c, str(run_id)))
+        found = await self._read("get_workflow_chain", runs.get_chain(str(run_id)))
         return [WorkflowRun.of(record) for record in found]
 
     # --- histories --------------------------------------------------------------------------------
 
     async def get_events(self, run_id: str, event_types: Collection[str] | None = None) -> list[Event]:
         """The history of a run, oldest first. With `event_types`, only the events of these types."""
-        rows = await self._read("get_events", lambda c: read_events(c, str(run_id), types=event_types))
+        rows = await self._read("get_events", read_events(str(run_id), types=event_types))
         return [Event.of(str(run_id), row) for row in rows]
 
     async def get_latest_event(self, run_id: str, event_type: str | None = None) -> Event | None:
         """The last event of a run, or its last event of a type, or None."""
         if event_type is not None:
             return next(reversed(await self.get_events(run_id, [event_type])), None)
-        row = await self._read("get_latest_event", lambda c: latest_event(c, str(run_id)))
+        row = await self._read("get_latest_event", latest_event(str(run_id)))
         return None if row is None else Event.of(str(run_id), row)
 
     async def list_steps(self, run_id: str) -> list[StepExecution]:
@@ -163,7 +159,7 @@ class StorageBackend:
 
     async def get_hook_by_token(self, token: str) -> Hook | None:
         """The hook of this token, or None."""
-        record = await self._read("get_hook_by_token", lambda c: hooks.get_hook(c, token))
+        record = await self._read("get_hook_by_token", hooks.get_hook(token))
         return None if record is None else Hook.of(record)
 
     async def list_hooks(

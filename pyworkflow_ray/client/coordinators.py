@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -18,9 +17,6 @@ from pyworkflow_ray.actors.activations import RunEnd
 from pyworkflow_ray.actors.cluster import Cluster
 from pyworkflow_ray.exceptions import WorkflowError
 from pyworkflow_ray.storage.records import RunRecord
-
-ATTEMPTS = 5
-"""How often a coordinator that dies or leaves is called, before its rows are left to the sweep."""
 
 _encoder = msgspec.msgpack.Encoder()
 _ends_decoder = msgspec.msgpack.Decoder(list[RunEnd])
@@ -38,7 +34,7 @@ class CoordinatorClient:
 
     def __init__(self, cluster: Cluster, name: str, environment: str, storage_id: str) -> None:
         self._cluster, self._name, self._storage_id = cluster, name, storage_id
-        self._environment = environment
+        self._callee = cluster.coordinator_callee(name, environment)
         self._starts: list[tuple[RunRecord, asyncio.Future[None]]] = []
         self._waits: dict[str, list[asyncio.Future[RunEnd | None]]] = {}
         self._starting = self._waiting = False
@@ -99,39 +95,8 @@ class CoordinatorClient:
             mine = {run_id: live for run_id, fs in mine.items() if (live := [f for f in fs if not f.done()])}
 
     async def _call(self, method: str, *args: object) -> bytes:
-        make = partial(self._cluster.coordinator, self._name, self._environment)
-        result: bytes = await call_actor(self._cluster, make, self._name, method, *args)
+        result: bytes = await self._cluster.handles.call(self._callee, method, *args)
         return result
-
-
-async def call_actor(cluster: Cluster, make: Callable[[], Any], name: str, method: str, *args: object) -> Any:
-    """Call an actor. If it has gone, look it up again; that creates it again.
-
-    Args:
-        make: Finds or creates the actor, blocking.
-
-    Raises:
-        WorkflowError: The actor raised this error.
-        RayActorError: The actor cannot be reached after several tries.
-    """
-    from ray.exceptions import RayActorError, RayTaskError
-
-    pause = 0.05
-    for attempt in range(1, ATTEMPTS + 1):
-        handle = cluster.known(name)
-        if handle is None:
-            handle = await asyncio.to_thread(make)
-        try:
-            return await getattr(handle, method).remote(*args)
-        except RayTaskError as error:
-            raise (error.cause if isinstance(error.cause, WorkflowError) else error) from None
-        except RayActorError:
-            cluster.forget(name)
-            if attempt == ATTEMPTS:
-                raise
-            await asyncio.sleep(pause)
-            pause *= 3
-    raise AssertionError("unreachable")
 
 
 def _resolve_all(futures: list[asyncio.Future[Any]], result: object, error: Exception | None) -> None:

@@ -5,31 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from functools import partial
 from typing import Any
 
 import msgspec
 
 from pyworkflow_ray.actors.cluster import (
-    HOOK_REGISTRY,
-    TIMER,
-    Cluster,
     address_of_local_cluster,
     connect,
     named_address,
     running_engine,
 )
-from pyworkflow_ray.client.coordinators import call_actor
+from pyworkflow_ray.actors.names import HOOK_REGISTRY, TIMER, is_coordinator, is_of_engine
 from pyworkflow_ray.client.runtimes import LocalRuntime, RayRuntime
 from pyworkflow_ray.client.sessions import enter, leave, session
 from pyworkflow_ray.config import get_config
 from pyworkflow_ray.exceptions import ConfigurationError
 from pyworkflow_ray.storage.records import RunRecord
 
-COORDINATOR = "coordinator"
 FOR_GOOD = timedelta(days=36_500)
 ANSWER_TIME = 10.0
 """Seconds after which an actor counts as not answering."""
@@ -123,24 +118,21 @@ async def bring_up() -> list[EngineActor]:
         ConfigurationError: The cluster has gone, or an engine with another storage runs in it.
         StorageError: The database cannot be reached.
     """
+    from pyworkflow_ray.actors.remote import cluster_of
+
     of = session(runtime="ray")
     assert isinstance(of.runtime, RayRuntime)
     known = set(await asyncio.to_thread(actor_names, of.settings.namespace))
     await of.runtime.open()
-    cluster, engine = of.runtime.cluster, of.runtime.engine
+    cluster, settings = of.runtime.cluster, of.runtime.engine_settings
     # An idle coordinator leaves after a while. This one stays, so that runs start at once.
-    lasting = Cluster(replace(engine, coordinator_ttl=FOR_GOOD))
-    name = f"{engine.placement().full_prefix}0"
-    make: dict[str, tuple[Cluster, Callable[[], Any]]] = {
-        _timer_name(engine.environment): (cluster, cluster.timer),
-        HOOK_REGISTRY: (cluster, cluster.hook_registry),
-        name: (lasting, partial(lasting.coordinator, name, engine.environment)),
-    }
-    pids = {each: await call_actor(of_, get, each, "pid") for each, (of_, get) in make.items()}
+    lasting = cluster_of(replace(settings, coordinator_ttl=FOR_GOOD))
+    first = lasting.coordinator_callee(settings.first_coordinator(), settings.environment)
+    calls = [(cluster, cluster.timer_callee()), (cluster, cluster.hook_registry_callee()), (lasting, first)]
+    pids = {callee.name: await of_.handles.call(callee, "pid") for of_, callee in calls}
     facts = await asyncio.to_thread(of.storage.facts)
-    nothing = msgspec.msgpack.encode([])
-    await call_actor(lasting, make[name][1], name, "accept", nothing, facts["storage_id"])
-    return [EngineActor(each, pid, is_new=each not in known) for each, pid in pids.items()]
+    await lasting.handles.call(first, "accept", msgspec.msgpack.encode([]), facts["storage_id"])
+    return [EngineActor(name, pid, is_new=name not in known) for name, pid in pids.items()]
 
 
 async def take_down(namespace: str) -> list[str]:
@@ -184,16 +176,8 @@ def actor_names(namespace: str) -> list[str]:
     return [
         str(actor["name"])
         for actor in ray.util.list_named_actors(all_namespaces=True)
-        if actor["namespace"] == namespace and _is_ours(actor["name"])
+        if actor["namespace"] == namespace and is_of_engine(actor["name"])
     ]
-
-
-def _is_ours(name: str) -> bool:
-    return any(name == kind or name.startswith(f"{kind}-") for kind in (COORDINATOR, *_LAST_TO_GO))
-
-
-def _timer_name(environment: str) -> str:
-    return f"{TIMER}-{environment}" if environment else TIMER
 
 
 async def inspect_engine(namespace: str) -> EngineState:
@@ -227,7 +211,7 @@ async def _look_at(namespace: str, name: str) -> EngineActor:
         async with asyncio.timeout(ANSWER_TIME):
             actor: Any = await asyncio.to_thread(ray.get_actor, name, namespace)
             pid = await actor.pid.remote()
-            runs = len((await actor.status.remote())["runs"]) if name.startswith(COORDINATOR) else None
+            runs = len((await actor.status.remote())["runs"]) if is_coordinator(name) else None
     except Exception:
         return EngineActor(name)
     return EngineActor(name, pid, runs=runs)

@@ -41,6 +41,7 @@ from pyworkflow_ray.storage.codes import Code
 from pyworkflow_ray.storage.histories import Append, append, read_events
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.runs import get_run
+from pyworkflow_ray.storage.works import Steps, work
 
 CODES = ("recorded", "current")
 
@@ -56,7 +57,7 @@ async def rerun(run_id: str) -> RunHandle[Any]:
     record = await read_record(of, str(run_id))
     await of.runtime.open()
     new = _copy_of(of, record, None, {"rerun_of": record.run_id})
-    accepted = await of.storage.write(lambda connection: accept(connection, new))
+    accepted = await of.storage.write(accept(new, of.storage.loads))
     await hand_over(of, accepted.run)
     return RunHandle(new.run_id, of)
 
@@ -84,7 +85,7 @@ async def fork(
         raise ValueError(f"code is {code!r}: give 'recorded' or 'current'.")
     of = session()
     record = await read_record(of, str(run_id))
-    rows = await asyncio.to_thread(of.storage.read, lambda c: read_events(c, record.run_id))
+    rows = await asyncio.to_thread(of.storage.read, read_events(record.run_id))
     history = decode_history(rows)
     events = [recorded.event for recorded in history]
     kept = _kept(record.run_id, events, from_step, from_position)
@@ -101,22 +102,22 @@ async def fork(
     ]
     links = [link for event in copied for link in blob_links(event)]
 
-    def write(connection: Any) -> RunRecord:
-        run = accept(connection, new).run
+    @work
+    def write() -> Steps[RunRecord]:
+        run = (yield from accept(new)).run
         changes = {
             "status": RunStatus.RUNNING,
             "started_at": record.started_at,
             "updated_at": datetime.now(UTC),
         }
-        append(
-            connection,
+        yield from append(
             Append(
                 run_id=run.run_id, epoch=run.epoch, position=0, events=stamped, changes=changes, blobs=links
-            ),
+            )
         )
-        return get_run(connection, run.run_id) or run
+        return (yield from get_run(run.run_id)) or run
 
-    await hand_over(of, await of.storage.write(write))
+    await hand_over(of, await of.storage.write(write()))
     return RunHandle(new.run_id, of)
 
 
@@ -180,7 +181,7 @@ def _copy_of(of: Session, record: RunRecord, code: Code | None, origin: dict[str
         max_duration=record.max_duration,
         recover_on_worker_loss=record.recover_on_worker_loss,
         max_recovery_attempts=record.max_recovery_attempts,
-        owner_lease=of.runtime.engine.lease_ttl.total_seconds(),
+        owner_lease=of.runtime.engine_settings.lease_ttl.total_seconds(),
         created_at=datetime.now(UTC),
         blobs=links_to(record.input_args.encode(), record.input_kwargs.encode()),
         **of.runtime.placing(run_id, is_isolated(record), None),

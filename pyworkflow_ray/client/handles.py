@@ -124,7 +124,7 @@ class RunHandle(str, Generic[T]):
         from html import escape
 
         try:
-            record = self._session.storage.read(lambda c: get_run(c, str(self)))
+            record = self._session.storage.read(get_run(str(self)))
             run = WorkflowRun.of(require_record(str(self), record))
         except WorkflowError as error:
             return f"<code>{escape(str(self))}</code> {escape(str(error))}"

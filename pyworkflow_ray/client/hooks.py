@@ -124,7 +124,7 @@ def resume_hook_sync(token: str, payload: Any = None, dedup_key: str | None = No
 async def get_hook(token: str) -> Hook | None:
     """The hook of this token, or None. Needs no Ray."""
     refuse_in_workflow("get_hook")
-    record = await asyncio.to_thread(session().storage.read, lambda c: hooks.get_hook(c, token))
+    record = await asyncio.to_thread(session().storage.read, hooks.get_hook(token))
     return None if record is None else Hook.of(record)
 
 

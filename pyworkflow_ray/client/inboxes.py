@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from loguru import logger
 
 from pyworkflow_ray.actors.inboxes import InboxEntry
@@ -11,8 +9,9 @@ from pyworkflow_ray.client.sessions import Session
 from pyworkflow_ray.engine.events import Event
 from pyworkflow_ray.exceptions import ConfigurationError, WorkflowNotFoundError
 from pyworkflow_ray.storage import runs
-from pyworkflow_ray.storage.inboxes import was_posted
-from pyworkflow_ray.storage.records import RunRecord
+from pyworkflow_ray.storage.inboxes import finding_posted
+from pyworkflow_ray.storage.records import RunRecord, run_record
+from pyworkflow_ray.storage.works import Steps, ask, last, work
 
 
 async def send(
@@ -29,35 +28,45 @@ async def send(
     Raises:
         WorkflowNotFoundError: There is no such run.
     """
-    accepted: list[RunRecord] = []
+    record = await of.storage.write(_posted(InboxEntry(run_id, dedup_key, event), once_in_chain, set()))
+    if record is not None:
+        await nudge(of, record)
+    return record
 
-    def post(connection: Any) -> RunRecord | None:
-        record = runs.get_run(connection, runs.latest_of_chain(connection, run_id))
-        if record is None:
-            raise WorkflowNotFoundError(run_id)
-        if record.status.is_terminal:
-            # Perhaps this went through before, and only the answer to its COMMIT was lost.
-            was_done = accepted and was_posted(connection, accepted[0].run_id, dedup_key)
-            return accepted[0] if was_done else None
-        if not (once_in_chain and was_posted(connection, record.run_id, dedup_key, over_chain=True)):
-            entry = InboxEntry(record.run_id, dedup_key, event)
-            if not entry.post(connection) and not was_posted(connection, record.run_id, dedup_key):
-                raise _Moved
-        accepted[:] = [record]
-        return record
 
+@work
+def _posted(entry: InboxEntry, once_in_chain: bool, tried: set[str]) -> Steps[RunRecord | None]:
+    """The run that has the entry in its inbox; None when it has ended.
+
+    Args:
+        tried: The runs that this has posted to. It outlasts a second try, made since the answer to the COMMIT
+            got lost: then a row that is there is our own, also when the run has ended since.
+    """
+    to = entry.run_id
     while True:
-        try:
-            record = await of.storage.write(post)
-        except _Moved:
-            continue  # the run has ended or continued between two statements
-        if record is not None:
-            await nudge(of, record)
-        return record
-
-
-class _Moved(Exception):
-    """The run has ended or continued since it was looked up: look again."""
+        is_again = to in tried
+        tried.add(to)
+        if once_in_chain:
+            to = yield from runs.latest_of_chain(to)
+            row, earlier = yield ask(
+                runs.finding_latest_of_chain(to), finding_posted(to, entry.dedup_key, over_chain=True)
+            )
+            if row is not None and earlier is not None:
+                record = run_record(row)
+                return None if record.status.is_terminal and not is_again else record
+        posted, own, row = yield last(
+            entry.posting(to), finding_posted(to, entry.dedup_key), runs.finding_latest_of_chain(to)
+        )
+        if row is None:
+            raise WorkflowNotFoundError(entry.run_id)
+        record = run_record(row)
+        if posted == 1 or (own is not None and is_again):
+            return record
+        if record.run_id == to and record.status.is_terminal:
+            return None
+        if record.run_id == to and own is not None:
+            return record  # somebody has posted it before
+        to = record.run_id  # it goes on in that one
 
 
 async def nudge(of: Session, record: RunRecord) -> None:

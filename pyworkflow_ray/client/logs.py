@@ -6,7 +6,7 @@ import os
 
 from pyworkflow_ray.actors.sinks import use_sinks
 from pyworkflow_ray.config import configure, log_settings
-from pyworkflow_ray.engine.logs import admit
+from pyworkflow_ray.engine.log_records import admit
 from pyworkflow_ray.exceptions import ConfigurationError
 
 

@@ -18,7 +18,7 @@ async def read_record(of: Session, run_id: str) -> RunRecord:
     Raises:
         WorkflowNotFoundError: There is no such run.
     """
-    record = await asyncio.to_thread(of.storage.read, lambda c: runs.get_run(c, run_id))
+    record = await asyncio.to_thread(of.storage.read, runs.get_run(run_id))
     return require_record(run_id, record)
 
 
@@ -40,15 +40,11 @@ async def latest_of_chain(of: Session, run_id: str) -> RunRecord:
         WorkflowNotFoundError: There is no such run.
     """
     # One read, so one snapshot: between two reads the run may continue once more.
-    record = await asyncio.to_thread(
-        of.storage.read, lambda c: runs.get_run(c, runs.latest_of_chain(c, run_id))
-    )
+    record = await asyncio.to_thread(of.storage.read, runs.get_latest_of_chain(run_id))
     return require_record(run_id, record)
 
 
 async def read_events_after(of: Session, run_id: str, position: int) -> list[Event]:
     """The events of a run that come after a position, oldest first; -1 gives all of them."""
-    rows = await asyncio.to_thread(
-        of.storage.read, lambda connection: read_events(connection, run_id, after=position)
-    )
+    rows = await asyncio.to_thread(of.storage.read, read_events(run_id, after=position))
     return [Event.of(run_id, row) for row in rows]

@@ -63,7 +63,7 @@ async def _read_end(of: Session, record: RunRecord) -> RunEnd:
         return RunEnd(record.run_id, record.status.value, reason=record.error or "")
     result = None if record.result is None else record.result.encode()
     if record.status is not RunStatus.COMPLETED:
-        last = await asyncio.to_thread(of.storage.read, lambda c: latest_event(c, record.run_id))
+        last = await asyncio.to_thread(of.storage.read, latest_event(record.run_id))
         event = decode_event(last[2], last[3]) if last is not None else None
         if isinstance(event, FailureEvent) and record.status is RunStatus.FAILED:
             failure = event.failure
@@ -101,5 +101,5 @@ async def value_of(of: Session, end: RunEnd) -> Any:
     digest = codec.blob_reference(data)
     if digest is not None:
         found = digest
-        data = await asyncio.to_thread(of.storage.read, lambda c: load_blob(c, found))
+        data = await asyncio.to_thread(of.storage.read, load_blob(found))
     return of.values.decode(data)

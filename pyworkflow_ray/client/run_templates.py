@@ -26,7 +26,7 @@ def run_template(
     code = pack(definition, what)
     isolated = definition.workflow_options.isolation == "process" or of.settings.coordinators == "per_run"
     # Large values stay in the row: a blob belongs to runs, and is deleted with the last of them.
-    engine = replace(of.runtime.engine, blob_threshold=2**62)
+    engine = replace(of.runtime.engine_settings, blob_threshold=2**62)
     run = new_run(
         engine,
         definition,

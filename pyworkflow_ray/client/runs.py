@@ -28,9 +28,7 @@ async def get_workflow_run(run_id: str, *, storage: Any = None) -> WorkflowRun |
         storage: Another storage than that of the settings, as in `start`. The functions below have it, too.
     """
     refuse_in_workflow("get_workflow_run")
-    record = await asyncio.to_thread(
-        session(storage=storage).storage.read, lambda c: runs.get_run(c, str(run_id))
-    )
+    record = await asyncio.to_thread(session(storage=storage).storage.read, runs.get_run(str(run_id)))
     return None if record is None else WorkflowRun.of(record)
 
 
@@ -204,7 +202,7 @@ async def get_workflow_chain(run_id: str, *, storage: Any = None) -> list[Workfl
     """
     refuse_in_workflow("get_workflow_chain")
     of = session(storage=storage)
-    found = await asyncio.to_thread(of.storage.read, lambda c: runs.get_chain(c, str(run_id)))
+    found = await asyncio.to_thread(of.storage.read, runs.get_chain(str(run_id)))
     if not found:
         raise WorkflowNotFoundError(str(run_id))
     return [WorkflowRun.of(record) for record in found]
@@ -236,7 +234,7 @@ async def delete_run(run_id: str) -> bool:
     of = session()
 
     def write(connection: Any) -> bool:
-        record = runs.get_run(connection, str(run_id))
+        record = runs.get_run(str(run_id)).on(connection)
         if record is not None and not record.status.is_terminal:
             raise WorkflowError(
                 f"Run {str(run_id)!r} is {record.status.value}: cancel it before it is deleted."

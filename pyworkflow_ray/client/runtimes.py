@@ -9,28 +9,20 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 from pyworkflow_ray.actors.activations import RunEnd
-from pyworkflow_ray.actors.cluster import (
-    HOOK_REGISTRY,
-    Cluster,
-    connect,
-    job_environment,
-    joined_job,
-    placed_on,
-)
+from pyworkflow_ray.actors.cluster import Cluster, connect, job_environment, joined_job, placed_on
 from pyworkflow_ray.actors.coordinator import Coordinator
 from pyworkflow_ray.actors.hook_registry import HookRegistry
-from pyworkflow_ray.actors.nudges import Nudger, coordinator_of, is_isolated
+from pyworkflow_ray.actors.names import coordinator_of
+from pyworkflow_ray.actors.nudges import Placed, grouped
 from pyworkflow_ray.actors.settings import EngineSettings
-from pyworkflow_ray.client.coordinators import CoordinatorClient, call_actor
+from pyworkflow_ray.client.coordinators import CoordinatorClient
 from pyworkflow_ray.clock import Clock
 from pyworkflow_ray.config import Settings
 from pyworkflow_ray.exceptions import ConfigurationError
 from pyworkflow_ray.storage.environments import save_environment
-from pyworkflow_ray.storage.placements import Placement, locate
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.runs import get_run
 from pyworkflow_ray.storage.storages import Storage
@@ -70,7 +62,9 @@ class RayRuntime:
             if self._cluster is not None and joined_job() == self._joined:
                 return
             connect(self._settings.address, self._settings.namespace)
-            engine = EngineSettings.configured(self._settings)
+            from pyworkflow_ray.actors.remote import cluster_of
+
+            settings = EngineSettings.configured(self._settings)
             database = self._storage.database
             if database.is_memory:
                 raise ConfigurationError(
@@ -84,15 +78,16 @@ class RayRuntime:
                     "configure(storage='...') or PYWORKFLOW_STORAGE."
                 )
             # An absolute path: it must mean the same in another process, with another working directory.
-            engine = replace(engine, storage_url=database.secret_url)
+            settings = replace(settings, storage_url=database.secret_url)
             self._storage_id = self._storage.facts()["storage_id"]
             environment, data = job_environment()
             if environment:
                 # The timer or another job's driver may have to create a coordinator for the runs of this job.
-                self._storage.submit(lambda c: save_environment(c, environment, data)).result()
+                self._storage.submit(save_environment(environment, data)).result()
             self._joined = joined_job()
             self._clients.clear()
-            self._cluster = Cluster(placed_on(engine, database.path is not None, self._settings.coordinators))
+            is_file, slots = database.path is not None, self._settings.coordinators
+            self._cluster = cluster_of(placed_on(settings, is_file, slots))
             # This does not wait for the timer, which wakes sleeping runs and finds those of vanished drivers.
             self._cluster.timer()
 
@@ -109,11 +104,12 @@ class RayRuntime:
 
     async def wake_all(self, runs: Sequence[RunRecord]) -> None:
         """Wake runs that were accepted and not placed with a coordinator."""
-        groups: list[tuple[str, str, list[str]]] = []
-        await Nudger(self.engine, lambda *group: groups.append(group)).wake(self._storage, runs)
-        for name, environment, run_ids in groups:
-            make = partial(self.cluster.coordinator, name, environment)
-            await call_actor(self.cluster, make, name, "wake", run_ids)
+        await self._wake(runs)
+
+    async def _wake(self, runs: Sequence[Placed]) -> None:
+        async for group in grouped(self.engine_settings, self._storage, runs):
+            callee = self.cluster.coordinator_callee(group.coordinator, group.environment)
+            await self.cluster.handles.call(callee, "wake", group.run_ids)
 
     @property
     def is_open(self) -> bool:
@@ -126,12 +122,12 @@ class RayRuntime:
         return self._cluster
 
     @property
-    def engine(self) -> EngineSettings:
-        return self.cluster.engine
+    def engine_settings(self) -> EngineSettings:
+        return self.cluster.settings
 
     def placing(self, run_id: str, isolated: bool, start_at: datetime | None) -> dict[str, Any]:
         """The fields of a new run's row that say which coordinator has it, and from when on."""
-        environment = self.engine.environment
+        environment = self.engine_settings.environment
         if start_at is not None:  # no coordinator holds it until then
             later = {
                 "start_at": start_at,
@@ -142,7 +138,7 @@ class RayRuntime:
             return later | ({"coordinator": coordinator_of(run_id)} if isolated else {})
         if isolated:
             return {"coordinator": coordinator_of(run_id), "environment": environment}
-        return {"placement": self.engine.placement()}
+        return {"placement": self.engine_settings.placement()}
 
     async def start(self, run: RunRecord) -> None:
         """Hand an accepted run to its coordinator. For a run that starts later, nudge the timer."""
@@ -178,7 +174,7 @@ class RayRuntime:
         try:
             while True:
                 try:
-                    await self._wake(run)
+                    await self._wake([run])
                 except Exception:
                     if not waking[run.run_id]:
                         raise
@@ -188,28 +184,17 @@ class RayRuntime:
         finally:
             del waking[run.run_id]
 
-    async def _wake(self, run: RunRecord) -> None:
-        if is_isolated(run):
-            name: str | None = run.coordinator
-        else:
-            name = await _locate(self._storage, run.run_id, self.engine.placement(run.environment))
-        if name is not None:
-            make = partial(self.cluster.coordinator, name, run.environment)
-            await call_actor(self.cluster, make, name, "wake", [run.run_id])
-
     async def query(self, run: RunRecord, name: str, args: bytes, kwargs: bytes) -> bytes:
         """The outcome of the run's query function: what it returns or raises."""
-        where = run.coordinator or f"{self.engine.placement(run.environment).full_prefix}0"
-        make = partial(self.cluster.coordinator, where, run.environment)
-        outcome: bytes = await call_actor(self.cluster, make, where, "query", run.run_id, name, args, kwargs)
+        where = run.coordinator or self.engine_settings.first_coordinator(run.environment)
+        callee = self.cluster.coordinator_callee(where, run.environment)
+        outcome: bytes = await self.cluster.handles.call(callee, "query", run.run_id, name, args, kwargs)
         return outcome
 
     async def answer_hook(self, method: str, token: str, data: bytes, delivery_key: str) -> tuple[str, str]:
         """Hand a payload (`resume`) or an error (`reject`) to the hook registry."""
-        make = self.cluster.hook_registry
-        run_id, hook_id = await call_actor(
-            self.cluster, make, HOOK_REGISTRY, method, token, data, delivery_key
-        )
+        callee = self.cluster.hook_registry_callee()
+        run_id, hook_id = await self.cluster.handles.call(callee, method, token, data, delivery_key)
         return run_id, hook_id
 
     def _client_of(self, name: str, environment: str) -> CoordinatorClient:
@@ -225,7 +210,7 @@ class LocalRuntime:
     name = LOCAL
 
     def __init__(self, settings: Settings, storage: Storage, clock: Clock | None = None) -> None:
-        self._engine = EngineSettings.configured(settings, slots=1, namespace="")
+        self._engine_settings = EngineSettings.configured(settings, slots=1, namespace="")
         self._storage = storage
         self._clock = clock
         self._coordinators: dict[asyncio.AbstractEventLoop, Coordinator] = {}
@@ -241,7 +226,7 @@ class LocalRuntime:
         if loop not in self._coordinators:
             name = f"{LOCAL}-{secrets.token_hex(6)}"
             self._coordinators[loop] = Coordinator(
-                name, self._engine, storage=self._storage, clock=self._clock
+                name, self._engine_settings, storage=self._storage, clock=self._clock
             )
         return self._coordinators[loop]
 
@@ -264,8 +249,8 @@ class LocalRuntime:
             await self._rest_of(run.run_id)
 
     @property
-    def engine(self) -> EngineSettings:
-        return self._engine
+    def engine_settings(self) -> EngineSettings:
+        return self._engine_settings
 
     def placing(self, run_id: str, isolated: bool, start_at: datetime | None) -> dict[str, Any]:
         """The fields of a new run's row that say which coordinator has it, and from when on."""
@@ -308,17 +293,12 @@ class LocalRuntime:
     async def answer_hook(self, method: str, token: str, data: bytes, delivery_key: str) -> tuple[str, str]:
         """Hand a payload (`resume`) or an error (`reject`) to the hook registry."""
         now = None if self._clock is None else self._clock.now
-        registry = HookRegistry(self._engine, lambda run_id: None, self._storage, now)
+        registry = HookRegistry(self._engine_settings, lambda run_id: None, self._storage, now)
         run_id, hook_id = await getattr(registry, method)(token, data, delivery_key)
-        run = await asyncio.to_thread(self._storage.read, lambda c: get_run(c, run_id))
+        run = await asyncio.to_thread(self._storage.read, get_run(run_id))
         if run is not None:
             await self.wake(run)
         return run_id, hook_id
 
 
 Runtime = RayRuntime | LocalRuntime
-
-
-async def _locate(storage: Storage, run_id: str, placement: Placement) -> str | None:
-    placed = await storage.write(lambda connection: locate(connection, [run_id], placement))
-    return placed.get(run_id)

@@ -22,7 +22,7 @@ from pyworkflow_ray.actors.cluster import (
 from pyworkflow_ray.actors.payloads import configured_values
 from pyworkflow_ray.client.runtimes import LOCAL, LocalRuntime, RayRuntime, Runtime
 from pyworkflow_ray.config import Settings, get_config, is_in_memory, url_of
-from pyworkflow_ray.engine.step_contexts import current_step
+from pyworkflow_ray.engine.running_steps import current_step
 from pyworkflow_ray.exceptions import ConfigurationError
 from pyworkflow_ray.storage.storages import Storage
 from pyworkflow_ray.values.codec import Values

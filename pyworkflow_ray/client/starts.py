@@ -28,8 +28,10 @@ from pyworkflow_ray.exceptions import (
 from pyworkflow_ray.ids import new_run_id
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage.acceptances import Accepted, NewRun, accept
+from pyworkflow_ray.storage.placements import Loads
 from pyworkflow_ray.storage.records import RunRecord
-from pyworkflow_ray.storage.runs import delete_run, get_by_idempotency_key, get_chain, release_key
+from pyworkflow_ray.storage.runs import delete_run, get_by_idempotency_key, get_chain, releasing_key
+from pyworkflow_ray.storage.works import Steps, ask, called, work
 
 P = ParamSpec("P")
 CONFLICTS = ("use_existing", "fail", "replace")
@@ -201,7 +203,7 @@ async def start_run(
     checked_args, checked_kwargs = definition.check_arguments(args, kwargs)
     await of.runtime.open()
     new = _new_run(of, options, definition, checked_args, checked_kwargs)
-    accepted, replaced = await of.storage.write(lambda connection: _accept(connection, new, options.conflict))
+    accepted, replaced = await of.storage.write(_accept(new, options.conflict, of.storage.loads))
     handle: RunHandle[Any] = RunHandle(accepted.run.run_id, of, accepted.run if accepted.is_new else None)
     if not accepted.is_new:
         if options.conflict == "fail":
@@ -225,18 +227,21 @@ async def hand_over(of: Session, run: RunRecord) -> None:
         raise
 
 
-def _accept(connection: Any, new: NewRun, conflict: str) -> tuple[Accepted, RunRecord | None]:
+@work
+def _accept(new: NewRun, conflict: str, loads: Loads) -> Steps[tuple[Accepted, RunRecord | None]]:
     """The run that is there now, and the live one that it has replaced."""
     replaced = None
     if conflict == "replace" and new.idempotency_key is not None:
-        holder = get_by_idempotency_key(connection, new.idempotency_key, new.workflow_name)
+        key, workflow = new.idempotency_key, new.workflow_name
+        holder = yield from called(lambda c: get_by_idempotency_key(c, key, workflow))
         if holder is not None and holder.run_id != new.run_id:
-            release_key(connection, holder.run_id)
+            yield ask(releasing_key(holder.run_id))
             if not holder.status.is_terminal:
-                reason = f"it was replaced by {new.run_id}"
-                InboxEntry(holder.run_id, CANCEL_KEY, CancellationRequested(reason=reason)).post(connection)
+                request = CancellationRequested(reason=f"it was replaced by {new.run_id}")
+                yield ask(InboxEntry(holder.run_id, CANCEL_KEY, request).posting())
                 replaced = holder
-    return accept(connection, new), replaced
+    accepted = yield from accept(new, loads).at_end()
+    return accepted, replaced
 
 
 def _new_run(
@@ -248,18 +253,19 @@ def _new_run(
 ) -> NewRun:
     run_id = options.run_id or new_run_id()
     what = f"workflow {definition.name!r}"
-    now = of.runtime.now()
-    start_at = None if options.start_at is None else resolve_when(options.start_at, now)
+    # First, so that a delay is over no earlier than it says after the run was asked for: packing takes time.
+    created_at = datetime.now(UTC)
+    start_at = None if options.start_at is None else resolve_when(options.start_at, of.runtime.now())
     isolated = definition.workflow_options.isolation == "process" or of.settings.coordinators == "per_run"
     return new_run(
-        of.runtime.engine,
+        of.runtime.engine_settings,
         definition,
         pack(definition, what),
         run_id,
         of.values.encode(list(args), f"the arguments of {what}"),
         of.values.encode(dict(kwargs), f"the keyword arguments of {what}"),
         idempotency_key=options.idempotency_key,
-        created_at=datetime.now(UTC),
+        created_at=created_at,
         durable=options.durable,
         metadata=label(options.metadata),
         attributes=label(options.attributes),
@@ -269,9 +275,7 @@ def _new_run(
 
 async def _require_same(of: Session, existing: RunRecord, new: NewRun) -> None:
     """Check that an existing run has the same input. A key or a run id belongs to one input."""
-    chain = await asyncio.to_thread(
-        of.storage.read, lambda connection: get_chain(connection, existing.run_id)
-    )
+    chain = await asyncio.to_thread(of.storage.read, get_chain(existing.run_id))
     first = chain[0] if chain else existing
     if first.input_hash != new.input_hash or first.workflow_name != new.workflow_name:
         run_id = existing.run_id

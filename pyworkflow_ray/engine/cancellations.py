@@ -1,11 +1,11 @@
-"""Cancelling a run: how its code learns of it, and how it keeps it off for a while.
+"""Cancelling a run: how its code learns of the request, and how it puts the request off for a while.
 
-Theory of operation. A request cancels the run's main task, as asyncio does it: what the task waits for is
-cancelled with it, `gather` and `TaskGroup` pass it on to their tasks, and `finally` blocks run. What the code
-sees is a `CancellationError` that is an `asyncio.CancelledError` too, so that both kinds of code understand
-it. It is raised once; what the code awaits after that, to clean up, is awaited as ever.
+Theory of operation. A request cancels the run's main task in the way of asyncio. What the task waits for is
+cancelled with it, `gather` and `TaskGroup` cancel their tasks, and `finally` blocks run. The code sees a
+`CancellationError` that is an `asyncio.CancelledError` too, so that code of either habit understands it. The
+error is raised once. What the code awaits after that, to clean up, is awaited as usual.
 
-A task within `shield()` is not cancelled by a request that comes meanwhile, but when it leaves the block.
+A request does not cancel a task within `shield()`. It cancels the task when the task leaves the block.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ _T = TypeVar("_T")
 
 
 _MESSAGE = "the run is cancelled"
-"""What tells a request from other reasons for which asyncio cancels a task."""
+"""Distinguishes a request from other reasons for which asyncio cancels a task."""
 
 
 class RunCancelled(CancellationError, asyncio.CancelledError):  # it is asyncio's name for it
-    """The run was cancelled, in the words of either side."""
+    """The run was cancelled. It is an error of this package and of asyncio."""
 
 
 class RunTimedOut(WorkflowTimeoutError, asyncio.CancelledError):
-    """The run's time is over, in the words of either side."""
+    """The run's time is over. It is an error of this package and of asyncio."""
 
 
 def is_cancellation(error: BaseException | None) -> bool:
-    """Whether code that was cancelled has ended so; a `TaskGroup` wraps what comes to its block."""
+    """Whether code that was cancelled has ended because of that. A `TaskGroup` may wrap the error."""
     if isinstance(error, BaseExceptionGroup):
         return all(is_cancellation(part) for part in error.exceptions)
     return isinstance(error, asyncio.CancelledError | CancellationError | ContinueAsNew)
 
 
 class Cancellation:
-    """Whether a run was asked to cancel, and how far that has got.
+    """Whether a run was asked to cancel, and how far the request has come.
 
     Args:
         run_id: The run.
@@ -54,8 +54,9 @@ class Cancellation:
 
     def __init__(self, run_id: str, loop: RunLoop, max_duration: timedelta | None) -> None:
         self.request: CancellationRequested | None = None
+        """The request that counts. Only the end of the run's time takes the place of an earlier one."""
         self.is_delivered = False
-        """Whether the main code has seen it."""
+        """Whether the main code has seen the request. Never True without a request."""
         self._run_id, self._loop, self._max_duration = run_id, loop, max_duration
         self._main: RunTask[Any] | None = None
 
@@ -70,23 +71,23 @@ class Cancellation:
 
     @property
     def is_timeout(self) -> bool:
-        """Whether nobody asked, but the run's time was over."""
+        """Whether the run's time was over; nobody asked then."""
         return self.request is not None and self.request.requested_by == MAX_DURATION
 
     @property
-    def is_kept_off(self) -> bool:
-        """Whether the main code has not seen the request, for a shield or because it had ended before."""
+    def is_unseen(self) -> bool:
+        """Whether the main code has not seen the request, because of a shield or because it had ended."""
         return self.is_requested and not self.is_delivered
 
     @property
     def is_passing(self) -> bool:
-        """Whether the request is passing through the run's tasks just now."""
+        """Whether the request is just now being passed on to the run's tasks."""
         return self._loop.is_cancelling_run
 
     def deliver(self, request: CancellationRequested, main: RunTask[Any]) -> None:
-        """Cancel the main task; the loop's next run passes it on.
+        """Cancel the main task. The next run of the loop passes the request on to other tasks.
 
-        A second request has no effect, but that the run's time is over has, also after a request.
+        A second request has no effect, with one exception: the end of the run's time always counts.
         """
         if self.note(request):
             self._main = main
@@ -94,7 +95,7 @@ class Cancellation:
             main.cancel(_MESSAGE)
 
     def note(self, request: CancellationRequested) -> bool:
-        """Remember a request; whether it is one that counts."""
+        """Remember a request, and say whether it counts."""
         if self.request is not None and (self.is_timeout or request.requested_by != MAX_DURATION):
             return False
         self.request = request
@@ -105,28 +106,28 @@ class Cancellation:
         self._loop.is_cancelling_run = False
 
     def error(self) -> asyncio.CancelledError:
-        """What the code gets to see."""
+        """The error that the code sees."""
         if self.is_timeout:
             return RunTimedOut(self._run_id, self._max_duration or timedelta())
         return RunCancelled(reason=self.reason or None)
 
     def is_of_run(self, error: asyncio.CancelledError) -> bool:
-        """Whether it is the run that is cancelled, and not a task of it by another, or by a timeout."""
+        """Whether the run is cancelled. Else another task, or a timeout, has cancelled one of its tasks."""
         return isinstance(error, RunCancelled | RunTimedOut) or _is_request(error)
 
-    def told(self, error: asyncio.CancelledError) -> asyncio.CancelledError:
-        """A cancellation as the code that waits here should see it: the run's, or its own as it is."""
+    def translate(self, error: asyncio.CancelledError) -> asyncio.CancelledError:
+        """The error that the code waiting here sees: the run's, or `error` if only this task is cancelled."""
         if isinstance(error, RunCancelled | RunTimedOut):
             return error
         is_passed_on = self.is_passing and asyncio.current_task() is not self._main
         return self.error() if is_passed_on or _is_request(error) else error
 
     def translating(self, code: Coroutine[Any, Any, _T]) -> _Translating[_T]:
-        """The code of the main task, with asyncio's cancellation told as the run's."""
+        """The code of the main task. It sees the run's error in place of asyncio's."""
         return _Translating(code, self)
 
-    def take(self, error: asyncio.CancelledError) -> asyncio.CancelledError:
-        """The error to throw into the main code in place of asyncio's."""
+    def translate_for_main(self, error: asyncio.CancelledError) -> asyncio.CancelledError:
+        """The error to throw into the main code in place of asyncio's. The request is delivered by that."""
         if not isinstance(error, RunCancelled | RunTimedOut) and not _is_request(error):
             return error
         self.is_delivered = True
@@ -138,7 +139,7 @@ def _is_request(error: asyncio.CancelledError) -> bool:
 
 
 class _Translating(Coroutine[Any, Any, _T]):
-    """Stands between a task and its code, so that what the task throws can be told in other words."""
+    """Stands between a task and its code, and translates the cancellation that the task throws."""
 
     def __init__(self, code: Coroutine[Any, Any, _T], cancellation: Cancellation) -> None:
         self._code, self._cancellation = code, cancellation
@@ -148,7 +149,7 @@ class _Translating(Coroutine[Any, Any, _T]):
 
     def throw(self, *error: Any) -> Any:
         if isinstance(error[0], asyncio.CancelledError):
-            return self._code.throw(self._cancellation.take(error[0]))
+            return self._code.throw(self._cancellation.translate_for_main(error[0]))
         return self._code.throw(*error)
 
     def close(self) -> None:
@@ -186,4 +187,4 @@ class Shield:
             task.is_cancel_deferred = False
             task.cancel(_MESSAGE)
             if error is None:
-                await asyncio.sleep(0)  # it is cancelled here, and not at whatever the code awaits next
+                await asyncio.sleep(0)  # the task is cancelled here, and not at what the code awaits next

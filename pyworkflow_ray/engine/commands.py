@@ -1,13 +1,13 @@
 """What a workflow's code asks for: the closed set of commands, and the event that records each.
 
-Only the coordinator turns a command into an event, in the commit that comes before it acts on it.
-Cancelling a timer is no command: it leaves no event, and the code will do it again in a replay.
+Only the coordinator turns a command into an event. It commits the event before it acts on the command.
+Cancelling a timer is no command: it leaves no event, and the code does it again in a replay.
 """
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar, get_args
 
 import msgspec
 from msgspec import Raw
@@ -15,7 +15,8 @@ from msgspec import Raw
 from pyworkflow_ray.engine.events import (
     AttributesSet,
     ChildStarted,
-    Event,
+    CommandEvent,
+    EventBase,
     HookCreated,
     HookDisposed,
     PatchApplied,
@@ -33,15 +34,21 @@ from pyworkflow_ray.engine.options import StepOptions
 from pyworkflow_ray.values.failures import Failure
 
 
-class Command(msgspec.Struct, frozen=True, gc=False):
-    """The base of all commands."""
+class CommandBase(msgspec.Struct, frozen=True, gc=False):
+    """What all commands have."""
 
-    def to_event(self) -> Event | None:
-        """The event that records this command; None for one whose loss a replay repairs by asking again."""
+    event_class: ClassVar[type[CommandEvent] | None]
+    """The class of the event that records the command. None: the command leaves no event, and a replay asks
+    for it again."""
+
+    def to_event(self) -> CommandEvent | None:
+        """The event that records this command, of the class `event_class`; None where that is None."""
         raise NotImplementedError
 
 
-class ScheduleStep(Command, frozen=True):
+class ScheduleStep(CommandBase, frozen=True):
+    event_class = StepScheduled
+
     step_id: str
     step_name: str
     function: Any
@@ -60,8 +67,10 @@ class ScheduleStep(Command, frozen=True):
         )
 
 
-class CancelStep(Command, frozen=True):
-    """`on_cancel` says what becomes of an attempt that is under way: see `step`."""
+class CancelStep(CommandBase, frozen=True):
+    """`on_cancel` says what happens to an attempt in flight; see the option of `step`."""
+
+    event_class = StepCancelled
 
     step_id: str
     step_name: str
@@ -72,7 +81,9 @@ class CancelStep(Command, frozen=True):
         return StepCancelled(step_id=self.step_id, step_name=self.step_name, reason=self.reason)
 
 
-class StartTimer(Command, frozen=True):
+class StartTimer(CommandBase, frozen=True):
+    event_class = TimerStarted
+
     sleep_id: str
     resume_at: datetime
     name: str
@@ -81,7 +92,9 @@ class StartTimer(Command, frozen=True):
         return TimerStarted(sleep_id=self.sleep_id, resume_at=self.resume_at, name=self.name)
 
 
-class CreateHook(Command, frozen=True):
+class CreateHook(CommandBase, frozen=True):
+    event_class = HookCreated
+
     hook_id: str
     name: str
     token: str
@@ -93,14 +106,18 @@ class CreateHook(Command, frozen=True):
         return HookCreated(hook_id=self.hook_id, token=self.token, name=self.name, expires_at=self.expires_at)
 
 
-class DisposeHook(Command, frozen=True):
+class DisposeHook(CommandBase, frozen=True):
+    event_class = HookDisposed
+
     hook_id: str
 
     def to_event(self) -> HookDisposed:
         return HookDisposed(hook_id=self.hook_id)
 
 
-class StartChild(Command, frozen=True):
+class StartChild(CommandBase, frozen=True):
+    event_class = ChildStarted
+
     child_id: str
     child_run_id: str
     definition: Any
@@ -119,8 +136,10 @@ class StartChild(Command, frozen=True):
         )
 
 
-class CancelChild(Command, frozen=True):
-    """Ask a child to cancel; asked again in each replay, which has no effect."""
+class CancelChild(CommandBase, frozen=True):
+    """Ask a child to cancel. A replay asks again, which has no effect."""
+
+    event_class = None
 
     child_run_id: str
     reason: str
@@ -129,7 +148,9 @@ class CancelChild(Command, frozen=True):
         return None
 
 
-class RecordSideEffect(Command, frozen=True):
+class RecordSideEffect(CommandBase, frozen=True):
+    event_class = SideEffectRecorded
+
     name: str
     value: Raw
     failure: Failure | None = None
@@ -138,47 +159,85 @@ class RecordSideEffect(Command, frozen=True):
         return SideEffectRecorded(name=self.name, value=self.value, failure=self.failure)
 
 
-class ApplyPatch(Command, frozen=True):
+class ApplyPatch(CommandBase, frozen=True):
+    event_class = PatchApplied
+
     patch_id: str
 
     def to_event(self) -> PatchApplied:
         return PatchApplied(patch_id=self.patch_id)
 
 
-class SetAttributes(Command, frozen=True):
+class SetAttributes(CommandBase, frozen=True):
+    event_class = AttributesSet
+
     attributes: Raw
 
     def to_event(self) -> AttributesSet:
         return AttributesSet(attributes=self.attributes)
 
 
-class CompleteRun(Command, frozen=True):
+class CompleteRun(CommandBase, frozen=True):
+    event_class = WorkflowCompleted
+
     result: Raw
 
     def to_event(self) -> WorkflowCompleted:
         return WorkflowCompleted(result=self.result)
 
 
-class FailRun(Command, frozen=True):
+class FailRun(CommandBase, frozen=True):
+    event_class = WorkflowFailed
+
     failure: Failure
 
     def to_event(self) -> WorkflowFailed:
         return WorkflowFailed(**failure_fields(self.failure))
 
 
-class CancelRun(Command, frozen=True):
+class CancelRun(CommandBase, frozen=True):
+    event_class = WorkflowCancelled
+
     reason: str
 
     def to_event(self) -> WorkflowCancelled:
         return WorkflowCancelled(reason=self.reason)
 
 
-class ContinueRun(Command, frozen=True):
+class ContinueRun(CommandBase, frozen=True):
+    event_class = WorkflowContinuedAsNew
+
     new_run_id: str
     args: Raw
     kwargs: Raw
     signals: tuple[tuple[str, Raw], ...] = ()
-    """Signals that the run has received and not read: its successor gets them."""
+    """The signals that the run has received and not read. The new run gets them."""
 
     def to_event(self) -> WorkflowContinuedAsNew:
         return WorkflowContinuedAsNew(new_run_id=self.new_run_id, args=self.args, kwargs=self.kwargs)
+
+
+Command = (
+    ScheduleStep
+    | CancelStep
+    | StartTimer
+    | CreateHook
+    | DisposeHook
+    | StartChild
+    | CancelChild
+    | RecordSideEffect
+    | ApplyPatch
+    | SetAttributes
+    | CompleteRun
+    | FailRun
+    | CancelRun
+    | ContinueRun
+)
+"""Every command."""
+
+COMMANDS: tuple[type[Command], ...] = get_args(Command)
+
+
+def command_of(kind: type[EventBase]) -> type[Command] | None:
+    """The class of the commands that events of this class record; None of an outcome."""
+    return next((command for command in COMMANDS if command.event_class is kind), None)

@@ -1,35 +1,27 @@
-"""What to say when code and history no longer agree."""
+"""The error of a run whose code no longer agrees with its history."""
 
 from __future__ import annotations
 
-from pyworkflow_ray.engine.events import TYPES, Event, Recorded, type_of
+from pyworkflow_ray.engine.commands import command_of
+from pyworkflow_ray.engine.events import EventBase, Recorded
 from pyworkflow_ray.exceptions import NonDeterminismError
 
-_COMMAND_OF = {
-    "step.started": "ScheduleStep",
-    "step.cancelled": "CancelStep",
-    "sleep.started": "StartTimer",
-    "hook.created": "CreateHook",
-    "hook.disposed": "DisposeHook",
-    "child_workflow.started": "StartChild",
-    "side_effect.recorded": "RecordSideEffect",
-    "patch.applied": "ApplyPatch",
-    "attributes.set": "SetAttributes",
-    "workflow.completed": "CompleteRun",
-    "workflow.failed": "FailRun",
-    "workflow.cancelled": "CancelRun",
-    "workflow.continued_as_new": "ContinueRun",
-}
 _NAMES = ("step_id", "sleep_id", "hook_id", "child_id", "patch_id", "name")
 
 
-def divergence(run_id: str, recorded: Recorded, asked: tuple[type[Event], str] | None) -> NonDeterminismError:
-    """The error that names what was recorded, what the code asks now, where, and the cure."""
-    if asked is None:
+def divergence(
+    run_id: str, recorded: Recorded, kind: type[EventBase] | None, key: str
+) -> NonDeterminismError:
+    """The error that says what is recorded, what the code asks for now, at which position, and the cure.
+
+    Args:
+        kind: The event that would record what the code asks for; None when it asks for nothing.
+        key: The event's key.
+    """
+    if kind is None:
         now = "nothing: at this place it waits, or has ended"
     else:
-        kind, key = asked
-        command = _COMMAND_OF.get(TYPES[kind], kind.__name__)
+        command = (command_of(kind) or kind).__name__
         now = f"{command}({key!r})" if key else f"{command}()"
     return NonDeterminismError(
         f"Run {run_id!r} replayed differently from its history at position {recorded.position}:\n"
@@ -41,9 +33,9 @@ def divergence(run_id: str, recorded: Recorded, asked: tuple[type[Event], str] |
     )
 
 
-def _describe(event: Event) -> str:
+def _describe(event: EventBase) -> str:
     for field in _NAMES:
         name = getattr(event, field, None)
         if name:
             return f"{type(event).__name__}({name!r})"
-    return f"{type(event).__name__}() [{type_of(event)}]"
+    return f"{type(event).__name__}() [{event.type}]"

@@ -1,18 +1,19 @@
 """What has happened to a run: the closed set of events that make up its history.
 
-A *command event* records a decision of the workflow's code (`StepScheduled`, `TimerStarted`, ...); an
-*outcome event* records what came of it (`StepCompleted`, `TimerFired`, ...). Outcomes are applied one at
-a time in the order of the history, and the command events that one provoked stand right behind it.
+A *command event* records a decision of the workflow's code (`StepScheduled`, `TimerStarted`, ...). An
+*outcome* records what came of it (`StepCompleted`, `TimerFired`, ...). Outcomes are applied one at a
+time, in the order of the history. The command events that an outcome causes stand right behind it.
 
-Each class is written to the log under the `type` string of its tag; its fields are the log's `data`.
-Values of the user's (arguments, results) stay encoded: `Raw` is the JSON text that `values` wrote.
+Each class says its `type`, which is its name in the log, and whether it is an outcome. Its fields are the
+log's `data`. The user's values (arguments, results) stay encoded: `Raw` is the JSON text that the codec
+wrote. `Event` is the union of all classes, and every table at the end of this file is derived from it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar, TypeGuard, get_args
 
 import msgspec
 from msgspec import Raw
@@ -22,24 +23,31 @@ from pyworkflow_ray.values.failures import Failure
 NONE = Raw(b"null")
 
 
-class Event(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=False):
-    """The base of all events; `type_of(event)` is its name in the log.
+class EventBase(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=False):
+    """What all events have.
 
-    Events hold plain data, never one another in a circle, so the collector need not look at them: it
-    would do so again and again while a long history is read.
+    Events hold plain data and never refer to one another in a circle. So the garbage collector need not
+    visit them, which it would do again and again while a long history is read.
     """
+
+    type: ClassVar[str] = ""
+    """The event's name in the log, such as ``step.completed``."""
+    is_outcome: ClassVar[bool] = False
+    """Whether the run learns something by it. Every other event records a command."""
+    is_ending: ClassVar[bool] = False
+    """Whether it is the last event of its history. Such an event records a command."""
 
     @property
     def key(self) -> str:
-        """What tells a command event from others of its kind in its run; "" where nothing does."""
+        """What distinguishes a command event from others of its class in its run; "" where nothing does."""
         return ""
 
 
-# --- outcomes: what the run learns ---------------------------------------------------------------
+# --- outcomes -------------------------------------------------------------------------------------
 
 
-class FailureEvent(Event, frozen=True, kw_only=True):
-    """An event that tells an error: readable fields at the top, and what rebuilds the exception below."""
+class FailureEvent(EventBase, frozen=True, kw_only=True):
+    """An event that holds an error: first the readable fields, then what rebuilds the exception."""
 
     error: str
     error_type: str
@@ -51,7 +59,7 @@ class FailureEvent(Event, frozen=True, kw_only=True):
 
     @property
     def failure(self) -> Failure:
-        """The error as `failures` tells it."""
+        """The error as data."""
         return Failure(
             error=self.error,
             error_type=self.error_type,
@@ -64,7 +72,7 @@ class FailureEvent(Event, frozen=True, kw_only=True):
 
 
 def failure_fields(failure: Failure) -> dict[str, Any]:
-    """The fields of a `FailureEvent` that tell this failure."""
+    """The fields of a `FailureEvent` that hold this failure."""
     return {
         "error": failure.error,
         "error_type": failure.error_type,
@@ -76,26 +84,35 @@ def failure_fields(failure: Failure) -> dict[str, Any]:
     }
 
 
-class WorkflowStarted(Event, frozen=True, kw_only=True):
+class WorkflowStarted(EventBase, frozen=True, kw_only=True):
+    type = "workflow.started"
+    is_outcome = True
+
     workflow_name: str
     args: Raw
     kwargs: Raw
     metadata: Raw = NONE
     seed: str = ""
-    """Of the run's random source; the run's id when it is empty. A fork keeps the seed of its history."""
+    """The seed of the run's random source. Empty means the run's id. A fork keeps the seed of its origin."""
     counted_from: datetime | None = None
-    """From when its `max_duration` counts; from its start by default. A fork's counts from the fork."""
+    """When `max_duration` begins to count. None means the run's start. A fork counts from the fork."""
 
 
-class WorkflowInterrupted(Event, frozen=True, kw_only=True):
-    """Written by the coordinator that takes a run over after a crash; attempts in flight count as lost."""
+class WorkflowInterrupted(EventBase, frozen=True, kw_only=True):
+    """The coordinator that takes a run over after a crash writes it. Attempts in flight are lost."""
+
+    type = "workflow.interrupted"
+    is_outcome = True
 
     reason: str
     worker_id: str = ""
     recovery_attempt: int = 0
 
 
-class StepCompleted(Event, frozen=True, kw_only=True):
+class StepCompleted(EventBase, frozen=True, kw_only=True):
+    type = "step.completed"
+    is_outcome = True
+
     step_id: str
     step_name: str
     result: Raw
@@ -108,6 +125,9 @@ class StepCompleted(Event, frozen=True, kw_only=True):
 class StepFailed(FailureEvent, frozen=True, kw_only=True):
     """A step has given up: `cause` is "error", "timeout", "worker_died" or "out_of_memory"."""
 
+    type = "step.failed"
+    is_outcome = True
+
     step_id: str
     step_name: str
     attempt: int
@@ -117,8 +137,11 @@ class StepFailed(FailureEvent, frozen=True, kw_only=True):
     worker_pid: int = 0
 
 
-class StepRetrying(Event, frozen=True, kw_only=True):
+class StepRetrying(EventBase, frozen=True, kw_only=True):
     """An attempt failed and another will follow: `attempt` is the next one's number."""
+
+    type = "step.retrying"
+    is_outcome = True
 
     step_id: str
     step_name: str
@@ -132,24 +155,36 @@ class StepRetrying(Event, frozen=True, kw_only=True):
     worker_pid: int = 0
 
 
-class TimerFired(Event, frozen=True, kw_only=True):
+class TimerFired(EventBase, frozen=True, kw_only=True):
+    type = "sleep.completed"
+    is_outcome = True
+
     sleep_id: str
 
 
-class HookReceived(Event, frozen=True, kw_only=True):
-    """A payload came for a hook, or, with `failure`, somebody rejected it."""
+class HookReceived(EventBase, frozen=True, kw_only=True):
+    """A payload came for a hook. If `failure` is set, somebody rejected the hook instead."""
+
+    type = "hook.received"
+    is_outcome = True
 
     hook_id: str
     payload: Raw = NONE
     failure: Failure | None = None
 
 
-class HookExpired(Event, frozen=True, kw_only=True):
+class HookExpired(EventBase, frozen=True, kw_only=True):
+    type = "hook.expired"
+    is_outcome = True
+
     hook_id: str
 
 
-class CancellationRequested(Event, frozen=True, kw_only=True):
-    """`requested_by` is who asked; `MAX_DURATION` when nobody did and the run's time is over."""
+class CancellationRequested(EventBase, frozen=True, kw_only=True):
+    """`requested_by` says who asked. It is `MAX_DURATION` when nobody did and the run's time is over."""
+
+    type = "cancellation.requested"
+    is_outcome = True
 
     reason: str = ""
     requested_by: str = ""
@@ -158,7 +193,10 @@ class CancellationRequested(Event, frozen=True, kw_only=True):
 MAX_DURATION = "max_duration"
 
 
-class ChildCompleted(Event, frozen=True, kw_only=True):
+class ChildCompleted(EventBase, frozen=True, kw_only=True):
+    type = "child_workflow.completed"
+    is_outcome = True
+
     child_id: str
     child_run_id: str
     child_workflow_name: str
@@ -166,27 +204,38 @@ class ChildCompleted(Event, frozen=True, kw_only=True):
 
 
 class ChildFailed(FailureEvent, frozen=True, kw_only=True):
+    type = "child_workflow.failed"
+    is_outcome = True
+
     child_id: str
     child_run_id: str
     child_workflow_name: str
 
 
-class ChildCancelled(Event, frozen=True, kw_only=True):
+class ChildCancelled(EventBase, frozen=True, kw_only=True):
+    type = "child_workflow.cancelled"
+    is_outcome = True
+
     child_id: str
     child_run_id: str
     child_workflow_name: str
     reason: str = ""
 
 
-class SignalReceived(Event, frozen=True, kw_only=True):
+class SignalReceived(EventBase, frozen=True, kw_only=True):
+    type = "signal.received"
+    is_outcome = True
+
     name: str
     payload: Raw
 
 
-# --- command events: what the workflow's code decided ----------------------------------------------
+# --- command events -------------------------------------------------------------------------------
 
 
-class StepScheduled(Event, frozen=True, kw_only=True):
+class StepScheduled(EventBase, frozen=True, kw_only=True):
+    type = "step.started"
+
     step_id: str
     step_name: str
     args: Raw
@@ -199,7 +248,9 @@ class StepScheduled(Event, frozen=True, kw_only=True):
         return self.step_id
 
 
-class StepCancelled(Event, frozen=True, kw_only=True):
+class StepCancelled(EventBase, frozen=True, kw_only=True):
+    type = "step.cancelled"
+
     step_id: str
     step_name: str
     reason: str = ""
@@ -209,7 +260,9 @@ class StepCancelled(Event, frozen=True, kw_only=True):
         return self.step_id
 
 
-class TimerStarted(Event, frozen=True, kw_only=True):
+class TimerStarted(EventBase, frozen=True, kw_only=True):
+    type = "sleep.started"
+
     sleep_id: str
     resume_at: datetime
     name: str = ""
@@ -219,7 +272,9 @@ class TimerStarted(Event, frozen=True, kw_only=True):
         return self.sleep_id
 
 
-class HookCreated(Event, frozen=True, kw_only=True):
+class HookCreated(EventBase, frozen=True, kw_only=True):
+    type = "hook.created"
+
     hook_id: str
     token: str
     name: str
@@ -230,8 +285,10 @@ class HookCreated(Event, frozen=True, kw_only=True):
         return self.hook_id
 
 
-class HookDisposed(Event, frozen=True, kw_only=True):
+class HookDisposed(EventBase, frozen=True, kw_only=True):
     """The code no longer waits for this hook."""
+
+    type = "hook.disposed"
 
     hook_id: str
 
@@ -240,7 +297,9 @@ class HookDisposed(Event, frozen=True, kw_only=True):
         return self.hook_id
 
 
-class ChildStarted(Event, frozen=True, kw_only=True):
+class ChildStarted(EventBase, frozen=True, kw_only=True):
+    type = "child_workflow.started"
+
     child_id: str
     child_run_id: str
     child_workflow_name: str
@@ -253,7 +312,9 @@ class ChildStarted(Event, frozen=True, kw_only=True):
         return self.child_id
 
 
-class SideEffectRecorded(Event, frozen=True, kw_only=True):
+class SideEffectRecorded(EventBase, frozen=True, kw_only=True):
+    type = "side_effect.recorded"
+
     name: str
     value: Raw
     failure: Failure | None = None
@@ -263,7 +324,9 @@ class SideEffectRecorded(Event, frozen=True, kw_only=True):
         return self.name
 
 
-class PatchApplied(Event, frozen=True, kw_only=True):
+class PatchApplied(EventBase, frozen=True, kw_only=True):
+    type = "patch.applied"
+
     patch_id: str
 
     @property
@@ -271,79 +334,96 @@ class PatchApplied(Event, frozen=True, kw_only=True):
         return self.patch_id
 
 
-class AttributesSet(Event, frozen=True, kw_only=True):
+class AttributesSet(EventBase, frozen=True, kw_only=True):
+    type = "attributes.set"
+
     attributes: Raw
 
 
-class WorkflowCompleted(Event, frozen=True, kw_only=True):
+class WorkflowCompleted(EventBase, frozen=True, kw_only=True):
+    type = "workflow.completed"
+    is_ending = True
+
     result: Raw
 
 
 class WorkflowFailed(FailureEvent, frozen=True, kw_only=True):
     """The workflow's function raised."""
 
+    type = "workflow.failed"
+    is_ending = True
 
-class WorkflowCancelled(Event, frozen=True, kw_only=True):
+
+class WorkflowCancelled(EventBase, frozen=True, kw_only=True):
+    type = "workflow.cancelled"
+    is_ending = True
+
     reason: str = ""
 
 
-class WorkflowContinuedAsNew(Event, frozen=True, kw_only=True):
+class WorkflowContinuedAsNew(EventBase, frozen=True, kw_only=True):
+    type = "workflow.continued_as_new"
+    is_ending = True
+
     new_run_id: str
     args: Raw
     kwargs: Raw
 
 
-TYPES: dict[type[Event], str] = {
-    WorkflowStarted: "workflow.started",
-    WorkflowInterrupted: "workflow.interrupted",
-    WorkflowCompleted: "workflow.completed",
-    WorkflowFailed: "workflow.failed",
-    WorkflowCancelled: "workflow.cancelled",
-    WorkflowContinuedAsNew: "workflow.continued_as_new",
-    StepScheduled: "step.started",
-    StepCompleted: "step.completed",
-    StepFailed: "step.failed",
-    StepRetrying: "step.retrying",
-    StepCancelled: "step.cancelled",
-    TimerStarted: "sleep.started",
-    TimerFired: "sleep.completed",
-    HookCreated: "hook.created",
-    HookReceived: "hook.received",
-    HookExpired: "hook.expired",
-    HookDisposed: "hook.disposed",
-    CancellationRequested: "cancellation.requested",
-    ChildStarted: "child_workflow.started",
-    ChildCompleted: "child_workflow.completed",
-    ChildFailed: "child_workflow.failed",
-    ChildCancelled: "child_workflow.cancelled",
-    SignalReceived: "signal.received",
-    SideEffectRecorded: "side_effect.recorded",
-    PatchApplied: "patch.applied",
-    AttributesSet: "attributes.set",
-}
-"""The name of each event in the log."""
+# --- the closed sets ------------------------------------------------------------------------------
 
-OUTCOMES: tuple[type[Event], ...] = (
-    WorkflowStarted,
-    WorkflowInterrupted,
-    StepCompleted,
-    StepFailed,
-    StepRetrying,
-    TimerFired,
-    HookReceived,
-    HookExpired,
-    CancellationRequested,
-    ChildCompleted,
-    ChildFailed,
-    ChildCancelled,
-    SignalReceived,
+Outcome = (
+    WorkflowStarted
+    | WorkflowInterrupted
+    | StepCompleted
+    | StepFailed
+    | StepRetrying
+    | TimerFired
+    | HookReceived
+    | HookExpired
+    | CancellationRequested
+    | ChildCompleted
+    | ChildFailed
+    | ChildCancelled
+    | SignalReceived
 )
-ENDINGS: tuple[type[Event], ...] = (
-    WorkflowCompleted,
-    WorkflowFailed,
-    WorkflowCancelled,
-    WorkflowContinuedAsNew,
+"""What the run learns. These are the classes whose `is_outcome` is True."""
+
+Ending = WorkflowCompleted | WorkflowFailed | WorkflowCancelled | WorkflowContinuedAsNew
+"""How a history ends. These are the classes whose `is_ending` is True."""
+
+CommandEvent = (
+    StepScheduled
+    | StepCancelled
+    | TimerStarted
+    | HookCreated
+    | HookDisposed
+    | ChildStarted
+    | SideEffectRecorded
+    | PatchApplied
+    | AttributesSet
+    | Ending
 )
+"""What records a command of the workflow's code."""
+
+Event = Outcome | CommandEvent
+"""Every event of a run."""
+
+EVENTS: tuple[type[Event], ...] = get_args(Event)
+TYPES: dict[type[Event], str] = {cls: cls.type for cls in EVENTS}
+"""The name of each event in the log."""
+OUTCOMES: tuple[type[Event], ...] = tuple(cls for cls in EVENTS if cls.is_outcome)
+ENDINGS: tuple[type[Event], ...] = tuple(cls for cls in EVENTS if cls.is_ending)
+
+
+def is_outcome(event: Event) -> TypeGuard[Outcome]:
+    """Whether the run learns something by this event."""
+    return event.is_outcome
+
+
+def is_ending(event: Event) -> TypeGuard[Ending]:
+    """Whether this event ends a history."""
+    return event.is_ending
 
 
 class Recorded(msgspec.Struct, frozen=True, gc=False):
@@ -360,7 +440,7 @@ _decoders = {name: msgspec.json.Decoder(cls) for cls, name in TYPES.items()}
 
 def type_of(event: Event) -> str:
     """The event's name in the log, such as ``step.completed``."""
-    return TYPES[type(event)]
+    return event.type
 
 
 def encode_data(event: Event) -> bytes:
@@ -369,10 +449,10 @@ def encode_data(event: Event) -> bytes:
 
 
 def decode_event(type_: str, data: bytes | str) -> Event:
-    """The event that the log's `type` and `data` say.
+    """The event of this `type` and `data` of the log.
 
     Raises:
-        ValueError: The type is unknown (a newer version wrote it), or the data does not fit it.
+        ValueError: The type is unknown (a newer version wrote it), or the data does not fit the type.
     """
     decoder = _decoders.get(type_)
     if decoder is None:
@@ -381,7 +461,7 @@ def decode_event(type_: str, data: bytes | str) -> Event:
     try:
         event: Event = decoder.decode(data)
     except msgspec.DecodeError as error:
-        raise ValueError(f"The data of an event of type {type_!r} is not readable: {error}") from error
+        raise ValueError(f"The data of an event of type {type_!r} cannot be read: {error}") from error
     return event
 
 

@@ -1,49 +1,35 @@
 """One run's code, driven over its history.
 
-Theory of operation. An `Execution` is fed outcomes, one at a time and in the order of the history.
-Feeding one resolves what it answers, runs the workflow's code until all of it waits, and returns the
-commands that came out. In a replay the same happens, but each command is held against the event that
-was recorded at that place: the recorded one counts (its timer's due time, its side effect's value), and
-a command of another kind or name is a `NonDeterminismError`. So live and replay are the same code, and
-an execution after a replay is in the state in which the crash left it.
+Theory of operation. An `Execution` is fed outcomes, one at a time and in the order of the history. Feeding
+one resolves what it answers, runs the workflow's code until all of it waits, and returns the commands that
+the code has asked for. A replay does the same, but compares each command with the event that is recorded at
+that place. The recorded one counts (its timer's due time, its side effect's value). A command of another kind
+or name is a `NonDeterminismError`. So live and replay are the same code, and after a replay an execution is
+in the state in which a crash left it.
 
-No I/O, no clock, no threads: whoever owns an execution calls it from one thread at a time.
+No I/O, no clock, no threads, no logger: the owner of an execution calls it from one thread at a time, and
+logs the notes that it takes.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
-import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextvars import Context, ContextVar, copy_context
-from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from datetime import datetime
+from typing import Any, TypeVar, assert_never
 
-from loguru import logger
-from msgspec import Raw
-
-from pyworkflow_ray.engine.cancellations import Cancellation, is_cancellation
-from pyworkflow_ray.engine.children import Child, Children, derived_run_id
+from pyworkflow_ray.engine.cancellations import Cancellation
+from pyworkflow_ray.engine.children import Child, Children
 from pyworkflow_ray.engine.codecs import Codec
-from pyworkflow_ray.engine.commands import (
-    ApplyPatch,
-    CancelRun,
-    Command,
-    CompleteRun,
-    ContinueRun,
-    FailRun,
-    RecordSideEffect,
-    SetAttributes,
-    StartTimer,
-)
+from pyworkflow_ray.engine.commands import Command
 from pyworkflow_ray.engine.compensations import Compensations
-from pyworkflow_ray.engine.continuations import ContinueAsNew, continuation_in
+from pyworkflow_ray.engine.continuations import continuation_in
+from pyworkflow_ray.engine.effects import Effects
+from pyworkflow_ray.engine.endings import end_run, error_of, is_by_coordinator
 from pyworkflow_ray.engine.events import (
     MAX_DURATION,
     NONE,
-    OUTCOMES,
-    AttributesSet,
     CancellationRequested,
     ChildCancelled,
     ChildCompleted,
@@ -51,216 +37,229 @@ from pyworkflow_ray.engine.events import (
     Event,
     HookExpired,
     HookReceived,
-    PatchApplied,
+    Outcome,
     Recorded,
-    SideEffectRecorded,
     SignalReceived,
     StepCompleted,
     StepFailed,
     StepRetrying,
     TimerFired,
-    TimerStarted,
-    WorkflowCancelled,
-    WorkflowCompleted,
-    WorkflowContinuedAsNew,
-    WorkflowFailed,
     WorkflowInterrupted,
     WorkflowStarted,
+    is_outcome,
 )
 from pyworkflow_ray.engine.evictions import evict_suspended
 from pyworkflow_ray.engine.hooks import Hooks, PendingHook
-from pyworkflow_ray.engine.loop import EPOCH, LoopTimer, RunLoop, RunTask, collector_paused
-from pyworkflow_ray.engine.pending_steps import Limits, PendingStep
-from pyworkflow_ray.engine.recordings import Halt, Recording
+from pyworkflow_ray.engine.limits import Limits
+from pyworkflow_ray.engine.loop import LoopTimer, RunLoop, RunTask, collector_paused
+from pyworkflow_ray.engine.recordings import Halt
+from pyworkflow_ray.engine.scopes import Scope
 from pyworkflow_ray.engine.signals import Signals
 from pyworkflow_ray.engine.steps import Steps
-from pyworkflow_ray.engine.timers import Timers, Waiting
-from pyworkflow_ray.exceptions import (
-    EventLimitExceededError,
-    FatalError,
-    NonDeterminismError,
-    StepFailedError,
-    WorkerDiedError,
-    WorkflowError,
-    WorkflowTimeoutError,
-)
-from pyworkflow_ray.ids import Ordinals
-from pyworkflow_ray.values.failures import capture, error_type_name, restore
-
-__all__ = ["Codec", "Execution", "Limits", "PendingStep", "current"]
+from pyworkflow_ray.engine.timers import Timers
+from pyworkflow_ray.exceptions import FatalError, NonDeterminismError, WorkflowError
+from pyworkflow_ray.values.failures import capture
 
 _T = TypeVar("_T")
-_E = TypeVar("_E", bound=Event)
 _DEADLINE = "\0deadline"
-"""The id of the timer of `max_duration`. No sleep can be named so."""
+"""The id of the timer of `max_duration`. No sleep can have such a name."""
 
 current: ContextVar[Execution | None] = ContextVar("pyworkflow_ray_execution", default=None)
 """The execution whose code is running; None in steps and outside of runs."""
 
 
-_ENDED_FROM_OUTSIDE = [error_type_name(error) for error in (WorkerDiedError, EventLimitExceededError)]
-
-
-class Execution(Recording):
-    """A run's code and where it stands.
+class Execution:
+    """A run's code, and how far it has come.
 
     Args:
         run_id: Also the seed of the run's random source.
-        limits: Bounds on what the run may do.
+        function: The workflow's function.
+        codec: How the run's values are encoded.
+        limits: The bounds of what the run may do.
     """
 
     def __init__(
         self, run_id: str, function: Callable[..., Awaitable[Any]], codec: Codec, limits: Limits | None = None
     ) -> None:
-        super().__init__(run_id)
+        self.run_id = run_id
         self.workflow_name, self.metadata = "", NONE
-        self.nesting_depth = 0
-        self.codec = codec
-        self.limits = limits or Limits()
-        self.timers = Timers()
-        self.calls = Steps(self)
-        self.steps, self.call_step, self.conclude = self.calls.pending, self.calls.call, self.calls.conclude
-        self.hooks = Hooks(self)
-        self.children = Children(self)
-        self.signals = Signals()
-        self.compensations = Compensations()
         self.queries: dict[str, Callable[..., Any]] = {}
         self.check_arguments: Callable[..., tuple[tuple[Any, ...], dict[str, Any]]] | None = None
         self.is_durable = True
         self.is_finished = False
-        self.attributes: dict[str, Any] = {}
-        self.random = random.Random(f"pyworkflow-ray:{run_id}")
+        """Whether the last command has come out. No outcome may be fed after that."""
         self._function = function
-        self._loop = RunLoop(self, run_id)  # type: ignore[abstract]  # what it lacks, it refuses
-        self._loop.on_callback_error = self._report_callback
-        self.cancellation = Cancellation(run_id, self._loop, self.limits.max_duration)
-        self._now = EPOCH
-        self._timer_ordinals = Ordinals()
-        self._effect_ordinals = Ordinals()
-        self._unpatched: set[str] = set()
+        self._loop = RunLoop(run_id)  # type: ignore[abstract]  # what it lacks, it refuses
+        self._loop.on_callback_error = self._note_callback_error
+        self.scope = Scope(run_id, self._loop, codec, limits or Limits())
+        self.timers = Timers(self.scope)
+        self._loop.timers = self.timers
+        self.calls = Steps(self.scope)
+        self.steps, self.call_step, self.conclude = self.calls.pending, self.calls.call, self.calls.conclude
+        self.hooks = Hooks(self.scope, self.timers)
+        self.children = Children(self.scope)
+        self.signals = Signals(self.scope)
+        self.effects = Effects(self.scope)
+        self.random, self.attributes = self.effects.random, self.effects.attributes
+        self.compensations = Compensations()
+        self._recording = self.scope.recording
         self._main: RunTask[Any] | None = None
+        """The workflow function's own task; None before the start."""
         self._code: Any = None
         self._is_closed = False
+        """Whether the code has ended, and what it left behind is let go of. It runs no more after that."""
 
-    # --- feeding ----------------------------------------------------------------------------------
+    # --- about the run ------------------------------------------------------------------------------
+
+    @property
+    def now(self) -> datetime:
+        """The time of the last event applied. It is the same in every replay."""
+        return self.scope.now
+
+    @property
+    def is_replaying(self) -> bool:
+        """Whether the code runs over recorded events."""
+        return self._recording.is_replaying
+
+    @property
+    def cancellation(self) -> Cancellation:
+        """Whether the run was asked to cancel."""
+        return self.scope.cancellation
+
+    @property
+    def nesting_depth(self) -> int:
+        """How many runs are above this one."""
+        return self.scope.nesting_depth
+
+    @nesting_depth.setter
+    def nesting_depth(self, depth: int) -> None:
+        self.scope.nesting_depth = depth
+
+    # --- feeding ------------------------------------------------------------------------------------
 
     def replay(self, history: Sequence[Recorded]) -> list[Command]:
         """Bring a fresh execution to where its history ends.
 
         Returns:
-            Commands beyond the history, to be recorded before anything else is fed. There are none when it
-            holds whole activations, as every commit does, unless the code now asks for more at its end.
+            Commands beyond the history, to be recorded before anything else is fed. There are none when the
+            history holds whole activations, as every commit does, unless the code now asks for more.
 
         Raises:
             NonDeterminismError: The code does not ask for what the history records.
         """
-        self._history, self._cursor = history, 0
-        # Of a history that holds a start alone, none of the code has run before.
-        self.is_replaying = len(history) > 1
+        recording = self._recording
+        recording.begin(history)
         try:
             with self._loop.entered(), collector_paused(len(history)):
-                while self._cursor < len(history):
-                    recorded = history[self._cursor]
-                    if type(recorded.event) not in OUTCOMES:
-                        if self._was_ended(recorded.event):
+                while (recorded := recording.upcoming()) is not None:
+                    event = recorded.event
+                    if not is_outcome(event):
+                        if is_by_coordinator(event):
+                            self.is_finished = True
+                            self.drop()
                             break
-                        raise self._diverge(recorded, None)
-                    self._cursor += 1
-                    self._apply(recorded.event, recorded.timestamp)
+                        raise recording.diverge()
+                    recording.skip()
+                    self._apply(event, recorded.timestamp)
         except NonDeterminismError:
             self.drop()
             raise
         finally:
-            self.is_replaying = False
-            self._history, self._cursor = (), 0
-        return self.take_commands()
-
-    def _was_ended(self, event: Event) -> bool:
-        """Whether the run's coordinator has ended it, without asking the code."""
-        if not isinstance(event, WorkflowFailed) or event.error_type not in _ENDED_FROM_OUTSIDE:
-            return False
-        self.is_finished = True
-        self.drop()
-        return True
+            recording.end()
+        return recording.take_commands()
 
     def feed(self, event: Event, at: datetime) -> list[Command]:
-        """Apply one outcome that is not recorded yet, and return the commands that it provoked.
+        """Apply one outcome that is not recorded yet, and return the commands that it has caused.
 
         Raises:
-            NonDeterminismError: The outcome answers nothing that the code has asked for.
+            NonDeterminismError: The event is no outcome, or answers nothing that the code has asked for.
         """
         try:
+            if not is_outcome(event):
+                raise NonDeterminismError(f"Run {self.run_id!r}: {event!r} is not an outcome.")
             with self._loop.entered():
                 self._apply(event, at)
         except NonDeterminismError:
             self.drop()
             raise
-        return self.take_commands()
+        return self._recording.take_commands()
 
-    def _apply(self, event: Event, at: datetime) -> None:
-        if self._divergence is not None:
-            raise self._divergence
+    def take_commands(self) -> list[Command]:
+        """The commands that no feed has returned."""
+        return self._recording.take_commands()
+
+    def take_notes(self) -> list[str]:
+        """Warnings about the run's code, to be logged by the owner of this execution."""
+        return self._recording.take_notes()
+
+    def _apply(self, event: Outcome, at: datetime) -> None:
+        recording = self._recording
+        if recording.divergence is not None:
+            raise recording.divergence
         if self.is_finished:
             raise NonDeterminismError(
                 f"Run {self.run_id!r} has ended, yet its history goes on with {event!r}."
             )
-        if at > self._now:
-            self._now = at
+        if at > self.scope.now:
+            self.scope.now = at
             self._loop.set_time(at)
         self._resolve(event)
         try:
             self._loop.run_until_idle()
             self.cancellation.passed()
             main = self._main
-            if main is not None and main.done() and self._divergence is None and not self._is_unwinding():
+            if main is not None and main.done() and recording.divergence is None and not self._is_unwinding():
                 self._close()
                 if not self.children.are_waited_for:
-                    self._end(_error_of(main))
+                    error = error_of(main)
+                    self._end(error, main.result() if error is None else None)
         except FatalError as spinning:
-            self._end(spinning)
+            self._end(spinning, None)
         except Halt:
             pass
-        if self._divergence is not None:
-            raise self._divergence
+        if recording.divergence is not None:
+            raise recording.divergence
 
-    def _resolve(self, event: Event) -> None:
+    def _resolve(self, event: Outcome) -> None:
+        """Resolve what this outcome answers. The code that waits for it runs later."""
         match event:
             case StepCompleted() | StepFailed():
-                self.calls.answer(event)
+                self.calls.apply(event)
             case TimerFired():
                 self._fire(event)
             case StepRetrying():
                 self.calls.retry(event)
             case HookReceived() | HookExpired():
-                self.hooks.answer(event)
+                self.hooks.apply(event)
             case ChildCompleted() | ChildFailed() | ChildCancelled():
-                self.children.answer(event)
+                self.children.apply(event)
             case SignalReceived():
-                self.signals.answer(event)
+                self.signals.apply(event)
             case CancellationRequested():
                 self._cancel(event)
             case WorkflowStarted():
                 self._start(event)
             case WorkflowInterrupted():
                 for pending in self.steps.values():
-                    pending.lose_attempt(self._now)
+                    pending.lose_attempt(self.scope.now)
             case _:
-                raise NonDeterminismError(f"Run {self.run_id!r}: {event!r} is not an outcome.")
+                assert_never(event)
 
     def _start(self, event: WorkflowStarted) -> None:
         self.workflow_name, self.metadata = event.workflow_name, event.metadata
         if event.seed:
-            self.random.seed(f"pyworkflow-ray:{event.seed}")
-        if self.limits.max_duration is not None:
-            begun_at = event.counted_from or self._now
-            self.timers.start(_DEADLINE, begun_at + self.limits.max_duration, None)
+            self.effects.seed(event.seed)
+        max_duration = self.scope.limits.max_duration
+        if max_duration is not None:
+            counted_from = event.counted_from or self.scope.now
+            self.timers.keep(_DEADLINE, counted_from + max_duration, None)
         context = Context()
         context.run(current.set, self)
-        self._main = self._loop.create_task(self._call(event), name=self.run_id, context=context)
+        self._main = self._loop.create_task(self._run(event), name=self.run_id, context=context)
 
-    async def _call(self, event: WorkflowStarted) -> Any:
-        args = self.codec.decode(event.args)
-        kwargs = self.codec.decode(event.kwargs)
+    async def _run(self, event: WorkflowStarted) -> Any:
+        args = self.scope.codec.decode(event.args)
+        kwargs = self.scope.codec.decode(event.kwargs)
         try:
             self._code = self._function(*args, **kwargs)
             return await self.cancellation.translating(self._code)
@@ -278,6 +277,7 @@ class Execution(Recording):
         if main is not None and not main.done():
             self.cancellation.deliver(event, main)
         elif self.cancellation.note(event):
+            # The code has ended, and the run waits for children. They are asked in its place.
             for child in list(self.children.open.values()):
                 if child.command.parent_close == "wait":
                     self.children.cancel(child, event.reason)
@@ -295,11 +295,28 @@ class Execution(Recording):
                 pass
             case LoopTimer():
                 self._loop.fire(waiting)
-            case _:
+            case asyncio.Future():
                 waiting.set_result(None)
+            case _:
+                assert_never(waiting)
+
+    # --- due timers ---------------------------------------------------------------------------------
+
+    def next_timer(self) -> tuple[datetime, str] | None:
+        """The timer that is due first, with its instant. Timers due together fire in their order."""
+        return self.timers.first()
+
+    def due_event(self, timer_id: str) -> Event:
+        """The event that says that this timer is due."""
+        if timer_id == _DEADLINE:
+            reason = f"its max_duration of {self.scope.limits.max_duration} is over"
+            return CancellationRequested(reason=reason, requested_by=MAX_DURATION)
+        return self.hooks.expiry(timer_id) or TimerFired(sleep_id=timer_id)
+
+    # --- ending -------------------------------------------------------------------------------------
 
     def _is_unwinding(self) -> bool:
-        """Whether a run that was cancelled has tasks that go on: shielded, or asked too and cleaning up."""
+        """Whether a cancelled run has tasks that go on, because they are shielded or are cleaning up."""
         if not self.cancellation.is_requested or self._is_closed:
             return False
         return any(task.cancelling() or task.shields for task in self._loop.tasks)
@@ -316,100 +333,18 @@ class Execution(Recording):
             self.hooks.dispose(hook)
         self.children.close()
 
-    def _end(self, error: BaseException | None) -> None:
-        """Say how the workflow's function ended: it returned, or raised this error."""
+    def _end(self, error: BaseException | None, result: Any) -> None:
+        """End the run: its code has returned this result, or raised this error."""
         try:
             self._close()
-            error = continuation_in(error) or error
-            if self.cancellation.is_timeout and not isinstance(error, WorkflowTimeoutError):
-                error = self._timed_out(error)
-            if error is None:
-                error = self._complete()
-            elif isinstance(error, ContinueAsNew) and not self.cancellation.is_kept_off:
-                error = self._continue(error)
-            elif self.cancellation.is_requested and is_cancellation(error):
-                error = None
-                self._cancelled()
-            if error is not None and self.recorded(WorkflowFailed) is None:
-                self.emit(FailRun(capture(error)))
+            end_run(self.scope, error, result, self.signals.unread)
         except Halt:
             return
         self.is_finished = True
         self.drop()
 
-    def _timed_out(self, error: BaseException | None) -> WorkflowTimeoutError:
-        timed_out = WorkflowTimeoutError(self.run_id, self.limits.max_duration or timedelta())
-        for note in getattr(error, "__notes__", []):
-            timed_out.add_note(note)
-        return timed_out
-
-    def _cancelled(self) -> None:
-        if self.recorded(WorkflowCancelled) is None:
-            self.emit(CancelRun(self.cancellation.reason))
-
-    def _continue(self, ending: ContinueAsNew) -> Exception | None:
-        """Continue in another run, or return why its arguments cannot be stored."""
-        if self.peek(WorkflowContinuedAsNew) is not None:
-            self.recorded(WorkflowContinuedAsNew)
-            return None
-        args, kwargs = ending.call
-        try:
-            raw_args = Raw(self.codec.encode(list(args), "the arguments of continue_as_new()"))
-            raw_kwargs = Raw(self.codec.encode(dict(kwargs), "the keyword arguments of continue_as_new()"))
-        except Exception as error:
-            return error
-        self.recorded(WorkflowContinuedAsNew)  # a divergence, if anything else is recorded here
-        run_id = derived_run_id(self.run_id, "continued")
-        self.emit(ContinueRun(run_id, raw_args, raw_kwargs, self.signals.unread()))
-        return None
-
-    def require_durable(self, what: str) -> None:
-        """Refuse what needs a history to a run that keeps none."""
-        if not self.is_durable:
-            raise WorkflowError(f"{what} needs a history, and run {self.run_id!r} is not durable.")
-
-    def require_main(self, what: str) -> None:
-        """Refuse what only the workflow function's own task may do."""
-        if asyncio.current_task() is not self._main:
-            raise WorkflowError(
-                f"{what} ends the run, so it is called in the workflow function itself, and not in a task "
-                "that runs beside it: return from the task, and call it after that."
-            )
-
-    def _complete(self) -> Exception | None:
-        """Complete the run with its function's result, or return why that cannot be stored."""
-        if self.peek(WorkflowCompleted) is not None:
-            self._cursor += 1
-            return None
-        assert self._main is not None
-        try:
-            result = Raw(self.codec.encode(self._main.result(), "the workflow's result"))
-        except Exception as error:
-            return error
-        self.recorded(WorkflowCompleted)  # a divergence, if anything else is recorded here
-        self.emit(CompleteRun(result))
-        return None
-
-    def _report_callback(self, context: dict[str, Any]) -> None:
-        if not self.is_replaying:
-            error = context.get("exception")
-            told = "" if error is None else capture(error).traceback  # its text, without the values in frames
-            logger.warning("In workflow code of run {}: {}\n{}", self.run_id, context.get("message"), told)
-
-    def halt(self) -> None:
-        self._loop.halt()
-
-    def future(self) -> asyncio.Future[Any]:
-        """A future of the run's loop."""
-        return self._loop.create_future()
-
-    async def stall(self) -> None:
-        """Stay here for ever: an exception would run the code's `finally` blocks, and a loop around a bare
-        `except` would try again for ever."""
-        await self.future()
-
     def drop(self) -> None:
-        """Let go of the run's code where it stands; nothing of it runs any more, not even `finally`."""
+        """Let go of the run's code where it stands. Nothing of it runs any more, not even `finally`."""
         self._loop.discard()
         tasks = list(self._loop.tasks)
         code = () if self._code is None else (self._code,)
@@ -424,173 +359,76 @@ class Execution(Recording):
         self.timers.clear()
         self._main = None
 
-    # --- timers -------------------------------------------------------------------------------------
+    def _note_callback_error(self, context: dict[str, Any]) -> None:
+        if not self.is_replaying:
+            error = context.get("exception")
+            text = "" if error is None else capture(error).traceback  # without the values in its frames
+            self._recording.note(f"In workflow code of run {self.run_id}: {context.get('message')}\n{text}")
 
-    async def sleep_until(self, resume_at: datetime, name: str = "") -> None:
-        """Wait for an instant; the past returns at once and leaves no event."""
-        if resume_at <= self._now:
-            return
-        sleep_id = self._timer_ordinals.next(name or "sleep")
-        future: asyncio.Future[None] = self.future()
-        try:
-            self._start_timer(sleep_id, resume_at, name, future)
-        except Halt:
-            await self.stall()
-        try:
-            await future
-        except asyncio.CancelledError as error:
-            raise self.cancellation.told(error) from None
-        finally:
-            self.timers.forget(sleep_id)
+    # --- what the code waits for --------------------------------------------------------------------
 
-    def start_loop_timer(self, handle: LoopTimer) -> None:
-        try:
-            resume_at = EPOCH + timedelta(seconds=handle.when())
-        except (OverflowError, ValueError):
-            raise ValueError("A timer in a workflow must be due before the year 10000.") from None
-        handle.timer_id = self._timer_ordinals.next("sleep")
-        self._start_timer(handle.timer_id, resume_at, "", handle)
+    def sleep_until(self, resume_at: datetime, name: str = "") -> Coroutine[Any, Any, None]:
+        """Wait for an instant. One in the past returns at once and leaves no event."""
+        return self.timers.sleep_until(resume_at, name)
 
-    def cancel_loop_timer(self, handle: LoopTimer) -> None:
-        self.timers.forget(handle.timer_id)
+    def call_hook(self, pending: PendingHook) -> Coroutine[Any, Any, Any]:
+        """Wait for the payload of a hook that was created."""
+        return self.hooks.call(pending)
 
-    def _start_timer(self, sleep_id: str, resume_at: datetime, name: str, waiting: Waiting) -> None:
-        recorded = self.recorded(TimerStarted, sleep_id)
-        if recorded is None:
-            self.emit(StartTimer(sleep_id, resume_at, name))
-        else:
-            resume_at = recorded.resume_at
-        self.timers.start(sleep_id, resume_at, waiting)
+    def call_child(self, child: Child) -> Coroutine[Any, Any, Any]:
+        """Wait for a child run, as the code that started it."""
+        return self.children.call(child)
 
-    def next_timer(self) -> tuple[datetime, str] | None:
-        """The timer that is due first, with its instant; timers due together fire in their order."""
-        return self.timers.first()
-
-    def due_event(self, timer_id: str) -> Event:
-        """The event that says that this timer is due."""
-        if timer_id == _DEADLINE:
-            reason = f"its max_duration of {self.limits.max_duration} is over"
-            return CancellationRequested(reason=reason, requested_by=MAX_DURATION)
-        return self.hooks.expiry(timer_id) or TimerFired(sleep_id=timer_id)
-
-    # --- hooks, children, signals -----------------------------------------------------------------
-
-    async def call_hook(self, pending: PendingHook) -> Any:
-        """Wait for a hook that was made, and let it go if the code waits no more."""
-        try:
-            try:
-                return await self.hooks.payload(pending)
-            except asyncio.CancelledError as error:
-                self.hooks.dispose(pending)
-                raise self.cancellation.told(error) from None
-        except Halt:
-            await self.stall()
-
-    async def recorded_call(self, make: Callable[[], _T]) -> _T:
-        """What `make` gives, where it records a decision: code that has left its history stays there."""
-        try:
-            return make()
-        except Halt:
-            await self.stall()
-            raise
-
-    async def call_child(self, child: Child) -> Any:
-        """Wait for a child run, as its starter."""
-        try:
-            return await self.children.result(child)
-        except Halt:
-            await self.stall()
-
-    async def receive(self, name: str) -> Any:
+    def receive(self, name: str) -> Coroutine[Any, Any, Any]:
         """The payload of the next signal of this name."""
-        try:
-            return self.codec.decode(await self.signals.receive(name))
-        except asyncio.CancelledError as error:
-            raise self.cancellation.told(error) from None
+        return self.signals.receive(name)
 
-    # --- replay-equal values --------------------------------------------------------------------------
-
-    @property
-    def now(self) -> datetime:
-        """The time of the last event applied: the same in every replay."""
-        return self._now
-
-    def uuid4(self) -> uuid.UUID:
-        """A UUID from the run's own random source."""
-        return uuid.UUID(int=self.random.getrandbits(128), version=4)
+    # --- what the code asks for at once ---------------------------------------------------------------
 
     def side_effect(self, function: Callable[[], _T], name: str = "side_effect") -> _T:
-        """What the function returned, or raised, when the code first came here.
+        """What the function returned or raised when the code first came here.
 
-        The function must be quick and return a small value. It runs outside of the run, so that nothing
-        it does is missing in a replay, where it does not run.
+        The function must be quick and return a small value. It runs outside of the run. So nothing that it
+        does is missing in a replay, which does not call it.
         """
-        effect = self._effect_ordinals.next(name)
-        recorded = self.recorded(SideEffectRecorded, effect)
-        if recorded is None:
-            command = self._run_side_effect(function, effect)
-            self.emit(command)
-            value, failure = command.value, command.failure
-        else:
-            value, failure = recorded.value, recorded.failure
-        # Now as in every replay: what comes out of the history.
-        if failure is not None:
-            raise restore(failure, fallback=StepFailedError)
-        result: _T = self.codec.decode(value)
-        return result
-
-    def _run_side_effect(self, function: Callable[[], Any], effect: str) -> RecordSideEffect:
-        random_state = self.random.getstate()
-        outside = copy_context()
-        outside.run(current.set, None)
-        try:
-            value = outside.run(function)
-            return RecordSideEffect(effect, Raw(self.codec.encode(value, f"side effect {effect!r}")))
-        except Exception as error:
-            return RecordSideEffect(effect, NONE, capture(error))
-        finally:
-            self.random.setstate(random_state)
-
-    def patched(self, patch_id: str) -> bool:
-        """Whether this place of the history has the change: True in new code's runs, False in old ones'.
-
-        A run that has gone the old way once keeps to it beyond its history.
-        """
-        if self.peek(PatchApplied, patch_id) is not None:
-            self._cursor += 1
-            return True
-        if self._cursor < len(self._history):
-            self._unpatched.add(patch_id)
-        if patch_id in self._unpatched or self._divergence is not None:
-            return False
-        self.is_replaying = False
-        self.emit(ApplyPatch(patch_id))
-        return True
+        return self.effects.side_effect(lambda: _outside(function), name)
 
     def query(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """What the function that the code has registered under this name answers."""
+        """The answer of the function that the code has registered under this name."""
         function = self.queries.get(name)
         if function is None:
             known = ", ".join(map(repr, self.queries)) or "none so far"
             raise WorkflowError(f"Run {self.run_id!r} answers no query {name!r}; it answers {known}.")
         return copy_context().run(function, *args, **kwargs)
 
-    def set_attributes(self, attributes: Mapping[str, Any]) -> None:
-        """Merge attributes into the run's; they are shown and can be searched for."""
-        raw = Raw(self.codec.encode(dict(attributes), "the run's attributes"))
-        recorded = self.recorded(AttributesSet)
-        if recorded is None:
-            self.emit(SetAttributes(raw))
-        self.attributes.update(attributes)
+    def require_durable(self, what: str) -> None:
+        """Refuse to a run without a history what needs one."""
+        if not self.is_durable:
+            raise WorkflowError(f"{what} needs a history, and run {self.run_id!r} is not durable.")
+
+    def require_main(self, what: str) -> None:
+        """Refuse what only the workflow function's own task may do."""
+        if asyncio.current_task() is not self._main:
+            raise WorkflowError(
+                f"{what} ends the run, so it must be called in the workflow function itself, and not in "
+                "a task that runs beside it: return from the task, and call it after that."
+            )
 
 
-def _error_of(main: RunTask[Any]) -> BaseException | None:
-    if main.cancelled():
-        ending = asyncio.CancelledError("The workflow's function was cancelled from within.")
-        try:
-            main.result()
-        except asyncio.CancelledError as error:
-            for note in getattr(error, "__notes__", []):
-                ending.add_note(note)
-        return ending
-    return main.exception()
+def _outside(function: Callable[[], _T]) -> _T:
+    """Call a function as code that belongs to no run."""
+    outside = copy_context()
+    outside.run(current.set, None)
+    return outside.run(function)
+
+
+def require_execution(name: str) -> Execution:
+    """The run whose code is running. `name` is the function that only a workflow's code may call.
+
+    Raises:
+        WorkflowError: No run's code is running.
+    """
+    execution = current.get()
+    if execution is None:
+        raise WorkflowError(f"{name}() belongs in the code of a workflow, and no run is executing here.")
+    return execution

@@ -1,15 +1,15 @@
 """The asyncio event loop that a run lives on, stepped by hand.
 
 Theory of operation. The loop has a first-in-first-out queue of ready callbacks and nothing else: no
-selector, no threads, no clock. `run_until_idle` runs what is ready until all of the run's tasks wait for
-something; what they wait for comes in from the run's history, one outcome at a time. Time stands still
+selector, no threads, no clock. `run_until_idle` runs what is ready until every task of the run waits for
+something. What the tasks wait for comes from the run's history, one outcome at a time. Time stands still
 between outcomes: `time()` is the time of the last event applied. A `call_later` asks its `TimerSource`
-for a durable timer and runs when the history says that it fired.
+for a durable timer, and runs when the history says that the timer fired.
 
-Everything here depends on nothing but the order of calls, so that the same outcomes give the same
-interleaving in every process. Tasks and futures hash by the order of their creation for this reason:
-`asyncio.TaskGroup` and `asyncio.wait` keep them in sets, and a set of objects that hash by address would
-be walked in another order after a restart.
+Everything here depends on nothing but the order of calls. So the same outcomes give the same interleaving in
+every process. Tasks and futures hash by the order of their creation for this reason: `asyncio.TaskGroup` and
+`asyncio.wait` keep them in sets, and sets of objects that hash by address have another order after a
+restart.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 """Where a loop's `time()` is 0."""
 
 MAX_CALLBACKS = 5_000_000
-"""Callbacks in one activation after which the code is taken to spin: it would never come to rest."""
+"""After so many callbacks in one activation the code counts as spinning: it would never come to rest."""
 
 
 class TimerSource(Protocol):
-    """Who makes timers durable."""
+    """What makes timers durable."""
 
     def start_loop_timer(self, handle: LoopTimer) -> None:
-        """Take charge of a timer; `loop.fire` runs it later."""
+        """Keep a timer. `loop.fire` runs it later."""
         ...
 
     def cancel_loop_timer(self, handle: LoopTimer) -> None:
@@ -75,7 +75,7 @@ class LoopHandle(asyncio.Handle):
 
 
 class LoopTimer(asyncio.TimerHandle):
-    """A `call_later` that knows the id of its durable timer."""
+    """A `call_later` that knows its durable timer."""
 
     __slots__ = ("timer_id",)
 
@@ -118,10 +118,12 @@ class RunTask(asyncio.Task[_T]):
         super().__init__(coro, loop=loop, name=name or f"task-{self._ordinal}", context=context)
         self._run_loop = loop
         self.shields = 0
+        """How many `shield()` blocks the task is in."""
         self.is_cancel_deferred = False
+        """Whether a request to cancel the run waits for the end of these blocks. False outside of them."""
 
     def cancel(self, msg: Any = None) -> bool:
-        """As ever; but a request to cancel the run waits until the task has left its shields."""
+        """As in asyncio, but a request to cancel the run waits until the task has left its shields."""
         if self.shields and self._run_loop.is_cancelling_run:
             self.is_cancel_deferred = True
             return True
@@ -135,21 +137,25 @@ class RunLoop(asyncio.AbstractEventLoop):
     """The event loop of one run.
 
     Args:
-        timers: Who makes its timers durable.
-        seed: The run's id. Equal seeds give equal hashes, and so equal orders of sets; different ones keep
+        seed: The run's id. Equal seeds give equal hashes, and so equal orders of sets. Different seeds keep
             the tasks of a process's many runs apart in asyncio's one set of all tasks.
     """
 
-    def __init__(self, timers: TimerSource, seed: str = "") -> None:
-        self._timers = timers
+    timers: TimerSource
+    """What makes its timers durable. It is set before any code runs."""
+
+    def __init__(self, seed: str) -> None:
         self._ready: deque[asyncio.Handle] = deque()
         self._at = EPOCH
         self._time: float | None = 0.0
         self._ordinal = zlib.crc32(seed.encode()) << 28
         self._halted = False
+        """Whether nothing runs any more. It never becomes False again."""
         self._discarded = False
         self.is_cancelling_run = False
+        """Whether a request to cancel the run is just now being passed on to its tasks."""
         self.tasks: dict[RunTask[Any], None] = {}
+        """The tasks that are not done, in the order of their creation."""
         self.async_generators: weakref.WeakSet[AsyncGenerator[Any, Any]] = weakref.WeakSet()
         self.on_callback_error: Callable[[dict[str, Any]], None] | None = None
 
@@ -157,7 +163,7 @@ class RunLoop(asyncio.AbstractEventLoop):
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """Make this the running loop of the thread; what was, is again afterwards."""
+        """Make this the running loop of the thread, and restore the one before at the end."""
         outer_loop = events._get_running_loop()
         outer_hooks = sys.get_asyncgen_hooks()
         events._set_running_loop(self)
@@ -169,13 +175,13 @@ class RunLoop(asyncio.AbstractEventLoop):
             events._set_running_loop(outer_loop)
 
     def run_until_idle(self) -> None:
-        """Run what is ready, and what that makes ready, until nothing is; the loop must be entered.
+        """Run what is ready, and what that makes ready, until nothing is. The loop must be entered.
 
-        Contains whatever a callback raises, `SystemExit` and `KeyboardInterrupt` included: a task keeps
+        It contains whatever a callback raises, `SystemExit` and `KeyboardInterrupt` included. A task keeps
         its own exception, and anything else goes to `call_exception_handler`.
 
         Raises:
-            FatalError: The code spins: it goes on for ever without waiting for anything.
+            FatalError: The code spins: it runs for ever without waiting for anything.
         """
         ready = self._ready
         count = 0
@@ -186,7 +192,7 @@ class RunLoop(asyncio.AbstractEventLoop):
             try:
                 handle._context.run(handle._callback, *handle._args)  # type: ignore[attr-defined]
             except BaseException as error:
-                # A task has kept such an error as its own already; asyncio raises it on top.
+                # The task has kept such an error as its own already. asyncio raises it once more.
                 if not isinstance(error, SystemExit | KeyboardInterrupt) or not _is_of_task(handle):
                     self.call_exception_handler({"message": "Exception in callback", "exception": error})
             count += 1
@@ -194,7 +200,7 @@ class RunLoop(asyncio.AbstractEventLoop):
                 raise FatalError(
                     f"The workflow's code ran {count} callbacks without waiting for anything that takes "
                     "time. A loop around asyncio.sleep(0) never ends in a workflow, where time stands "
-                    "still while code runs: wait with sleep(), an asyncio.Event, or in a step."
+                    "still while code runs. Wait with sleep(), an asyncio.Event, or in a step."
                 )
 
     def set_time(self, at: datetime) -> None:
@@ -210,7 +216,7 @@ class RunLoop(asyncio.AbstractEventLoop):
         self._halted = True
 
     def discard(self) -> None:
-        """Run nothing more, and be silent about what is left."""
+        """Run nothing more, and report no error of what is left."""
         self._halted = self._discarded = True
         self._ready.clear()
 
@@ -219,8 +225,8 @@ class RunLoop(asyncio.AbstractEventLoop):
         return self._ordinal
 
     def _close_generator(self, generator: AsyncGenerator[Any, Any]) -> None:
-        # Python calls this when the last reference goes, which is as deterministic as the code. Or it comes
-        # from a garbage collection, at any time and in any thread: then the generator just goes.
+        # Python calls this when the last reference goes, which is as deterministic as the code. A garbage
+        # collection may call it too, at any time and in any thread. The generator is not closed then.
         if self.is_running() and not self._halted and _collecting_in != threading.get_ident():
             self.create_task(generator.aclose())
 
@@ -245,12 +251,12 @@ class RunLoop(asyncio.AbstractEventLoop):
         if when <= self.time():
             self._ready.append(handle)
         else:
-            self._timers.start_loop_timer(handle)
+            self.timers.start_loop_timer(handle)
         return handle
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
         if isinstance(handle, LoopTimer) and handle.timer_id:
-            self._timers.cancel_loop_timer(handle)
+            self.timers.cancel_loop_timer(handle)
 
     def time(self) -> float:
         if self._time is None:
@@ -270,8 +276,8 @@ class RunLoop(asyncio.AbstractEventLoop):
     ) -> RunTask[_T]:
         _refuse_unordered(sys._getframe(1))
         task = RunTask(coro, loop=self, name=name, context=context)
-        # asyncio holds tasks weakly; one that only waits could be collected at a moment of the
-        # collector's choosing, which replay would not repeat.
+        # asyncio holds tasks weakly. One that only waits could be collected at any moment, which a replay
+        # would not repeat.
         self.tasks[task] = None
         task.add_done_callback(self._forget_task)
         return task
@@ -301,11 +307,11 @@ class RunLoop(asyncio.AbstractEventLoop):
 
 _MANY_EVENTS = 1000
 _collecting_in: int | None = None
-"""The thread in which the garbage collector is at work."""
+"""The thread in which the garbage collector runs; None while it does not."""
 
 
 def _note_collection(phase: str, info: dict[str, int]) -> None:
-    global _collecting_in  # the collector is one for the process, too
+    global _collecting_in  # there is one collector in a process
     _collecting_in = threading.get_ident() if phase == "start" else None
 
 
@@ -315,8 +321,8 @@ gc.callbacks.append(_note_collection)
 @contextmanager
 def collector_paused(events: int) -> Iterator[None]:
     """Keep the garbage collector from a long replay."""
-    # A long replay makes thousands of objects that all stay, and the collector would go through them again
-    # and again: that is half the time of a wide one.
+    # A long replay makes thousands of objects that all stay. The collector would visit them again and again,
+    # which takes half the time of a replay with many steps at once.
     if events < _MANY_EVENTS or not gc.isenabled():
         yield
         return

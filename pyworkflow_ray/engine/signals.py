@@ -9,25 +9,34 @@ from typing import Any
 from msgspec import Raw
 
 from pyworkflow_ray.engine.events import SignalReceived
+from pyworkflow_ray.engine.scopes import Scope
 
 
 class Signals:
-    """A run's signals, by name."""
+    """A run's signals, by name.
 
-    def __init__(self) -> None:
+    Args:
+        scope: The run.
+    """
+
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
         self._queues: defaultdict[str, asyncio.Queue[Raw]] = defaultdict(asyncio.Queue)
 
-    def answer(self, event: SignalReceived) -> None:
+    async def receive(self, name: str) -> Any:
+        """The payload of the next signal of this name."""
+        try:
+            return self._scope.codec.decode(await self._queues[name].get())
+        except asyncio.CancelledError as error:
+            raise self._scope.cancellation.translate(error) from None
+
+    def apply(self, event: SignalReceived) -> None:
         """Keep a signal, or give it to the code that waits for one."""
         self._queues[event.name].put_nowait(event.payload)
 
-    async def receive(self, name: str) -> Raw:
-        """The payload of the next signal of this name."""
-        return await self._queues[name].get()
-
     def unread(self) -> tuple[tuple[str, Raw], ...]:
-        """The signals that nobody has read, with their names."""
-        left: list[tuple[str, Any]] = []
+        """Take the signals that nobody has read, each with its name."""
+        left: list[tuple[str, Raw]] = []
         for name, queue in self._queues.items():
             while not queue.empty():
                 left.append((name, queue.get_nowait()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from msgspec import Raw
 
@@ -15,24 +15,23 @@ from pyworkflow_ray.engine.events import StepCancelled, StepCompleted, StepFaile
 from pyworkflow_ray.engine.options import StepOptions
 from pyworkflow_ray.engine.pending_steps import PendingStep, conclude, step_error
 from pyworkflow_ray.engine.recordings import Halt
+from pyworkflow_ray.engine.scopes import Scope
 from pyworkflow_ray.exceptions import NonDeterminismError
 from pyworkflow_ray.ids import Ordinals
-
-if TYPE_CHECKING:
-    from pyworkflow_ray.engine.executions import Execution
 
 
 class Steps:
     """A run's steps.
 
     Args:
-        execution: The run.
+        scope: The run.
     """
 
-    def __init__(self, execution: Execution) -> None:
+    def __init__(self, scope: Scope) -> None:
         self.pending: dict[str, PendingStep] = {}
         """Those without an outcome, by their ids."""
-        self._execution = execution
+        self._scope = scope
+        self._recording = scope.recording
         self._ordinals = Ordinals()
         self._ids: set[str] = set()
 
@@ -45,10 +44,10 @@ class Steps:
         options: StepOptions,
         on_completed: Callable[[Any], None] | None = None,
     ) -> Any:
-        """Schedule a step and wait for its result; raises what the step gave up with.
+        """Schedule a step and wait for its result. Raises the error that the step failed with.
 
         Args:
-            on_completed: Called with the result, also where the code, being cancelled, does not get it.
+            on_completed: Called with the result, also when the code is cancelled and does not get the result.
         """
         step_id = self._step_id(name, options.step_id)
         try:
@@ -58,9 +57,9 @@ class Steps:
             except asyncio.CancelledError as error:
                 raise await self._cancelled(pending, error, on_completed) from None
         except Halt:
-            await self._execution.stall()
+            await self._scope.stall()
         if isinstance(event, StepCompleted):
-            result = self._execution.codec.decode(event.result)
+            result = self._scope.codec.decode(event.result)
             if on_completed is not None:
                 on_completed(result)
             return result
@@ -72,27 +71,27 @@ class Steps:
         error: asyncio.CancelledError,
         on_completed: Callable[[Any], None] | None,
     ) -> BaseException:
-        """What the code gets to see, once the step has been dealt with as its `on_cancel` says."""
-        cancellation = self._execution.cancellation
-        told = cancellation.told(error)
+        """Let go of the step as its `on_cancel` says, and return what the code is to see."""
+        cancellation = self._scope.cancellation
+        error = cancellation.translate(error)
         if pending.command.step_id in self.pending:
-            if cancellation.is_of_run(told) and pending.is_awaited(self._execution.now):
+            if cancellation.is_of_run(error) and pending.is_awaited(self._scope.now):
                 event = await self._last_attempt(pending)
                 if on_completed is not None and isinstance(event, StepCompleted):
-                    on_completed(self._execution.codec.decode(event.result))
+                    on_completed(self._scope.codec.decode(event.result))
             else:
-                self.cancel(pending, "the workflow waits for it no more")
-        return told
+                self.cancel(pending, "the workflow no longer waits for it")
+        return error
 
     async def _last_attempt(self, pending: PendingStep) -> StepCompleted | StepFailed:
-        """Let an attempt that is under way come to its end; another one does not follow."""
+        """Wait for the end of the attempt in flight. No other attempt follows it."""
         pending.is_last = True
-        pending.future = self._execution.future()
+        pending.future = self._scope.future()
         try:
             return await pending.future
         except asyncio.CancelledError:
             if pending.command.step_id in self.pending:
-                self.cancel(pending, "the workflow waits for it no more")
+                self.cancel(pending, "the workflow no longer waits for it")
             raise
 
     def _step_id(self, name: str, given: str | None) -> str:
@@ -100,8 +99,7 @@ class Steps:
         while step_id in self._ids:
             if given:
                 raise ValueError(
-                    f"Step id {given!r} is used twice in run {self._execution.run_id!r}: "
-                    "ids are unique in a run."
+                    f"Step id {given!r} is used twice in run {self._scope.run_id!r}: ids are unique in a run."
                 )
             step_id = self._ordinals.next(name)
         self._ids.add(step_id)
@@ -116,56 +114,56 @@ class Steps:
         kwargs: Mapping[str, Any],
         options: StepOptions,
     ) -> PendingStep:
-        recorded = self._execution.peek(StepScheduled, step_id)
+        recorded = self._recording.peek(StepScheduled, step_id)
         if recorded is None:
             what = f"step {step_id!r}"
-            raw_args = Raw(self._execution.codec.encode(list(args), f"the arguments of {what}"))
-            raw_kwargs = Raw(self._execution.codec.encode(dict(kwargs), f"the keyword arguments of {what}"))
-            self._execution.recorded(StepScheduled, step_id)  # a divergence, if anything else is recorded
+            raw_args = Raw(self._scope.codec.encode(list(args), f"the arguments of {what}"))
+            raw_kwargs = Raw(self._scope.codec.encode(dict(kwargs), f"the keyword arguments of {what}"))
+            self._recording.recorded(StepScheduled, step_id)  # diverges if anything else is recorded
             command = ScheduleStep(step_id, name, function, raw_args, raw_kwargs, options)
-            self._execution.emit(command)
+            self._recording.emit(command)
         else:
-            self._execution.recorded(StepScheduled, step_id)
+            self._recording.skip()
             command = ScheduleStep(step_id, name, function, recorded.args, recorded.kwargs, options)
-        pending = PendingStep(command, self._execution.future(), self._execution.now)
+        pending = PendingStep(command, self._scope.future(), self._scope.now)
         self.pending[step_id] = pending
         return pending
 
     def cancel(self, pending: PendingStep, reason: str) -> None:
-        """Let a step go that the code no longer waits for."""
+        """Let go of a step that the code no longer waits for."""
         command = pending.command
         del self.pending[command.step_id]
-        if self._execution.recorded(StepCancelled, command.step_id) is None:
+        if self._recording.recorded(StepCancelled, command.step_id) is None:
             on_cancel = command.options.on_cancel
-            self._execution.emit(CancelStep(command.step_id, command.step_name, reason, on_cancel))
+            self._recording.emit(CancelStep(command.step_id, command.step_name, reason, on_cancel))
 
     def conclude(
         self, step_id: str, attempt: int, outcome: AttemptOutcome, now: datetime
     ) -> StepCompleted | StepRetrying | StepFailed | None:
-        """The event that an attempt's outcome makes: completed, retrying or failed.
+        """The event that this outcome of an attempt leads to: completed, retrying or failed.
 
         Returns:
-            None when the run no longer waits for this attempt: the outcome is not recorded.
+            None when the run no longer waits for this attempt. Its outcome is not recorded.
         """
         pending = self.pending.get(step_id)
         if pending is None or pending.attempt != attempt:
             return None
-        return conclude(pending, outcome, now=now, limits=self._execution.limits, seed=self._execution.run_id)
+        return conclude(pending, outcome, self._scope, now=now)
 
-    def answer(self, event: StepCompleted | StepFailed) -> None:
+    def apply(self, event: StepCompleted | StepFailed) -> None:
         """Apply a step's outcome."""
-        self._answered(event).future.set_result(event)
+        self._pending(event).future.set_result(event)
         del self.pending[event.step_id]
 
     def retry(self, event: StepRetrying) -> None:
-        """Apply that an attempt failed and another follows."""
-        self._answered(event).retry(event)
+        """Apply that an attempt has failed and another follows."""
+        self._pending(event).retry(event)
 
-    def _answered(self, event: StepCompleted | StepFailed | StepRetrying) -> PendingStep:
+    def _pending(self, event: StepCompleted | StepFailed | StepRetrying) -> PendingStep:
         pending = self.pending.get(event.step_id)
         if pending is None:
             raise NonDeterminismError(
-                f"Run {self._execution.run_id!r}: its history tells an outcome of step {event.step_id!r}, "
-                "which the code has not called, or waits for no more."
+                f"Run {self._scope.run_id!r}: its history has an outcome of step {event.step_id!r}, "
+                "which the code has not called, or no longer waits for."
             )
         return pending

@@ -7,13 +7,13 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from sqlalchemy.engine import Connection
 
-from pyworkflow_ray.storage.blobs import save_blobs
-from pyworkflow_ray.storage.codes import Code, save_code
-from pyworkflow_ray.storage.dialects import Row, Statement
-from pyworkflow_ray.storage.placements import Placement, choose_coordinator
+from pyworkflow_ray.storage.blobs import saving_blobs
+from pyworkflow_ray.storage.codes import Code, saving_code
+from pyworkflow_ray.storage.placements import CHOSEN_COORDINATOR, Loads, Placement, known_loads
 from pyworkflow_ray.storage.records import COLUMNS, RunRecord, run_record
+from pyworkflow_ray.storage.statements import Bound, Statement
+from pyworkflow_ray.storage.works import Steps, ask, last, work
 
 _COPIED = (
     *("run_id", "workflow_name", "code_hash", "wake_at", "start_at", "durable"),
@@ -26,16 +26,17 @@ _COMPUTED = {
     "status": "'pending'",
     "root_run_id": "COALESCE(:root_run_id, :run_id)",
     "environment": ":environment",
-    "coordinator": ":coordinator",
-    "owner": ":owner",
+    "owner": "NULL",
     "epoch": ":epoch",
     "updated_at": "<now>",
 }
 
 
-def _insert(created_at: str, lease: str) -> Statement:
+def _insert(created_at: str, lease: str, coordinator: str) -> Statement:
     values = {name: f":{name}" for name in _COPIED} | _COMPUTED
-    values |= {"created_at": created_at, "lease_expires_at": lease}
+    values |= {"created_at": created_at, "lease_expires_at": lease, "coordinator": coordinator}
+    if lease != "NULL":
+        values["owner"] = coordinator  # it is born held by the coordinator it is placed with
     return Statement(
         f"INSERT INTO runs ({', '.join(values)}) VALUES ({', '.join(values.values())}) "
         f"ON CONFLICT DO NOTHING RETURNING {COLUMNS}"
@@ -43,11 +44,14 @@ def _insert(created_at: str, lease: str) -> Statement:
 
 
 _INSERTS = {
-    (has_time, is_leased): _insert(
-        ":created_at" if has_time else "<now>", "<now + :ttl>" if is_leased else "NULL"
+    (has_time, is_leased, is_chosen): _insert(
+        ":created_at" if has_time else "<now>",
+        "<now + :ttl>" if is_leased else "NULL",
+        CHOSEN_COORDINATOR if is_chosen else ":coordinator",
     )
     for has_time in (False, True)
     for is_leased in (False, True)
+    for is_chosen in (False, True)
 }
 _SAME_ID = Statement(f"SELECT {COLUMNS} FROM runs WHERE run_id = :run_id")
 _SAME_KEY = Statement(
@@ -111,55 +115,69 @@ class Accepted(msgspec.Struct, frozen=True):
     is_new: bool
 
 
-def accept(connection: Connection, new: NewRun) -> Accepted:
+@work
+def accept(new: NewRun, loads: Loads | None = None) -> Steps[Accepted]:
     """Insert the run, or find the one that holds its id or its idempotency key.
 
     After the commit the run exists exactly once, with its code and its coordinator. It is safe to run
     again: the run that an earlier try inserted is the new one still. `is_new` is False for an
     idempotency key in use (compare `input_hash`), and for a custom run id in use by another input.
+
+    Args:
+        loads: What this process knows of the coordinators' loads: it saves a round trip.
     """
-    if new.code is not None:
-        save_code(connection, new.code)
-    coordinator, environment = new.coordinator, new.environment
-    if new.placement is not None:
-        environment = new.placement.environment
-        coordinator = coordinator or choose_coordinator(connection, new.placement)
+    looking: list[Bound] = []
+    choice: dict[str, Any] | None = None
+    placement = new.placement if new.coordinator is None else None
+    if placement is not None:
+        loads, looking = yield from known_loads(placement, loads)
+        choice = loads.choice(placement)
     while True:
-        inserted = _insert_run(connection, new, coordinator, environment)
-        if inserted is not None:
-            save_blobs(connection, new.run_id, new.blobs)
-            return Accepted(run_record(inserted), is_new=True)
-        existing = _existing(connection, new)
+        inserting = (*saving_code(new.code), _inserting(new, choice))
+        # A blob can be tied only to a run that is there, so it takes a batch of its own.
+        answers = yield (ask(*inserting) if new.blobs else last(*inserting, *looking))
+        row = answers[len(inserting) - 1]
+        if loads is not None and placement is not None:
+            if looking and not new.blobs:
+                loads.saw(placement, answers[-1])
+            if row is not None:
+                loads.placed(placement, run_record(row).coordinator)
+        if row is not None:
+            if new.blobs:
+                yield last(*saving_blobs(new.run_id, new.blobs))
+            return Accepted(run_record(row), is_new=True)
+        existing = yield from _existing(new).at_end()
         if existing is not None:
             return existing
         # What the insert met was deleted between the two statements; the way is free now.
 
 
-def _insert_run(connection: Connection, new: NewRun, coordinator: str | None, environment: str) -> Row | None:
-    is_leased = new.owner_lease is not None and coordinator is not None
+def _inserting(new: NewRun, choice: dict[str, Any] | None) -> Bound:
+    is_leased = new.owner_lease is not None and (choice is not None or new.coordinator is not None)
     parameters: dict[str, Any] = {name: getattr(new, name) for name in _COPIED}
     parameters |= {
         "root_run_id": new.root_run_id,
-        "environment": environment,
-        "coordinator": coordinator,
-        "owner": coordinator if is_leased else None,
+        "environment": new.environment if new.placement is None else new.placement.environment,
         "epoch": 1 if is_leased else 0,
     }
+    parameters |= {"coordinator": new.coordinator} if choice is None else choice
     if new.created_at is not None:
         parameters["created_at"] = new.created_at
     if is_leased:
         parameters["ttl"] = new.owner_lease
-    return _INSERTS[new.created_at is not None, is_leased].row(connection, **parameters)
+    return _INSERTS[new.created_at is not None, is_leased, choice is not None].find(**parameters)
 
 
-def _existing(connection: Connection, new: NewRun) -> Accepted | None:
-    row = _SAME_ID.row(connection, run_id=new.run_id)
-    if row is not None:
-        run = run_record(row)
+@work
+def _existing(new: NewRun) -> Steps[Accepted | None]:
+    same_id, same_key = yield last(
+        _SAME_ID.find(run_id=new.run_id),
+        _SAME_KEY.find(idempotency_key=new.idempotency_key, workflow_name=new.workflow_name),
+    )
+    if same_id is not None:
+        run = run_record(same_id)
         return Accepted(run, is_new=_is_same_request(run, new))
-    key, workflow = new.idempotency_key, new.workflow_name
-    row = _SAME_KEY.row(connection, idempotency_key=key, workflow_name=workflow)
-    return None if row is None else Accepted(run_record(row), is_new=False)
+    return None if same_key is None else Accepted(run_record(same_key), is_new=False)
 
 
 def _is_same_request(run: RunRecord, new: NewRun) -> bool:

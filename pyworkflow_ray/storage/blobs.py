@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from sqlalchemy import select
 from sqlalchemy.engine import Connection
 
 from pyworkflow_ray.exceptions import StorageError
 from pyworkflow_ray.storage import schema
-from pyworkflow_ray.storage.dialects import Statement
+from pyworkflow_ray.storage.statements import Bound, Statement
+from pyworkflow_ray.storage.works import Steps, last, work
 
 _SAVE = Statement(
     "INSERT INTO blobs (hash, data, size, created_at) VALUES (:hash, :data, :size, <now>) "
@@ -23,26 +24,28 @@ _DELETE_UNUSED = Statement(
 )
 
 
-def save_blobs(connection: Connection, run_id: str, blobs: Iterable[tuple[str, bytes | None]]) -> None:
-    """Keep the blobs for as long as the run lives; equal ones are kept once for all runs.
+def saving_blobs(run_id: str, blobs: Sequence[tuple[str, bytes | None]]) -> list[Bound]:
+    """What keeps the blobs for as long as the run lives; equal ones are kept once for all runs.
 
-    None instead of bytes ties the run to a blob that another one has brought already.
+    None instead of bytes ties the run to a blob that another run has brought already. The run must be there.
     """
-    given = list(blobs)
-    _SAVE.execute_many(
-        connection,
-        [{"hash": hash_, "data": data, "size": len(data)} for hash_, data in given if data is not None],
-    )
-    _LINK.execute_many(connection, [{"run_id": run_id, "hash": hash_} for hash_, _ in given])
+    if not blobs:
+        return []
+    new = [{"hash": hash_, "data": data, "size": len(data)} for hash_, data in blobs if data is not None]
+    return [
+        _SAVE.change_each(new),
+        _LINK.change_each([{"run_id": run_id, "hash": hash_} for hash_, _ in blobs]),
+    ]
 
 
-def load_blob(connection: Connection, hash_: str) -> bytes:
+@work
+def load_blob(hash_: str) -> Steps[bytes]:
     """The blob's bytes.
 
     Raises:
-        StorageError: There is none of this hash.
+        StorageError: There is no blob of this hash.
     """
-    row = _LOAD.row(connection, hash=hash_)
+    (row,) = yield last(_LOAD.find(hash=hash_))
     if row is None:
         raise StorageError(
             f"The blob {hash_} is missing, although an event refers to it: the run that brought it was "
@@ -59,4 +62,4 @@ def blob_hashes(connection: Connection, run_ids: Collection[str]) -> list[str]:
 
 def delete_unused_blobs(connection: Connection, hashes: Iterable[str]) -> None:
     """Delete those of the blobs that no run needs."""
-    _DELETE_UNUSED.execute_many(connection, [{"hash": hash_} for hash_ in hashes])
+    _DELETE_UNUSED.change_each([{"hash": hash_} for hash_ in hashes]).on(connection)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import msgspec
-from sqlalchemy.engine import Connection
 
-from pyworkflow_ray.storage.dialects import Statement
+from pyworkflow_ray.storage.statements import Bound, Statement
+from pyworkflow_ray.storage.works import Steps, last, work
 
 
 class Code(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,14 +33,17 @@ _SAVE = Statement(
 _LOAD = Statement(f"SELECT {', '.join(Code.__struct_fields__)} FROM code WHERE hash = :hash")
 
 
-def save_code(connection: Connection, code: Code) -> None:
-    """Keep the code; that it is there already is a success."""
-    _SAVE.execute(connection, **{name: getattr(code, name) for name in Code.__struct_fields__})
+def saving_code(code: Code | None) -> list[Bound]:
+    """What keeps the code; that it is there already is a success. Nothing for None."""
+    if code is None:
+        return []
+    return [_SAVE.change(**{name: getattr(code, name) for name in Code.__struct_fields__})]
 
 
-def load_code(connection: Connection, hash_: str) -> Code | None:
+@work
+def load_code(hash_: str) -> Steps[Code | None]:
     """The code of this hash, or None."""
-    row = _LOAD.row(connection, hash=hash_)
+    (row,) = yield last(_LOAD.find(hash=hash_))
     if row is None:
         return None
     code = Code(**dict(zip(Code.__struct_fields__, row, strict=True)))

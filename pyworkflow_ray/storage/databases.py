@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from sqlalchemy import Engine
 from sqlalchemy.engine import URL, Connection, make_url
@@ -18,8 +19,6 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from pyworkflow_ray.exceptions import StorageError
 from pyworkflow_ray.storage.dialects import (
-    begin,
-    end,
     is_connection_suspect,
     is_database_error,
     is_transient,
@@ -29,6 +28,16 @@ from pyworkflow_ray.storage.dialects import (
     summary,
 )
 from pyworkflow_ray.storage.migrations import current_version, migrate, newest_version
+from pyworkflow_ray.storage.transactions import (
+    PostgreSQLSession,
+    PostgreSQLSnapshot,
+    Session,
+    SQLiteSession,
+    run_alone,
+)
+from pyworkflow_ray.storage.works import Call, Work, called
+
+T = TypeVar("T")
 
 _OPEN_PATIENCE = 3.0
 _SYNCHRONOUS = ("OFF", "NORMAL", "FULL", "EXTRA")
@@ -55,8 +64,10 @@ class Database:
         self._one_at_a_time = threading.RLock()
         self._is_open = False
         self._writer: Connection | None = None
+        self._session: Session | None = None
         self._write_engine: Engine | None = None
         self._read_engine: Engine | None = None
+        self._look_engine: Engine | None = None
 
     def __repr__(self) -> str:
         return f"Database({self.url!r})"
@@ -86,8 +97,39 @@ class Database:
             return None
         return Path(str(self._url.database))
 
+    def look(self, query: Work[T]) -> T:
+        """The result of a work that reads; what it writes is refused or rolled back.
+
+        All of it sees one snapshot. A single statement needs no transaction for that, and costs one round
+        trip.
+
+        Raises:
+            StorageError: The database cannot be opened.
+        """
+        self._open()
+        if self._look_engine is None:
+            with self.snapshot() as connection:
+                return query.on(connection)
+        steps = query.at_end()
+        try:
+            first = next(steps)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        if isinstance(first, Call):
+            with self.snapshot() as connection:
+                return query.on(connection)
+        with self._look_engine.connect() as connection:
+            session = PostgreSQLSnapshot(connection)
+            try:
+                outcome = run_alone(session, steps, lambda: first)
+            finally:
+                session.close()
+        if outcome.error is not None:
+            raise outcome.error
+        return outcome.result  # type: ignore[no-any-return]
+
     @contextmanager
-    def read(self) -> Iterator[Connection]:
+    def snapshot(self) -> Iterator[Connection]:
         """A connection whose reads see one snapshot; what it writes is refused or rolled back.
 
         Raises:
@@ -98,26 +140,23 @@ class Database:
             with self._one_at_a_time, _snapshot(self._writing_connection()) as connection:
                 yield connection
         else:
-            with self._read_engine.connect() as connection, connection.begin() as snapshot:
+            with self._read_engine.connect() as connection, _snapshot(connection):
                 yield connection
-                snapshot.rollback()
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
-        """A transaction, committed when the block ends well; one at a time in this process.
+    def session(self) -> Iterator[Session]:
+        """The connection that writes, for one after another in this process.
 
-        After an error the transaction is rolled back, unless it was the commit's own answer that got lost:
-        then nobody knows, and the work must be safe to do again.
+        After an error the transaction is undone. If the commit's own answer got lost, nobody knows what
+        became of it, and the work must be safe to do again.
         """
         self._open()
         with self._one_at_a_time:
-            connection = self._writing_connection()
+            session = self._writing_session()
             try:
-                begin(connection)
-                yield connection
-                end(connection, "commit")
+                yield session
             except BaseException as error:
-                self._undo(connection, error)
+                self._undo(session, error)
                 raise
 
     def close(self) -> None:
@@ -127,12 +166,16 @@ class Database:
             self._is_open = False
 
     def _dispose(self) -> None:
+        if self._session is not None:
+            with suppress(Exception):
+                self._session.close()
         if self._writer is not None:
             self._writer.close()
         for engine in (self._write_engine, self._read_engine):
             if engine is not None:
                 engine.dispose()
-        self._writer = self._write_engine = self._read_engine = None
+        self._writer = self._session = None
+        self._write_engine = self._read_engine = self._look_engine = None
 
     def _writing_connection(self) -> Connection:
         if self._writer is None:
@@ -140,14 +183,21 @@ class Database:
             self._writer = self._write_engine.connect()
         return self._writer
 
-    def _undo(self, connection: Connection, error: BaseException) -> None:
+    def _writing_session(self) -> Session:
+        if self._session is None:
+            connection = self._writing_connection()
+            is_sqlite = connection.dialect.name == "sqlite"
+            self._session = SQLiteSession(connection) if is_sqlite else PostgreSQLSession(connection)
+        return self._session
+
+    def _undo(self, session: Session, error: BaseException) -> None:
         is_suspect = is_connection_suspect(error)
         try:
-            end(connection, "rollback")
+            session.rollback()
         except Exception:
             is_suspect = True
-        if is_suspect and not self.is_memory:
-            self._writer = None
+        if is_suspect and not self.is_memory and self._writer is not None:
+            connection, self._writer, self._session = self._writer, None, None
             with suppress(Exception):
                 connection.invalidate()
                 connection.close()
@@ -192,7 +242,9 @@ class Database:
             raise StorageError(
                 f"PostgreSQL needs the driver psycopg: pip install 'pyworkflow-ray[postgres]' ({error})."
             ) from error
-        self._write_engine = engine
+        # The session says BEGIN and COMMIT itself, in the same round trip as the work.
+        self._write_engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._look_engine = self._write_engine
         self._read_engine = engine.execution_options(
             isolation_level="REPEATABLE READ", postgresql_readonly=True
         )
@@ -229,14 +281,14 @@ class Database:
                 return
             if version == 0 and not self._create:
                 raise StorageError(f"The database {self.url} has no pyworkflow_ray tables, and create=False.")
-        connection = self._writing_connection()
+        session = self._writing_session()
         try:
-            begin(connection)
-            migrate(connection)
-            end(connection, "commit")
+            outcome = run_alone(session, called(migrate).at_end())
         except BaseException as error:
-            self._undo(connection, error)
+            self._undo(session, error)
             raise
+        if outcome.error is not None:
+            raise outcome.error
 
 
 @contextmanager

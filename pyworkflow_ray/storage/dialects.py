@@ -1,20 +1,14 @@
-"""Where SQLite and PostgreSQL differ, and nowhere else.
-
-A `Statement` is SQL text that both understand, with `:name` parameters and tokens: ``<now>`` is the
-database's own clock, and ``<now + :seconds>`` that clock some seconds on. Leases and due times are always
-compared with this clock: the clocks of a cluster's hosts disagree, the database's agrees with itself. A third
-one, ``<for update>`` or ``<for key share>``, locks what a SELECT has found; SQLite has one writer anyway.
-"""
+"""Where SQLite and PostgreSQL differ, and nowhere else."""
 
 from __future__ import annotations
 
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import quote
 
 from loguru import logger
@@ -34,7 +28,8 @@ _READER_BUSY_MS = 2000
 
 _SQLITE_TIME = "%Y-%m-%d %H:%M:%f000"
 _NOW = re.compile(r"<now(?: ([+-]) :(\w+))?>")
-_LOCK = re.compile(r" <(for [a-z ]+)>")
+_LOCK = re.compile(r"\s+<(for [a-z ]+)>")
+_JSON = re.compile(r"<json ([\w.]+)>")
 _PARAMETER = re.compile(r"(?<![:\w]):([a-z_]\w*)")
 
 # Primary result codes: BUSY, LOCKED, NOMEM, IOERR, FULL, CANTOPEN, PROTOCOL.
@@ -68,65 +63,38 @@ def decode_time(value: str | datetime) -> datetime:
     return value.astimezone(UTC)
 
 
-class Statement:
-    """SQL text for both databases, translated once for each and run by the driver itself.
-
-    SQLAlchemy's own execution costs some 100 µs for a row of forty columns, which is more than SQLite
-    needs to write it. Instants among the parameters must be aware; instants in rows are the driver's, for
-    `decode_time`.
-    """
-
-    def __init__(self, sql: str) -> None:
-        self._sql = sql
-        self._texts: dict[str, str] = {}
-
-    def execute(self, connection: Connection, **parameters: Any) -> int:
-        """Run the statement; how many rows it has changed."""
-        return int(self._cursor(connection, parameters).rowcount)
-
-    def execute_many(self, connection: Connection, rows: Sequence[Parameters]) -> None:
-        """Run the statement for each row of parameters; nothing happens for none."""
-        if rows:
-            dialect = connection.dialect.name
-            sql = self._texts.get(dialect) or self._translate(dialect)
-            cursor = _driver(connection).cursor()
-            cursor.executemany(sql, [_encoded(dialect, row) for row in rows])
-            cursor.close()
-
-    def rows(self, connection: Connection, **parameters: Any) -> list[Row]:
-        """Run the statement; all rows that it gives."""
-        rows: list[Row] = self._cursor(connection, parameters).fetchall()
-        return rows
-
-    def row(self, connection: Connection, **parameters: Any) -> Row | None:
-        """Run the statement; the first row that it gives, or None."""
-        # All are fetched: SQLite commits no statement with RETURNING that has not been read to its end.
-        rows = self._cursor(connection, parameters).fetchall()
-        return rows[0] if rows else None
-
-    def _cursor(self, connection: Connection, parameters: Parameters) -> Any:
-        dialect = connection.dialect.name
-        sql = self._texts.get(dialect) or self._translate(dialect)
-        return _driver(connection).execute(sql, _encoded(dialect, parameters))
-
-    def _translate(self, dialect: str) -> str:
-        if dialect == "sqlite":
-            sql = _LOCK.sub("", _NOW.sub(_sqlite_now, self._sql))
-        else:
-            sql = _NOW.sub(_postgresql_now, self._sql.replace("%", "%%"))
-            sql = _PARAMETER.sub(r"%(\1)s", _LOCK.sub(r" \1", sql))
-        self._texts[dialect] = sql
-        return sql
-
-
-def _driver(connection: Connection) -> Any:
+def driver_of(connection: Connection) -> Any:
+    """The driver's own connection under SQLAlchemy's."""
     return connection.connection.dbapi_connection
 
 
-def _encoded(dialect: str, parameters: Parameters) -> Parameters:
-    encode = encode_time if dialect == "sqlite" else require_aware
+def translate(sql: str, dialect: str) -> str:
+    """The text of a `Statement` as one database's driver takes it."""
+    if dialect == "sqlite":
+        return _JSON.sub(r"json_quote(\1)", _LOCK.sub("", _NOW.sub(_sqlite_now, sql)))
+    sql = _JSON.sub(r"CAST(to_json(\1) AS text)", sql)
+    sql = _NOW.sub(_postgresql_now, sql.replace("%", "%%"))
+    return _PARAMETER.sub(r"%(\1)s", _LOCK.sub(r" \1", sql))
+
+
+def guarded(sql: str) -> str:
+    """An UPDATE for PostgreSQL that fails with `is_refusal` when it finds no row.
+
+    In a pipeline nobody looks at a row count before COMMIT has been sent. So the server itself must stop.
+    """
+    return f"WITH changed AS ({sql} RETURNING 1) SELECT 1 / CAST(count(*) > 0 AS integer) FROM changed"
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether the error is what a statement of `guarded` ends with; meant for such statements only."""
+    return getattr(_original(error), "sqlstate", None) == "22012"
+
+
+def encode(dialect: str, parameters: Parameters) -> Parameters:
+    """The parameters as one database's driver takes them."""
+    as_kept = encode_time if dialect == "sqlite" else require_aware
     return {
-        name: encode(value) if isinstance(value, datetime) else value for name, value in parameters.items()
+        name: as_kept(value) if isinstance(value, datetime) else value for name, value in parameters.items()
     }
 
 
@@ -148,14 +116,14 @@ def _postgresql_now(token: re.Match[str]) -> str:
 def sqlite_writer(path: Path | None, synchronous: str) -> Engine:
     """An engine whose transactions hold the write lock from their start; None is a database in memory."""
     engine = _sqlite(path, synchronous, busy_ms=0)
-    event.listen(engine, "begin", _begin_immediate)
+    event.listen(engine, "begin", lambda connection: begin_immediate(driver_of(connection)))
     return engine
 
 
 def sqlite_reader(path: Path, synchronous: str) -> Engine:
     """An engine whose transactions see one snapshot and cannot write."""
     engine = _sqlite(path, synchronous, busy_ms=_READER_BUSY_MS)
-    event.listen(engine, "begin", lambda connection: _driver(connection).execute("BEGIN"))
+    event.listen(engine, "begin", lambda connection: driver_of(connection).execute("BEGIN"))
     event.listen(engine, "connect", lambda raw, _: raw.execute("PRAGMA query_only=ON"))
     return engine
 
@@ -197,27 +165,10 @@ def _use_wal(raw: sqlite3.Connection, path: Path) -> None:
         )
 
 
-def _begin_immediate(connection: Connection) -> None:
-    raw = _driver(connection)
+def begin_immediate(raw: sqlite3.Connection) -> None:
+    """Begin an SQLite transaction that may write, and wait for the lock for a while."""
     if not raw.in_transaction:
         _wait_for_lock(lambda: raw.execute("BEGIN IMMEDIATE"))
-
-
-def begin(connection: Connection) -> None:
-    """Begin a write transaction on the driver itself; `end` ends it.
-
-    SQLAlchemy's bookkeeping of a transaction costs more than SQLite's transaction. Writes that use
-    SQLAlchemy's own execution find themselves in this transaction as well.
-    """
-    connection.info.clear()  # What is kept there is known for one transaction only.
-    if connection.dialect.name == "sqlite":
-        _begin_immediate(connection)
-    # psycopg begins by itself, with the first statement.
-
-
-def end(connection: Connection, verb: Literal["commit", "rollback"]) -> None:
-    """End what `begin` began."""
-    getattr(connection if connection.in_transaction() else _driver(connection), verb)()
 
 
 def _wait_for_lock(attempt: Callable[[], object]) -> None:

@@ -27,7 +27,6 @@ from sqlalchemy.engine import Connection
 from pyworkflow_ray.recurrences.overlaps import Decision, decide
 from pyworkflow_ray.statuses import OverlapPolicy
 from pyworkflow_ray.storage.acceptances import NewRun, accept
-from pyworkflow_ray.storage.dialects import Statement
 from pyworkflow_ray.storage.plans import Plan
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.runs import get_runs
@@ -45,6 +44,7 @@ from pyworkflow_ray.storage.schedules import (
     running_runs,
     schedule_record,
 )
+from pyworkflow_ray.storage.statements import Statement
 
 # The first write of the transaction: whoever comes second finds another version. One who holds the row now,
 # such as a run that ends, is not waited for: it may itself wait for a row that this transaction holds.
@@ -246,7 +246,7 @@ def _accepted(
     the one in which it continued, and which holds its key, has not."""
     like = run_of_text(record.run)
     news = [msgspec.structs.replace(_run_of(record, like, fire_at), created_at=at) for fire_at in fires]
-    runs = [accept(connection, new).run for new in news]
+    runs = [accept(new).on(connection).run for new in news]
     return [run for run, new in zip(runs, news, strict=True) if run.run_id == new.run_id]
 
 

@@ -9,15 +9,16 @@ from functools import lru_cache
 from typing import Any
 
 import msgspec
-from sqlalchemy.engine import Connection
 
 from pyworkflow_ray.exceptions import StorageError
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage import schema
-from pyworkflow_ray.storage.blobs import save_blobs
-from pyworkflow_ray.storage.dialects import Statement, decode_time
-from pyworkflow_ray.storage.hooks import dispose_hooks, dispose_pending_hooks
-from pyworkflow_ray.storage.schedules import count_end
+from pyworkflow_ray.storage.blobs import saving_blobs
+from pyworkflow_ray.storage.dialects import decode_time
+from pyworkflow_ray.storage.hooks import disposing_hooks, disposing_pending_hooks
+from pyworkflow_ray.storage.schedules import counting_end
+from pyworkflow_ray.storage.statements import Bound, RefusedError, Statement
+from pyworkflow_ray.storage.works import Steps, last, work
 
 EventRow = tuple[int, datetime, str, str]
 """`(position, timestamp, type, data)`"""
@@ -85,7 +86,8 @@ class Append(msgspec.Struct, frozen=True, kw_only=True):
     schedule_id: str | None = None
 
 
-def append(connection: Connection, new: Append) -> bool:
+@work
+def append(new: Append) -> Steps[bool]:
     """Extend the run's history and change its row, or neither.
 
     Before: the caller holds the run at `epoch`. After: the events stand at `position` and on, the row is
@@ -99,24 +101,97 @@ def append(connection: Connection, new: Append) -> bool:
     Raises:
         FencedError: The run is held at another epoch, has ended, or is gone.
     """
+    statements = appending(new)
+    try:
+        answers = yield last(*statements)
+    except RefusedError:
+        return (yield from confirm_append(new))
+    return is_still_unread(new, answers)
+
+
+def appending(new: Append, behind_fence: Sequence[Bound] = ()) -> list[Bound]:
+    """What an append writes. The first statement is the fence: if it refuses, see `confirm_append`.
+
+    Args:
+        behind_fence: What else is to be written, next to the fence. Its answers are there, too.
+    """
     following = new.position + len(new.events)
     fence = _fence(tuple(new.changes), bool(new.events), new.release)
     parameters = {name: _plain(value) for name, value in new.changes.items()}
     if new.events:
         parameters["_at"] = new.events[-1][0]
-    updated = fence.execute(
-        connection,
-        **parameters,
-        _run_id=new.run_id,
-        _epoch=new.epoch,
-        _old=new.position,
-        _new=following,
+    statements = [
+        fence.require(**parameters, _run_id=new.run_id, _epoch=new.epoch, _old=new.position, _new=following),
+        *behind_fence,
+        *saving_blobs(new.run_id, new.blobs),
+    ]
+    if new.events:
+        statements.append(_INSERT_EVENT.change_each(_event_rows(new)))
+    if new.read_inbox:
+        rows = [{"run_id": new.run_id, "id": id_, "position": new.position} for id_ in new.read_inbox]
+        statements.append(_MARK_READ.change_each(rows))
+    statements += disposing_hooks(new.run_id, new.hooks_disposed)
+    if _plain(new.changes.get("status")) in _ENDINGS:
+        # The hooks first: this waits for a delivery that is under way, whose inbox row must be marked too.
+        statements.append(disposing_pending_hooks(new.run_id))
+        statements.append(_MARK_ALL_READ.change(run_id=new.run_id, position=new.position))
+        if new.schedule_id is not None:
+            ended_as = RunStatus(_plain(new.changes["status"]))
+            statements.append(counting_end(new.schedule_id, new.run_id, ended_as))
+    if new.release:
+        statements.append(_HAS_UNREAD.find(run_id=new.run_id))
+    return statements
+
+
+def is_still_unread(new: Append, answers: Sequence[Any]) -> bool:
+    """What `append` returns, from the answers to `appending`."""
+    return new.release and answers[-1] is not None
+
+
+def _event_rows(new: Append) -> list[dict[str, Any]]:
+    return [
+        {
+            "run_id": new.run_id,
+            "position": position,
+            "type": type_,
+            "timestamp": timestamp,
+            "data": _text(data),
+        }
+        for position, (timestamp, type_, data) in enumerate(new.events, new.position)
+    ]
+
+
+@work
+def confirm_append(new: Append) -> Steps[bool]:
+    """What `append` returns when its fence has refused and this very append is in the history already: its
+    COMMIT went through, and the answer got lost.
+
+    Raises:
+        FencedError: The history has gone on without this append.
+    """
+    following = new.position + len(new.events)
+    state, last_event, still_unread = yield last(
+        _FENCE_STATE.find(run_id=new.run_id),
+        _EVENT_AT.find(run_id=new.run_id, position=following - 1),
+        _HAS_UNREAD.find(run_id=new.run_id),
     )
-    if updated == 1:
-        _insert(connection, new)
+    if state is None or state[0] != new.epoch:
+        raise FencedError(new.run_id, new.epoch)
+    _, position, status = state
+    if new.events:
+        is_there = last_event == (new.events[-1][1], _text(new.events[-1][2]))
     else:
-        _require_lost_commit(connection, new, following)
-    return new.release and _HAS_UNREAD.row(connection, run_id=new.run_id) is not None
+        # Only an ended run refuses an append without events at its own position.
+        is_there = status == _plain(new.changes.get("status"))
+    if position != following or not is_there:
+        raise FencedError(
+            new.run_id,
+            new.epoch,
+            f"The history of run {new.run_id!r} stands at position {position} with status {status!r}, and "
+            f"nothing can be appended at {new.position}: its holder has appended something else, or the run "
+            "has ended. Read its row, and replay it if it has not.",
+        )
+    return new.release and still_unread is not None
 
 
 @lru_cache(maxsize=1024)
@@ -138,67 +213,13 @@ def _fence(columns: tuple[str, ...], has_events: bool, release: bool) -> Stateme
     )
 
 
-def _insert(connection: Connection, new: Append) -> None:
-    if new.blobs:
-        save_blobs(connection, new.run_id, new.blobs)
-    if new.events:
-        _INSERT_EVENT.execute_many(
-            connection,
-            [
-                {
-                    "run_id": new.run_id,
-                    "position": position,
-                    "type": type_,
-                    "timestamp": timestamp,
-                    "data": _text(data),
-                }
-                for position, (timestamp, type_, data) in enumerate(new.events, new.position)
-            ],
-        )
-    if new.read_inbox:
-        rows = [{"run_id": new.run_id, "id": id_, "position": new.position} for id_ in new.read_inbox]
-        _MARK_READ.execute_many(connection, rows)
-    if new.hooks_disposed:
-        dispose_hooks(connection, new.run_id, new.hooks_disposed)
-    if _plain(new.changes.get("status")) in _ENDINGS:
-        # The hooks first: this waits for a delivery that is under way, whose inbox row must be marked too.
-        dispose_pending_hooks(connection, new.run_id)
-        _MARK_ALL_READ.execute(connection, run_id=new.run_id, position=new.position)
-        if new.schedule_id is not None:
-            count_end(connection, new.schedule_id, new.run_id, RunStatus(_plain(new.changes["status"])))
-
-
-def _require_lost_commit(connection: Connection, new: Append, following: int) -> None:
-    """Return if this very append is in the history already; its COMMIT went through, its answer did not."""
-    state = _FENCE_STATE.row(connection, run_id=new.run_id)
-    if state is None or state[0] != new.epoch:
-        raise FencedError(new.run_id, new.epoch)
-    position = state[1]
-    if position != following or not _ends_with(connection, new, following, status=state[2]):
-        raise FencedError(
-            new.run_id,
-            new.epoch,
-            f"The history of run {new.run_id!r} stands at position {position} with status {state[2]!r}, and "
-            f"nothing can be appended at {new.position}: its holder has appended something else, or the run "
-            "has ended. Read its row, and replay it if it has not.",
-        )
-
-
-def _ends_with(connection: Connection, new: Append, following: int, status: str) -> bool:
-    if not new.events:
-        # Only an ended run refuses an append without events at its own position.
-        return bool(status == _plain(new.changes.get("status")))
-    last = _EVENT_AT.row(connection, run_id=new.run_id, position=following - 1)
-    return last == (new.events[-1][1], _text(new.events[-1][2]))
-
-
+@work
 def read_events(
-    connection: Connection,
     run_id: str,
     after: int = -1,
     types: Collection[str] | None = None,
     limit: int | None = None,
-) -> list[EventRow]:
+) -> Steps[list[EventRow]]:
     """The events of a run behind position `after`, in order; `types` keeps those of these types only."""
     names = {f"type_{number}": name for number, name in enumerate(types or ())}
     if types is not None and not names:
@@ -206,7 +227,7 @@ def read_events(
     parameters: dict[str, Any] = {"run_id": run_id, "after": after, **names}
     if limit is not None:
         parameters["limit"] = limit
-    rows = _select_events(len(names), limit is not None).rows(connection, **parameters)
+    (rows,) = yield last(_select_events(len(names), limit is not None).find_all(**parameters))
     if rows and isinstance(rows[0][1], str):  # The loop of `decode_time`, for fifty thousand rows.
         parse = datetime.fromisoformat
         return [(position, parse(at + "+00:00"), type_, data) for position, at, type_, data in rows]
@@ -222,15 +243,17 @@ def _select_events(type_count: int, limited: bool) -> Statement:
     return Statement(sql + (" LIMIT :limit" if limited else ""))
 
 
-def latest_event(connection: Connection, run_id: str) -> EventRow | None:
+@work
+def latest_event(run_id: str) -> Steps[EventRow | None]:
     """The last event of a run, or None when it has none yet."""
-    row = _LATEST_EVENT.row(connection, run_id=run_id)
+    (row,) = yield last(_LATEST_EVENT.find(run_id=run_id))
     return None if row is None else _event_row(*row)
 
 
-def count_events(connection: Connection, run_id: str) -> int:
+@work
+def count_events(run_id: str) -> Steps[int]:
     """How many events a run has."""
-    row = _COUNT_EVENTS.row(connection, run_id=run_id)
+    (row,) = yield last(_COUNT_EVENTS.find(run_id=run_id))
     return int(row[0]) if row else 0
 
 

@@ -18,9 +18,10 @@ from sqlalchemy.engine import Connection
 from pyworkflow_ray.exceptions import HookAlreadyReceivedError, HookExpiredError, HookNotFoundError
 from pyworkflow_ray.statuses import HookStatus
 from pyworkflow_ray.storage import schema
-from pyworkflow_ray.storage.dialects import Statement, decode_time
-from pyworkflow_ray.storage.inboxes import post
+from pyworkflow_ray.storage.dialects import decode_time
 from pyworkflow_ray.storage.pages import before, cursor_behind
+from pyworkflow_ray.storage.statements import Bound, Statement
+from pyworkflow_ray.storage.works import Steps, last, work
 
 
 class NewHook(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,9 +96,11 @@ _EXISTS = Statement("SELECT 1 FROM hooks WHERE run_id = :run_id AND hook_id = :h
 _HOLDER = Statement("SELECT run_id, status FROM hooks WHERE token = :token")
 # A hook's token after another hook took it over. It tells what it was, for a delivery that is run again.
 _FORMER_TOKEN = "CAST(:token AS TEXT) || '#' || run_id || '/' || hook_id"
-_FREE_TOKEN = Statement(
-    f"UPDATE hooks SET token = {_FORMER_TOKEN} WHERE token = :token AND status <> 'pending'"
-)
+# Not when the hook that wants it is there already, perhaps received and under another token by now.
+_FREE_TOKEN = Statement(f"""
+    UPDATE hooks SET token = {_FORMER_TOKEN} WHERE token = :token AND status <> 'pending'
+        AND NOT EXISTS (SELECT 1 FROM hooks AS own WHERE own.run_id = :run_id AND own.hook_id = :hook_id)
+""")
 
 
 def _is_open(now: str) -> str:
@@ -119,6 +122,17 @@ _RECEIVE, _RECEIVE_AT = (
     """)
     for now in ("<now>", ":now")
 )
+# Conditional on what the statement before it has done, so that both travel together. A delivery that is run
+# again meets its own row, whose key is in the inbox.
+_POST = Statement(f"""
+    INSERT INTO inbox (run_id, dedup_key, kind, data, created_at)
+    SELECT received.owner, 'hook:' || received.hook_id, 'hook.received',
+        '{{"hook_id":' || <json received.hook_id> || CAST(:values AS TEXT), <now>
+    FROM (SELECT run_id AS owner, hook_id FROM hooks WHERE {_IS_OURS}) AS received
+    JOIN runs ON runs.run_id = received.owner
+    WHERE NOT runs.{schema.HAS_ENDED}
+    <for key share of runs> ON CONFLICT (run_id, dedup_key) DO NOTHING
+""")
 _RECEIVED = Statement(f"SELECT {_COLUMNS} FROM hooks WHERE {_IS_OURS}")
 _LOOK, _LOOK_AT = (
     Statement(
@@ -138,28 +152,37 @@ _DISPOSE_ALL = Statement("UPDATE hooks SET status = 'disposed' WHERE run_id = :r
 _GET = Statement(f"SELECT {_COLUMNS} FROM hooks WHERE token = :token")
 
 
-def create_hook(connection: Connection, run_id: str, new: NewHook) -> str | None:
+def creating_hook(run_id: str, new: NewHook) -> list[Bound]:
+    """What makes a hook, if its token is free; see `create_hook`. The answers are for `holder_of`."""
+    own = {"run_id": run_id, "hook_id": new.hook_id}
+    parameters = {name: getattr(new, name) for name in NewHook.__struct_fields__}
+    return [
+        _FREE_TOKEN.change(token=new.token, **own),
+        _CREATE.change(**{**parameters, **own}),
+        _EXISTS.find(**own),
+        _HOLDER.find(token=new.token),
+    ]
+
+
+def holder_of(answers: Sequence[Any]) -> str | None:
+    """None when the hook is there; or else the run whose pending hook has its token."""
+    _, _, own, holder = answers
+    return None if own is not None or holder is None else str(holder[0])
+
+
+@work
+def create_hook(run_id: str, new: NewHook) -> Steps[str | None]:
     """None when the run's hook is there now, else the run whose pending hook has the token.
 
     A token whose hook is no longer pending is taken over; that hook stays, under another token. It is safe to
     run again: the hook that an earlier try created is the one that is wanted, whatever became of it.
     """
-    parameters = {name: getattr(new, name) for name in NewHook.__struct_fields__}
-    while True:
-        if _CREATE.execute(connection, run_id=run_id, **parameters) == 1:
-            return None
-        if _EXISTS.row(connection, run_id=run_id, hook_id=new.hook_id) is not None:
-            return None
-        holder = _HOLDER.row(connection, token=new.token)
-        if holder is not None and holder[1] == HookStatus.PENDING.value:
-            return str(holder[0])
-        _FREE_TOKEN.execute(connection, token=new.token)
+    return holder_of((yield last(*creating_hook(run_id, new))))
 
 
-def deliver(
-    connection: Connection, token: str, delivery_key: str, data: str, *, now: datetime | None = None
-) -> HookRecord:
-    """Give the hook of this token what it waits for, and tell its run.
+@work
+def deliver(token: str, delivery_key: str, data: str, *, now: datetime | None = None) -> Steps[HookRecord]:
+    """Give the hook of this token what it waits for, and put it into its run's inbox.
 
     After the commit the run will get it, whoever crashes: it is in the run's inbox as an event
     `hook.received`, with `data` and the member `hook_id`. Of two deliveries one wins; a second one with the
@@ -175,22 +198,19 @@ def deliver(
         HookAlreadyReceivedError: Another delivery was first.
         HookExpiredError: The hook has expired, or its run waits for it no longer.
     """
-    values = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+    members = msgspec.json.encode(msgspec.json.decode(data, type=dict[str, msgspec.Raw])).decode()
+    values = "," + members[1:] if len(members) > 2 else "}"
     given = {"token": token, "delivery_key": delivery_key}
     receive, look, at = _RECEIVE, _LOOK, {}
     if now is not None:
         receive, look, at = _RECEIVE_AT, _LOOK_AT, {"now": now}
     while True:
-        received = receive.row(connection, data=data, **given, **at)
+        received, _ = yield last(receive.find(data=data, **given, **at), _POST.change(values=values, **given))
         if received is not None:
-            hook = _record(received)
-            entry = msgspec.json.encode({"hook_id": hook.hook_id, **values})
-            post(connection, hook.run_id, f"hook:{hook.hook_id}", "hook.received", entry)
-            return hook
-        earlier = _RECEIVED.row(connection, **given)
+            return _record(received)
+        earlier, row = yield last(_RECEIVED.find(**given), look.find(token=token, **at))
         if earlier is not None:
             return _record(earlier)
-        row = look.row(connection, token=token, **at)
         if row is None:
             raise HookNotFoundError(token)
         hook_id, status, is_open = row
@@ -201,24 +221,27 @@ def deliver(
         # The token was taken over between two of the statements; the new hook may have it.
 
 
-def expire_hook(connection: Connection, run_id: str, hook_id: str) -> bool:
-    """Whether the hook has expired, now or before; False when it was received or disposed of."""
-    return _EXPIRE.execute(connection, run_id=run_id, hook_id=hook_id) == 1
+@work
+def expire_hooks(run_id: str, hook_ids: Sequence[str]) -> Steps[bool]:
+    """Whether all these hooks have expired, now or before; False when one was received or disposed of."""
+    changed = yield last(*(_EXPIRE.change(run_id=run_id, hook_id=hook_id) for hook_id in hook_ids))
+    return all(count == 1 for count in changed)
 
 
-def dispose_hooks(connection: Connection, run_id: str, hook_ids: Sequence[str]) -> None:
-    """Let those of the run's hooks that are pending wait no longer."""
-    _DISPOSE.execute_many(connection, [{"run_id": run_id, "hook_id": hook_id} for hook_id in hook_ids])
+def disposing_hooks(run_id: str, hook_ids: Sequence[str]) -> list[Bound]:
+    """What lets those of the run's hooks that are pending wait no longer."""
+    return [_DISPOSE.change(run_id=run_id, hook_id=hook_id) for hook_id in hook_ids]
 
 
-def dispose_pending_hooks(connection: Connection, run_id: str) -> None:
-    """Let none of the run's hooks wait any longer."""
-    _DISPOSE_ALL.execute(connection, run_id=run_id)
+def disposing_pending_hooks(run_id: str) -> Bound:
+    """What lets none of the run's hooks wait any longer."""
+    return _DISPOSE_ALL.change(run_id=run_id)
 
 
-def get_hook(connection: Connection, token: str) -> HookRecord | None:
+@work
+def get_hook(token: str) -> Steps[HookRecord | None]:
     """The hook that has this token, or None."""
-    row = _GET.row(connection, token=token)
+    (row,) = yield last(_GET.find(token=token))
     return None if row is None else _record(row)
 
 

@@ -12,7 +12,6 @@ from sqlalchemy.engine import Connection, make_url
 from pyworkflow_ray.exceptions import StorageError
 from pyworkflow_ray.storage.databases import Database
 from pyworkflow_ray.storage.dialects import (
-    Statement,
     decode_time,
     is_database_error,
     postgresql_engine,
@@ -20,6 +19,7 @@ from pyworkflow_ray.storage.dialects import (
     summary,
 )
 from pyworkflow_ray.storage.migrations import newest_version, read_facts
+from pyworkflow_ray.storage.statements import Statement
 
 _CLOCK = Statement("SELECT <now>")
 _ID_RANGE = Statement(

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sqlalchemy.engine import Connection
-
-from pyworkflow_ray.storage.dialects import Statement
 from pyworkflow_ray.storage.records import COLUMNS, RunRecord, run_record
 from pyworkflow_ray.storage.schema import HAS_ENDED, IS_LIVE
+from pyworkflow_ray.storage.statements import Statement
+from pyworkflow_ray.storage.works import Steps, last, work
 
 # `previous_owner` is left alone by an owner's second claim: after a COMMIT whose answer was lost, the second
 # try must still tell of the interruption that the first one met.
@@ -78,15 +77,15 @@ def owner_of(coordinator: str, cluster: str, incarnation: str) -> str:
     return f"{coordinator}@{cluster}:{incarnation}" if cluster else f"{coordinator}:{incarnation}"
 
 
+@work
 def claim(
-    connection: Connection,
     run_id: str,
     owner: str,
     lease_ttl: float,
     *,
     force_from: str | None = None,
     cluster: str = "",
-) -> RunRecord | None:
+) -> Steps[RunRecord | None]:
     """The run, held by `owner` from now on at a new epoch, or None when it may not be had.
 
     A run may be had when nobody holds it, when its lease has run out, when `owner` holds it already, or
@@ -96,23 +95,23 @@ def claim(
     The record is the row after the claim; its `previous_owner` tells of an interruption. Run again after
     a lost COMMIT, it gives the same at a higher epoch.
     """
-    row = _CLAIM.row(
-        connection, run_id=run_id, owner=owner, ttl=lease_ttl, force_from=force_from, cluster=cluster
+    found = yield last(
+        _CLAIM.find(run_id=run_id, owner=owner, ttl=lease_ttl, force_from=force_from, cluster=cluster)
     )
-    return None if row is None else run_record(row)
+    return None if found[0] is None else run_record(found[0])
 
 
-def claim_placed(
-    connection: Connection, coordinator: str, owner: str, lease_ttl: float, cluster: str = ""
-) -> list[RunRecord]:
+@work
+def claim_placed(coordinator: str, owner: str, lease_ttl: float, cluster: str = "") -> Steps[list[RunRecord]]:
     """All live runs placed with this coordinator, oldest first, claimed as with `force_from`."""
-    rows = _CLAIM_PLACED.rows(connection, owner=owner, ttl=lease_ttl, force_from=coordinator, cluster=cluster)
+    (rows,) = yield last(
+        _CLAIM_PLACED.find_all(owner=owner, ttl=lease_ttl, force_from=coordinator, cluster=cluster)
+    )
     return sorted(map(run_record, rows), key=lambda run: (run.created_at, run.run_id))
 
 
-def renew_leases(
-    connection: Connection, held: Iterable[tuple[str, int]], lease_ttl: float, owner: str | None = None
-) -> None:
+@work
+def renew_leases(held: Iterable[tuple[str, int]], lease_ttl: float, owner: str | None = None) -> Steps[None]:
     """Hold these runs, each at its epoch, for another `lease_ttl` seconds.
 
     A lease that has run out is renewed too, as long as nobody else has taken the run.
@@ -120,25 +119,29 @@ def renew_leases(
     Args:
         owner: Whose they are; runs that were born held by their coordinator's name get this one.
     """
-    _RENEW.execute_many(
-        connection,
-        [{"run_id": run_id, "epoch": epoch, "ttl": lease_ttl, "owner": owner} for run_id, epoch in held],
-    )
+    # In one order everywhere: two transactions that lock the same rows must not wait for each other.
+    rows = [
+        {"run_id": run_id, "epoch": epoch, "ttl": lease_ttl, "owner": owner} for run_id, epoch in sorted(held)
+    ]
+    yield last(_RENEW.change_each(rows))
 
 
-def regain(
-    connection: Connection, run_id: str, owner: str, lease_ttl: float, *, born_owner: str
-) -> int | None:
+@work
+def regain(run_id: str, owner: str, lease_ttl: float, *, born_owner: str) -> Steps[int | None]:
     """The epoch at which `owner` goes on with a run whose lease lapsed under it, or None if it may not."""
-    row = _REGAIN.row(connection, run_id=run_id, owner=owner, born_owner=born_owner, ttl=lease_ttl)
+    (row,) = yield last(_REGAIN.find(run_id=run_id, owner=owner, born_owner=born_owner, ttl=lease_ttl))
     return None if row is None else int(row[0])
 
 
-def give_up(connection: Connection, run_id: str, epoch: int) -> bool:
+@work
+def give_up(run_id: str, epoch: int) -> Steps[bool]:
     """Let go of a run that could not be driven; whoever claims it next learns that it was interrupted."""
-    return _GIVE_UP.execute(connection, run_id=run_id, epoch=epoch) == 1
+    (changed,) = yield last(_GIVE_UP.change(run_id=run_id, epoch=epoch))
+    return bool(changed == 1)
 
 
-def release(connection: Connection, run_id: str, epoch: int) -> bool:
-    """End the lease taken at this epoch; False when another claim has ended it before."""
-    return _RELEASE.execute(connection, run_id=run_id, epoch=epoch) == 1
+@work
+def release(run_id: str, epoch: int) -> Steps[bool]:
+    """Let go of a run without an interruption; False when it is no longer held at this epoch."""
+    (changed,) = yield last(_RELEASE.change(run_id=run_id, epoch=epoch))
+    return bool(changed == 1)

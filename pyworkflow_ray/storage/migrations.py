@@ -14,8 +14,9 @@ from sqlalchemy import inspect
 from sqlalchemy.engine import Connection
 
 from pyworkflow_ray.exceptions import StorageError
-from pyworkflow_ray.storage.dialects import Statement, lock_schema
+from pyworkflow_ray.storage.dialects import lock_schema
 from pyworkflow_ray.storage.schema import metadata
+from pyworkflow_ray.storage.statements import Statement
 
 MIGRATIONS: list[Callable[[Connection], None]] = []
 """`MIGRATIONS[n]` brings a database of version n + 1 to version n + 2. Append only."""

@@ -9,8 +9,9 @@ import msgspec
 from sqlalchemy.engine import Connection
 
 from pyworkflow_ray.recurrences.specs import ScheduleSpec
-from pyworkflow_ray.storage.dialects import Statement, decode_time
+from pyworkflow_ray.storage.dialects import decode_time
 from pyworkflow_ray.storage.schedules import ScheduleRecord
+from pyworkflow_ray.storage.statements import Statement
 
 MOST_DUE = 500
 """Fires of one schedule that are decided in one transaction."""

@@ -12,14 +12,15 @@ from sqlalchemy.engine import Connection
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage import schema
 from pyworkflow_ray.storage.blobs import blob_hashes, delete_unused_blobs
-from pyworkflow_ray.storage.dialects import Statement, attribute_equals
+from pyworkflow_ray.storage.dialects import attribute_equals
 from pyworkflow_ray.storage.pages import before, cursor_behind
 from pyworkflow_ray.storage.records import COLUMNS, FIELDS, RunRecord, run_record
+from pyworkflow_ray.storage.statements import Bound, Statement
+from pyworkflow_ray.storage.works import Steps, last, work
 
 _C = schema.runs.c
 _ALL = select(*(_C[name] for name in FIELDS))
 _MOST_IDS = 500  # SQLite limits the parameters of a statement.
-_CONTINUED_TO = Statement("SELECT continued_to_run_id FROM runs WHERE run_id = :run_id")
 _GET = Statement(f"SELECT {COLUMNS} FROM runs WHERE run_id = :run_id")
 _RELEASE_KEY = Statement("UPDATE runs SET idempotency_key = NULL WHERE run_id = :run_id")
 # Two halves, for the second of which there is an index.
@@ -48,10 +49,35 @@ _CHAIN = Statement(f"""
 """)
 
 
-def get_run(connection: Connection, run_id: str) -> RunRecord | None:
+_LATEST_OF_CHAIN = Statement(f"""
+    WITH RECURSIVE later(id, link, place) AS (
+        SELECT run_id, continued_to_run_id, 0 FROM runs WHERE run_id = :run_id
+        UNION ALL
+        SELECT runs.run_id, runs.continued_to_run_id, place + 1 FROM later JOIN runs ON runs.run_id = link
+        WHERE place < 1000000
+    )
+    SELECT {COLUMNS} FROM runs
+    WHERE run_id = (SELECT id FROM later ORDER BY place DESC LIMIT 1)
+""")
+
+
+@work
+def get_run(run_id: str) -> Steps[RunRecord | None]:
     """The run of this id, or None."""
-    row = _GET.row(connection, run_id=run_id)
+    (row,) = yield last(_GET.find(run_id=run_id))
     return None if row is None else run_record(row)
+
+
+@work
+def get_latest_of_chain(run_id: str) -> Steps[RunRecord | None]:
+    """The run in which this one goes on at last: itself, if it does not. None for an unknown id."""
+    (row,) = yield last(finding_latest_of_chain(run_id))
+    return None if row is None else run_record(row)
+
+
+def finding_latest_of_chain(run_id: str) -> Bound:
+    """What finds the row of `get_latest_of_chain`, for `run_record`."""
+    return _LATEST_OF_CHAIN.find(run_id=run_id)
 
 
 def get_runs(connection: Connection, run_ids: Iterable[str]) -> dict[str, RunRecord]:
@@ -73,20 +99,33 @@ def get_by_idempotency_key(connection: Connection, key: str, workflow: str | Non
     return runs[0] if runs else None
 
 
+@work
+def get_parent(run_id: str) -> Steps[RunRecord | None]:
+    """The run that has started this one as its child, or None."""
+    run = yield from get_run(run_id)
+    if run is None or run.parent_run_id is None:
+        return None
+    return (yield from get_run(run.parent_run_id).at_end())
+
+
 def get_children(connection: Connection, run_id: str) -> list[RunRecord]:
     """The child runs of a run, oldest first."""
     return _fetch(connection, _ALL.where(_C.parent_run_id == run_id).order_by(_C.created_at, _C.run_id))
 
 
-def get_tree(connection: Connection, root_run_id: str) -> list[RunRecord]:
+@work
+def get_tree(root_run_id: str) -> Steps[list[RunRecord]]:
     """A run and all its descendants, oldest first; empty for an unknown id."""
-    tree = [run_record(row) for row in _TREE.rows(connection, run_id=root_run_id)]
+    (rows,) = yield last(_TREE.find_all(run_id=root_run_id))
+    tree = [run_record(row) for row in rows]
     return sorted(tree, key=lambda run: (run.created_at, run.nesting_depth, run.run_id))
 
 
-def get_chain(connection: Connection, run_id: str) -> list[RunRecord]:
+@work
+def get_chain(run_id: str) -> Steps[list[RunRecord]]:
     """All runs that continued each other, oldest first, from any one of them; empty for an unknown id."""
-    return [run_record(row) for row in _CHAIN.rows(connection, run_id=run_id)]
+    (rows,) = yield last(_CHAIN.find_all(run_id=run_id))
+    return [run_record(row) for row in rows]
 
 
 def list_runs(
@@ -173,16 +212,16 @@ def purge(
     return _delete(connection, found)
 
 
-def latest_of_chain(connection: Connection, run_id: str) -> str:
+@work
+def latest_of_chain(run_id: str) -> Steps[str]:
     """The id of the run in which this one goes on at last; its own, if it does not."""
-    while (row := _CONTINUED_TO.row(connection, run_id=run_id)) is not None and row[0] is not None:
-        run_id = str(row[0])
-    return run_id
+    run = yield from get_latest_of_chain(run_id).at_end()
+    return run_id if run is None else run.run_id
 
 
-def release_key(connection: Connection, run_id: str) -> bool:
-    """Whether there is such a run; it holds no idempotency key any more, and another may have it."""
-    return _RELEASE_KEY.execute(connection, run_id=run_id) == 1
+def releasing_key(run_id: str) -> Bound:
+    """What takes a run's idempotency key from it, so that another run may have it."""
+    return _RELEASE_KEY.change(run_id=run_id)
 
 
 def _delete(connection: Connection, run_ids: Sequence[str]) -> int:

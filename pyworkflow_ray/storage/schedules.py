@@ -13,9 +13,10 @@ from sqlalchemy.engine import Connection
 from pyworkflow_ray.recurrences.specs import ScheduleSpec
 from pyworkflow_ray.statuses import OverlapPolicy, RunStatus, ScheduleStatus
 from pyworkflow_ray.storage.acceptances import NewRun
-from pyworkflow_ray.storage.codes import Code, save_code
-from pyworkflow_ray.storage.dialects import Row, Statement, decode_time
+from pyworkflow_ray.storage.codes import Code, saving_code
+from pyworkflow_ray.storage.dialects import decode_time
 from pyworkflow_ray.storage.schema import HAS_ENDED
+from pyworkflow_ray.storage.statements import Bound, Row, Statement
 
 KEPT_EVENTS = 1000
 """Events kept of one schedule; older ones go, since a schedule has no end."""
@@ -234,8 +235,8 @@ def create_schedule(
         declared: A hash of what a decorator says, for the next one who declares it.
         now: Instead of the database's clock, for a test that owns the time.
     """
-    if code is not None:
-        save_code(connection, code)
+    for statement in saving_code(code):
+        statement.on(connection)
     at = now or database_now(connection)
     first = spec.next_after(at, at)
     row = _INSERT.row(
@@ -317,8 +318,8 @@ def change_schedule(
             say, is not made up then. A fire that was due before, and still waited for its jitter or for
             somebody to look, is counted as skipped.
     """
-    if code is not None:
-        save_code(connection, code)
+    for statement in saving_code(code):
+        statement.on(connection)
     at = now or database_now(connection)
     following, look_at = record.next_fire_at, record.look_at
     overtaken, events = 0, list[tuple[str, dict[str, Any]]]()
@@ -448,15 +449,14 @@ def note_events(
         }
         for number, (type_, data) in enumerate(events)
     ]
-    _INSERT_EVENT.execute_many(connection, rows)
+    _INSERT_EVENT.change_each(rows).on(connection)
     if (position + len(rows)) // 100 > position // 100:
         _TRIM_EVENTS.execute(connection, schedule_id=schedule_id, position=position + len(rows) - KEPT_EVENTS)
 
 
-def count_end(connection: Connection, schedule_id: str, run_id: str, status: RunStatus) -> None:
-    """Count a run of the schedule that has ended, and have the next one looked at that waits for its turn."""
-    _COUNT_END.execute(
-        connection,
+def counting_end(schedule_id: str, run_id: str, status: RunStatus) -> Bound:
+    """What counts a run of the schedule that has ended, and has the next fire looked at that waits for it."""
+    return _COUNT_END.change(
         schedule_id=schedule_id,
         run_id=run_id,
         successful=int(status is RunStatus.COMPLETED),

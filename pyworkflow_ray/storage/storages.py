@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from sqlalchemy.engine import URL, Connection
+from sqlalchemy.engine import URL
 
 from pyworkflow_ray.exceptions import StorageError
 from pyworkflow_ray.storage.databases import Database
 from pyworkflow_ray.storage.dialects import is_database_error, is_transient
 from pyworkflow_ray.storage.migrations import read_facts
-from pyworkflow_ray.storage.writers import Writer, translated
+from pyworkflow_ray.storage.placements import Loads
+from pyworkflow_ray.storage.works import as_work
+from pyworkflow_ray.storage.writers import Task, Writer, translated
 
 T = TypeVar("T")
 
@@ -43,6 +44,7 @@ class Storage:
     ) -> None:
         self.database = Database(url, create=create, synchronous=synchronous)
         self.writer = Writer(self.database, give_up_after=give_up_after)
+        self.loads = Loads()
 
     def __repr__(self) -> str:
         return f"Storage({self.url!r})"
@@ -52,16 +54,18 @@ class Storage:
         """The URL without its password."""
         return self.database.url
 
-    def submit(self, write: Callable[[Connection], T]) -> Future[T]:
-        """The future of `write(connection)`, resolved once that is committed; see `Writer.submit`."""
-        return self.writer.submit(write)
+    def submit(self, task: Task[T]) -> Future[T]:
+        """The future of a work's result, resolved once that is committed; see `Writer.submit`."""
+        return self.writer.submit(task)
 
-    async def write(self, write: Callable[[Connection], T]) -> T:
+    async def write(self, task: Task[T]) -> T:
         """As `submit`, for the running event loop."""
-        return await self.writer.write(write)
+        return await self.writer.write(task)
 
-    def read(self, query: Callable[[Connection], T]) -> T:
-        """What `query(connection)` returns, all of it seen in one snapshot, in the calling thread.
+    def read(self, query: Task[T]) -> T:
+        """The result of a work that only reads, all of it seen in one snapshot, in the calling thread.
+
+        A function that is called with a connection will do, too.
 
         Raises:
             StorageError: The database cannot be reached, also after some seconds of trying, or refuses.
@@ -70,8 +74,7 @@ class Storage:
         pause = 0.01
         while True:
             try:
-                with self.database.read() as connection:
-                    return query(connection)
+                return self.database.look(as_work(query))
             except Exception as error:
                 if not is_database_error(error):
                     raise

@@ -8,9 +8,10 @@ import msgspec
 from sqlalchemy.engine import Connection
 
 from pyworkflow_ray.statuses import RunStatus
-from pyworkflow_ray.storage.dialects import Statement, decode_time
+from pyworkflow_ray.storage.dialects import decode_time
 from pyworkflow_ray.storage.placements import GRACE
 from pyworkflow_ray.storage.schema import IS_LIVE
+from pyworkflow_ray.storage.statements import Statement
 
 _DUE_COLUMNS = "run_id, coordinator, environment, wake_at"
 _IS_WAITING = "wake_at IS NOT NULL AND status IN ('suspended', 'pending') AND lease_expires_at IS NULL"

@@ -1,13 +1,13 @@
 """One thread that writes for a whole process, and commits together what came together.
 
-Theory of operation. A commit that survives a power cut costs a wait for the disk (or for the server), and
-little depends on how much it holds. So whatever is submitted while one commit is under way is run, in
-order, in the next transaction, and each caller learns its result only when that has been committed.
+Theory of operation. A commit that survives a power cut costs a wait for the disk, or for a server across the
+network. How much it holds matters little. So what is submitted while one commit is under way is run, in
+order, in the next transaction. Each caller gets its result when that transaction has been committed.
 
-- A write that raises takes nobody along: the group is rolled back and run again with a savepoint around
-  each write, so that only the guilty one is undone and told.
-- When the database is locked, gone or restarting, the group is run again until it succeeds. The answer to
-  a COMMIT can get lost although it went through; so **every write must be safe to run again**, and find
+- A work that fails takes no other along. The group is undone. Then the works in front of the guilty one, the
+  guilty one, and the works behind it are run as three groups, in this order.
+- When the database is locked, gone or restarting, the group is run again until it succeeds. The answer to a
+  COMMIT can get lost although the commit went through. So **every work must be safe to run again**, and find
   its own traces to be a success.
 """
 
@@ -28,8 +28,12 @@ from sqlalchemy.engine import Connection
 from pyworkflow_ray.exceptions import StorageError
 from pyworkflow_ray.storage.databases import Database
 from pyworkflow_ray.storage.dialects import is_database_error, is_transient, summary
+from pyworkflow_ray.storage.transactions import GuiltyError, Outcome, run_all
+from pyworkflow_ray.storage.works import Work, as_work
 
 T = TypeVar("T")
+Task = Work[T] | Callable[[Connection], T]
+"""What is submitted: a work, or a function that is called with the connection."""
 
 MAX_GROUP = 500
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 1.0
@@ -37,37 +41,32 @@ _WARN_EVERY = 10.0
 
 
 class _Job:
-    """A write and who waits for it: a future of a thread's, or one of an event loop's."""
+    """A work, and who waits for it: a future of a thread's, or one of an event loop's."""
 
-    __slots__ = ("error", "future", "loop", "result", "write")
+    __slots__ = ("future", "loop", "outcome", "work")
 
     def __init__(
         self,
-        write: Callable[[Connection], Any],
+        task: Task[Any],
         future: Future[Any] | asyncio.Future[Any],
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        self.write = write
+        self.work = as_work(task)
         self.future = future
         self.loop = loop
-        self.result: Any = None
-        self.error: BaseException | None = None
+        self.outcome = Outcome()
 
     def begin(self) -> bool:
-        """Whether the write is still wanted."""
+        """Whether the work is still wanted."""
         return not isinstance(self.future, Future) or self.future.set_running_or_notify_cancel()
 
     def answer(self) -> None:
         if isinstance(self.future, asyncio.Future) and self.future.done():
             return  # whoever waited has been cancelled
-        if self.error is None:
-            self.future.set_result(self.result)
+        if self.outcome.error is None:
+            self.future.set_result(self.outcome.result)
         else:
-            self.future.set_exception(self.error)
-
-
-class _GuiltyWriteError(Exception):
-    """One write of the group raised: run the group again and find out which."""
+            self.future.set_exception(self.outcome.error)
 
 
 class Writer:
@@ -89,45 +88,41 @@ class Writer:
         self._closed = False
         self._abandoned = threading.Event()
 
-    def submit(self, write: Callable[[Connection], T]) -> Future[T]:
-        """The future of what `write(connection)` returns, resolved once it is committed.
+    def submit(self, task: Task[T]) -> Future[T]:
+        """The future of a work's result, resolved once that is committed.
 
-        `write` runs on the writer's thread in a transaction that it must neither commit nor roll back,
-        perhaps more than once. It must be quick: everybody waits behind it. Cancelling the future before
-        it has begun drops the write.
+        The work runs on the writer's thread, perhaps more than once. A function that is called with the
+        connection must neither commit nor roll back. All must be quick: everybody waits behind them.
+        Cancelling the future before it has begun drops the work.
 
         Raises:
             StorageError: The writer is closed.
         """
         future: Future[T] = Future()
-        self._enqueue(_Job(write, future))
+        self._enqueue(_Job(task, future))
         return future
 
-    async def write(self, write: Callable[[Connection], T]) -> T:
+    async def write(self, task: Task[T]) -> T:
         """As `submit`, for the running event loop."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self.post(write, future, loop)
+        self.post(task, future, loop)
         return await future
 
-    def post(
-        self, write: Callable[[Connection], T], future: asyncio.Future[T], loop: asyncio.AbstractEventLoop
-    ) -> None:
+    def post(self, task: Task[T], future: asyncio.Future[T], loop: asyncio.AbstractEventLoop) -> None:
         """As `submit`, from any thread, with the answer in a future of an event loop's.
 
         What was committed together is answered together: one wake-up of the loop for a whole group.
         """
-        self._enqueue(_Job(write, future, loop))
+        self._enqueue(_Job(task, future, loop))
 
-    def write_here(
-        self, write: Callable[[Connection], T], future: asyncio.Future[T], loop: asyncio.AbstractEventLoop
-    ) -> None:
+    def write_here(self, task: Task[T], future: asyncio.Future[T], loop: asyncio.AbstractEventLoop) -> None:
         """As `post`, but in the calling thread when nobody else writes or waits to: one hand-over less."""
         if self._queued or self._closed or not self._writing.acquire(blocking=False):
-            self.post(write, future, loop)
+            self.post(task, future, loop)
             return
         try:
-            self._write([_Job(write, future, loop)])
+            self._write([_Job(task, future, loop)])
         finally:
             self._writing.release()
 
@@ -187,50 +182,43 @@ class Writer:
         return group, job is None
 
     def _write(self, group: list[_Job]) -> None:
+        groups = [group]
+        while groups:
+            jobs = groups.pop(0)
+            blamed = self._commit(jobs)
+            if blamed is None:
+                _answer(jobs)
+                continue
+            parts = [[job] for job in jobs]
+            if blamed.owner is not None:
+                parts = [jobs[: blamed.owner], [jobs[blamed.owner]], jobs[blamed.owner + 1 :]]
+            groups = [part for part in parts if part] + groups
+
+    def _commit(self, group: list[_Job]) -> GuiltyError | None:
+        """Run a group until its outcomes are known, or one of several works is to blame."""
         started = time.monotonic()
         pause, warned_at = _FIRST_PAUSE, float("-inf")
-        one_by_one = False
         while True:
             try:
-                self._attempt(group, one_by_one=one_by_one)
-                break
-            except _GuiltyWriteError:
-                one_by_one = True
-                continue
+                with self._database.session() as session:
+                    outcomes = run_all(session, [job.work for job in group])
+            except GuiltyError as guilty:
+                return guilty
             except BaseException as error:
                 waited = time.monotonic() - started
                 if not is_transient(error) or self._is_given_up(waited):
-                    _fail(group, self._translated(error))
-                    break
-                if time.monotonic() - warned_at >= _WARN_EVERY:
-                    warned_at = time.monotonic()
-                    self._warn(error, len(group), waited)
-            self._abandoned.wait(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE)
-        _answer(group)
-
-    def _attempt(self, group: list[_Job], *, one_by_one: bool) -> None:
-        with self._database.write() as connection:
-            for job in group:
-                job.error = None
-                if one_by_one:
-                    self._run_isolated(job, connection)
+                    outcomes = [Outcome(error=error)] * len(group)
+                else:
+                    if time.monotonic() - warned_at >= _WARN_EVERY:
+                        warned_at = time.monotonic()
+                        self._warn(error, len(group), waited)
+                    self._abandoned.wait(pause)
+                    pause = min(pause * 2, _LONGEST_PAUSE)
                     continue
-                try:
-                    job.result = job.write(connection)
-                except BaseException as error:
-                    if is_transient(error):
-                        raise
-                    raise _GuiltyWriteError from error
-
-    def _run_isolated(self, job: _Job, connection: Connection) -> None:
-        try:
-            with connection.begin_nested():
-                job.result = job.write(connection)
-        except BaseException as error:
-            if is_transient(error):
-                raise
-            job.error = self._translated(error)
+            for job, outcome in zip(group, outcomes, strict=True):
+                met = outcome.error
+                job.outcome = outcome if met is None else Outcome(error=self._translated(met))
+            return None
 
     def _is_given_up(self, waited: float) -> bool:
         return self._abandoned.is_set() or (self._give_up_after is not None and waited >= self._give_up_after)
@@ -263,11 +251,6 @@ def _answer(group: list[_Job]) -> None:
 def _answer_all(jobs: list[_Job]) -> None:
     for job in jobs:
         job.answer()
-
-
-def _fail(group: list[_Job], error: BaseException) -> None:
-    for job in group:
-        job.error = error
 
 
 def translated(error: BaseException, database: Database) -> BaseException:

@@ -117,7 +117,7 @@ class DirectCallRun(MockRun):
 
 class _DirectChildren(Children):
     def __init__(self, run: DirectCallRun) -> None:
-        super().__init__(run)
+        super().__init__(run.scope)
         self._run = run
 
     async def outcome(self, child: Child) -> Any:

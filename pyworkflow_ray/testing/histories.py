@@ -49,7 +49,7 @@ class History:
     def blob(self, digest: str) -> bytes:
         """A large value."""
         if self.blobs is None:
-            return session().storage.read(lambda connection: load_blob(connection, digest))
+            return session().storage.read(load_blob(digest))
         return self.blobs[digest]
 
 
@@ -81,8 +81,8 @@ def history_of(run_or_events: str | Sequence[Event]) -> History:
     depth = 0
     if isinstance(run_or_events, str):
         run_id, storage = str(run_or_events), session().storage
-        events = [Event.of(run_id, row) for row in storage.read(lambda c: read_events(c, run_id))]
-        run = storage.read(lambda c: get_run(c, run_id))
+        events = [Event.of(run_id, row) for row in storage.read(read_events(run_id))]
+        run = storage.read(get_run(run_id))
         depth = 0 if run is None else run.nesting_depth
     else:
         events = list(run_or_events)

@@ -16,6 +16,7 @@ from typing import Any
 from msgspec import Raw
 
 from pyworkflow_ray.actors.dispatchers import Ticket
+from pyworkflow_ray.actors.logs import log_notes
 from pyworkflow_ray.actors.runner import Attempt
 from pyworkflow_ray.authoring.workflows import WorkflowFunction
 from pyworkflow_ray.engine.attempts import AttemptFailed, AttemptOutcome
@@ -46,7 +47,8 @@ from pyworkflow_ray.engine.events import (
     WorkflowStarted,
     failure_fields,
 )
-from pyworkflow_ray.engine.executions import Execution, Limits
+from pyworkflow_ray.engine.executions import Execution
+from pyworkflow_ray.engine.limits import Limits
 from pyworkflow_ray.exceptions import StepFailedError
 from pyworkflow_ray.testing.mock_answers import NEVER, MissingMockError, resolve_answer, resolve_hook_answer
 from pyworkflow_ray.testing.mock_states import (
@@ -217,7 +219,9 @@ class MockRun(Execution):
     def _apply_next(self, event: Event) -> None:
         if isinstance(event, TimerFired) and event.sleep_id in self._timers:
             self._shared.sleeps.append(self._timers.pop(event.sleep_id))
-        for command in self.feed(event, self._shared.clock.now()):
+        commands = self.feed(event, self._shared.clock.now())
+        log_notes(self)
+        for command in commands:
             self._act(command)
 
     # --- answering ------------------------------------------------------------------------------------

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pyworkflow_ray.actors.logs import log_notes
 from pyworkflow_ray.actors.payloads import Payloads, configured_values
 from pyworkflow_ray.authoring.workflows import as_workflow
 from pyworkflow_ray.client.records import Event
 from pyworkflow_ray.client.sessions import session
 from pyworkflow_ray.config import get_config
-from pyworkflow_ray.engine.executions import Execution, Limits
+from pyworkflow_ray.engine.executions import Execution
+from pyworkflow_ray.engine.limits import Limits
 from pyworkflow_ray.exceptions import NonDeterminismError
 from pyworkflow_ray.testing.histories import SUFFIX, History, history_of, load_history
 
@@ -56,6 +58,7 @@ def replay(history_or_run: str | os.PathLike[str] | Sequence[Event] | History, w
         _require_arguments(recorded[0].event, payloads)
         raise
     finally:
+        log_notes(execution)
         execution.drop()
 
 

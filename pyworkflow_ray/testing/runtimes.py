@@ -15,8 +15,8 @@ from pyworkflow_ray.actors.dispatchers import LocalDispatcher
 from pyworkflow_ray.actors.schedulers import Looked
 from pyworkflow_ray.client.runtimes import LocalRuntime
 from pyworkflow_ray.config import Settings
-from pyworkflow_ray.storage.dialects import Statement
 from pyworkflow_ray.storage.records import RunRecord
+from pyworkflow_ray.storage.statements import Statement
 from pyworkflow_ray.storage.storages import Storage
 from pyworkflow_ray.testing.clocks import VirtualClock
 from pyworkflow_ray.testing.fail_points import FailPoints
@@ -74,7 +74,7 @@ class CrashableRuntime(LocalRuntime):
         coordinator = _Coordinator(
             self._scheduler.look,
             name,
-            self._engine,
+            self._engine_settings,
             storage=CrashableStorage(self._storage_of_test, life),
             dispatcher=self._dispatcher,
             clock=self._clock_of_test,

@@ -25,10 +25,11 @@ from pyworkflow_ray.engine.attempts import AttemptFailed, AttemptOutcome
 from pyworkflow_ray.engine.evictions import evict_suspended
 from pyworkflow_ray.engine.options import StepOptions
 from pyworkflow_ray.exceptions import WorkerDiedError
-from pyworkflow_ray.storage.dialects import Statement
 from pyworkflow_ray.storage.histories import read_events
+from pyworkflow_ray.storage.statements import Statement
 from pyworkflow_ray.storage.storages import Storage
-from pyworkflow_ray.storage.writers import Writer
+from pyworkflow_ray.storage.works import Steps, Work, as_work, ask, work
+from pyworkflow_ray.storage.writers import Task, Writer
 from pyworkflow_ray.testing.clocks import VirtualClock
 from pyworkflow_ray.testing.fail_points import Committed, Delayed, FailPoints, LostWorker, Raised, When
 from pyworkflow_ray.values.failures import capture
@@ -68,7 +69,7 @@ class CrashableStorage(Storage):
     """The storage of a coordinator; after its crash nothing is written."""
 
     def __init__(self, storage: Storage, life: Lifetime) -> None:
-        self.database = storage.database
+        self.database, self.loads = storage.database, storage.loads
         self.writer = CrashableWriter(storage.writer, life)
 
 
@@ -78,32 +79,29 @@ class CrashableWriter(Writer):
     def __init__(self, writer: Writer, life: Lifetime) -> None:
         self._inner, self._life = writer, life
 
-    def post(
-        self, write: Callable[[Any], T], future: asyncio.Future[T], loop: asyncio.AbstractEventLoop
-    ) -> None:
-        self._inner.post(*self._mortal(write, future, loop), loop)
+    def post(self, task: Task[T], future: asyncio.Future[T], loop: asyncio.AbstractEventLoop) -> None:
+        self._inner.post(*self._crashable(task, future, loop), loop)
 
-    def write_here(
-        self, write: Callable[[Any], T], future: asyncio.Future[T], loop: asyncio.AbstractEventLoop
-    ) -> None:
-        self._inner.write_here(*self._mortal(write, future, loop), loop)
+    def write_here(self, task: Task[T], future: asyncio.Future[T], loop: asyncio.AbstractEventLoop) -> None:
+        self._inner.write_here(*self._crashable(task, future, loop), loop)
 
-    def _mortal(
-        self, write: Callable[[Any], T], future: asyncio.Future[T], loop: asyncio.AbstractEventLoop
-    ) -> tuple[Callable[[Any], T], asyncio.Future[T]]:
-        """The write, refused once the coordinator is lost, and the future of an answer, cancelled then."""
+    def _crashable(
+        self, task: Task[T], future: asyncio.Future[T], loop: asyncio.AbstractEventLoop
+    ) -> tuple[Work[T], asyncio.Future[T]]:
+        """The work, refused once the coordinator is lost, and the future of an answer, cancelled then."""
         life = self._life
-        decided: list[When | None] = []  # once, although a write may be run again
+        decided: list[When | None] = []  # once, although a work may be run again
 
-        def guarded(connection: Any) -> T:
+        @work
+        def guarded() -> Steps[T]:
             if life.is_over and not decided:
                 raise LostError
             if not life.points.watch_commits:
-                return write(connection)
-            before = _positions(connection)
-            result = write(connection)
+                return (yield from as_work(task).at_end())
+            before = yield from _positions()
+            result = yield from as_work(task)
             if not decided:
-                events = _added(connection, before)
+                events = yield from _added(before)
                 decided.append(life.points.at_commit(events) if events else None)
                 life.is_over = life.is_over or decided[0] is not None
             if decided[0] == "before_commit":
@@ -125,20 +123,24 @@ class CrashableWriter(Writer):
 
         mine: asyncio.Future[T] = loop.create_future()
         mine.add_done_callback(answer)
-        return guarded, mine
+        return guarded(), mine
 
 
-def _positions(connection: Any) -> dict[str, int]:
-    return {run_id: position for run_id, _, position in _RUNS.rows(connection)}
+@work
+def _positions() -> Steps[dict[str, int]]:
+    (rows,) = yield ask(_RUNS.find_all())
+    return {run_id: position for run_id, _, position in rows}
 
 
-def _added(connection: Any, before: dict[str, int]) -> list[Committed]:
+@work
+def _added(before: dict[str, int]) -> Steps[list[Committed]]:
     """The events that came into the histories since."""
     added = []
-    for run_id, workflow, position in _RUNS.rows(connection):
+    (rows,) = yield ask(_RUNS.find_all())
+    for run_id, workflow, position in rows:
         begun = before.get(run_id, 0)
         if position > begun:
-            for _, _, type_, data in read_events(connection, run_id, after=begun - 1):
+            for _, _, type_, data in (yield from read_events(run_id, after=begun - 1)):
                 added.append(Committed(run_id, workflow, type_, msgspec.json.decode(data)))
     return added
 

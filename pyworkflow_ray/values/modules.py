@@ -10,17 +10,20 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import io
+import linecache
 import operator
 import os
 import pickle
+import re
 import site
 import sys
 import sysconfig
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import PurePath
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
@@ -182,12 +185,73 @@ def _pickled(obj: Any) -> bytes:
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self._files: dict[str, str] = {}
+        self._written: dict[str, range] = {}
+
     def reducer_override(self, obj: Any) -> Any:
+        if type(obj) is CodeType:
+            return _made_code, (self.dispatch_table[CodeType](obj)[1], *self._place_of(obj))
         # By value, a module's logger would take its sinks along: one more copy of them in each process, or
         # an open file that cannot travel. It is to be the logger of wherever the code runs.
         if type(obj) is type(logger) and obj._core is logger._core:  # type: ignore[attr-defined]
             return _own_logger, (obj._options,)  # type: ignore[attr-defined]
         return super().reducer_override(obj)
+
+    def _place_of(self, code: CodeType) -> tuple[Any, ...]:
+        """The code's file, and the first line and the text of what is not in this pickle yet."""
+        file = code.co_filename
+        if file not in self._files:
+            linecache.checkcache(file)
+            # One string for each file: a pickle refers back to what is the same object, and processes
+            # differ in which equal strings are.
+            self._files[file] = _NOTEBOOK.sub("<notebook>/", "".join(file))
+        first, last = max(1, code.co_firstlineno), _last_line(code)
+        written = self._written.get(file, range(0))
+        # Generated code has the name `<string>`, and so has what an interpreter was given by `-c`.
+        if file == "<string>" or (first in written and last in written):
+            return (self._files[file],)
+        # Functions inside a function come after it, and their text is in its text.
+        self._written[file] = range(first, last + 1)
+        return self._files[file], first, "".join(linecache.getlines(file)[first - 1 : last])
+
+
+# A kernel names the files of cells after its process, and code is to be the same from every kernel.
+_NOTEBOOK = re.compile(r"^.*[\\/]ipykernel_\d+[\\/]")
+# Where `linecache` would break a line and a file does not.
+_NO_BREAKS = str.maketrans(dict.fromkeys("\r\v\f\x1c\x1d\x1e\x85\u2028\u2029", " "))
+_lines: dict[str, dict[int, str]] = {}
+
+
+def _last_line(code: CodeType) -> int:
+    last = max((end or line or 0 for line, end, _, _ in code.co_positions()), default=0)
+    inner = (_last_line(const) for const in code.co_consts if type(const) is CodeType)
+    return max(code.co_firstlineno, last, *inner)
+
+
+def _made_code(args: tuple[Any, ...], file: str, first: int = 0, text: str = "") -> CodeType:
+    if text:
+        _keep_source(file, first, text)
+    return CodeType(*args).replace(co_filename=file)
+
+
+def _keep_source(file: str, first: int, text: str) -> None:
+    """Has tracebacks show these lines of a file that is not on this machine."""
+    if file not in _lines and file in linecache.cache:
+        return  # known to this process, and whole
+    lines = _lines.setdefault(file, {})
+    lines.update(enumerate(text.translate(_NO_BREAKS).removesuffix("\n").split("\n"), first))
+    # A lazy entry stays through `checkcache`, and a file that is there after all goes before it.
+    linecache.cache[file] = (partial(_text_of, lines),)
+    if file.startswith("<") and file.endswith(">"):  # `linecache` looks for no source of such a name
+        kept = _text_of(lines)
+        linecache.cache[file] = (len(kept), None, kept.splitlines(keepends=True), file)
+
+
+def _text_of(lines: dict[int, str]) -> str:
+    lines = dict(lines)  # another thread may add to it
+    return "".join(f"{lines.get(number, '')}\n" for number in range(1, max(lines) + 1))
 
 
 def _own_logger(options: tuple[Any, ...]) -> Any:
@@ -220,6 +284,7 @@ _MOVED = {
         "steps": "authoring.steps",
         "timers": "authoring.timers",
         "workflows": "authoring.workflows",
+        "engine.logs": "authoring.logs",
     }.items()
 }
 """Where modules of this package are that had other names when code and values were stored."""

@@ -28,7 +28,7 @@ from pyworkflow_ray.authoring.workflows import (
     registry,
     workflow,
 )
-from pyworkflow_ray.engine.step_contexts import StepContext, current_step
+from pyworkflow_ray.engine.running_steps import RunningStep, running
 from pyworkflow_ray.exceptions import (
     ConfigurationError,
     StepValidationError,
@@ -246,15 +246,14 @@ def test_the_context_runs_steps_sleeps_and_gathers() -> None:
 
 
 def test_the_context_of_a_step_tells_its_attempt() -> None:
-    context = StepContext("run_1", "order", "charge#1", "charge", attempt=2)
-    token = current_step.set(context)
-    try:
+    with running(RunningStep("run_1", "order", "charge#1", "charge", attempt=2)):
         assert has_context()
-        assert get_context() is context
+        context = get_context()
+        told = (context.run_id, context.workflow_name, context.step_id, context.step_name, context.attempt)
+        assert told == ("run_1", "order", "charge#1", "charge", 2)
         assert context.idempotency_key == "run_1:charge#1"
         assert 0 <= context.random() < 1
-    finally:
-        current_step.reset(token)
+    assert not has_context()
 
 
 def test_sleep_outside_of_a_run_is_asyncios() -> None:

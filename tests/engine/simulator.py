@@ -45,8 +45,9 @@ from pyworkflow_ray.engine.events import (
     failure_fields,
     type_of,
 )
-from pyworkflow_ray.engine.executions import Execution, Limits
+from pyworkflow_ray.engine.executions import Execution, current
 from pyworkflow_ray.engine.hooks import PendingHook
+from pyworkflow_ray.engine.limits import Limits
 from pyworkflow_ray.engine.pending_steps import PendingStep
 from pyworkflow_ray.exceptions import CancellationError, WorkflowFailedError
 from pyworkflow_ray.values.codec import Values
@@ -354,8 +355,9 @@ def own_tokens() -> Iterator[None]:
     """Hooks draw tokens that a replay would draw again: a prefix may end where a token is yet to be drawn."""
 
     def draw() -> str:
-        execution: Any = asyncio.get_running_loop()._timers  # type: ignore[attr-defined]
-        return f"token-{execution.run_id}-{len(execution.hooks._made)}"
+        execution = current.get()
+        assert execution is not None
+        return f"token-{execution.run_id}-{len(execution.hooks._created)}"
 
     with mock.patch("pyworkflow_ray.engine.hooks.new_token", draw):
         yield

@@ -25,7 +25,7 @@ from pyworkflow_ray.engine.events import (
     WorkflowCancelled,
     WorkflowFailed,
 )
-from pyworkflow_ray.engine.executions import Limits
+from pyworkflow_ray.engine.limits import Limits
 from pyworkflow_ray.engine.races import FIRST_COMPLETED, as_completed, bounded_map, gather, wait
 from pyworkflow_ray.exceptions import CancellationError, WorkflowTimeoutError
 from tests.engine.simulator import VALUES, Simulation, WorkerKilled, assert_replays, finished, outcome_of

@@ -21,7 +21,7 @@ from pyworkflow_ray.engine.events import (
     ChildStarted,
     WorkflowCancelled,
 )
-from pyworkflow_ray.engine.executions import Limits
+from pyworkflow_ray.engine.limits import Limits
 from pyworkflow_ray.engine.races import FIRST_COMPLETED, as_completed, wait
 from pyworkflow_ray.exceptions import (
     CancellationError,

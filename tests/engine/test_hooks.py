@@ -696,11 +696,11 @@ def test_a_hook_that_is_disposed_no_longer_or_only_now_is_told(is_disposed: bool
     assert f"recorded {recorded}, now {now}" in told
 
 
-def test_an_answer_to_a_hook_that_was_never_made_is_told() -> None:
+def test_an_answer_to_a_hook_that_was_never_created_is_an_error() -> None:
     async def workflow() -> Any:
         return await hook("a")
 
-    with pytest.raises(NonDeterminismError, match="'b#1', which the code has not made"):
+    with pytest.raises(NonDeterminismError, match="'b#1', which the code has not created"):
         begun(workflow).answer("b#1", 1)
 
 

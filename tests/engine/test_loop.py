@@ -482,9 +482,7 @@ def test_system_exit_in_a_task_reaches_who_awaits_it() -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("in a callback"), SystemExit(2)])
-def test_an_exception_in_a_callback_is_contained_and_told(error: BaseException) -> None:
-    from loguru import logger
-
+def test_an_exception_in_a_callback_is_contained_and_noted_once(error: BaseException) -> None:
     def raising() -> None:
         raise error
 
@@ -492,13 +490,14 @@ def test_an_exception_in_a_callback_is_contained_and_told(error: BaseException) 
         asyncio.get_running_loop().call_soon(raising)
         return await double(1)
 
-    told: list[str] = []
-    sink = logger.add(lambda message: told.append(str(message)), level="WARNING")
-    try:
-        assert run(workflow) == 2
-    finally:
-        logger.remove(sink)
-    assert any("Exception in callback" in line for line in told)
+    simulation = Simulation(workflow)
+    assert simulation.run() == 2
+    (note,) = simulation.execution.take_notes()
+    assert note.startswith(f"In workflow code of run {simulation.run_id}: Exception in callback\n")
+    assert type(error).__name__ in note
+    assert simulation.execution.take_notes() == []
+    assert simulation.resumed().execution.take_notes() == [], "a replay notes nothing again"
+    assert_replays(simulation)
 
 
 def test_code_that_spins_fails_its_run(monkeypatch: pytest.MonkeyPatch) -> None:

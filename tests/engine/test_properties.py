@@ -38,7 +38,7 @@ from pyworkflow_ray.engine.events import (
     StepFailed,
     StepScheduled,
 )
-from pyworkflow_ray.engine.executions import Limits
+from pyworkflow_ray.engine.limits import Limits
 from pyworkflow_ray.engine.races import as_completed, wait
 from pyworkflow_ray.exceptions import CancellationError
 from tests.engine.simulator import (

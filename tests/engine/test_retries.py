@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyworkflow_ray.authoring.steps import StepFunction, step
-from pyworkflow_ray.engine.executions import Limits
+from pyworkflow_ray.engine.limits import Limits
 from pyworkflow_ray.engine.retries import AttemptCounts, Pauses, RetryPolicy, as_retry_on, next_attempt_at
 from pyworkflow_ray.exceptions import CancellationError, FatalError, RetryableError, StepTimeoutError
 from pyworkflow_ray.values.failures import capture
@@ -375,8 +375,11 @@ def test_a_predicate_that_raises_ends_the_step() -> None:
         raise RuntimeError("bad predicate")
 
     failing, calls = raiser(ValueError("no"), retry_on=predicate)
-    run_failing(failing)
+    simulation = run_failing(failing)
     assert len(calls) == 1
+    (note,) = simulation.execution.take_notes()
+    assert f"retry_on of step 'raising#1' of run {simulation.run_id!r} raised" in note
+    assert "RuntimeError: bad predicate" in note
 
 
 def test_losses_and_failures_are_counted_apart_in_a_run() -> None:

@@ -13,7 +13,7 @@ from pyworkflow_ray.authoring.context import compensations, get_context, shield
 from pyworkflow_ray.authoring.steps import Step, run_step, step
 from pyworkflow_ray.authoring.timers import sleep
 from pyworkflow_ray.engine.events import StepScheduled, WorkflowCancelled
-from pyworkflow_ray.engine.executions import Limits
+from pyworkflow_ray.engine.limits import Limits
 from pyworkflow_ray.exceptions import CancellationError, WorkflowTimeoutError
 from tests.engine.simulator import Simulation, WorkerKilled, assert_replays, finished, outcome_of
 

@@ -359,6 +359,7 @@ def test_a_modules_logger_is_the_logger_of_wherever_the_code_runs(
         ("hooks", "TypedHook", "pyworkflow_ray.authoring.hooks"),
         ("failures", "Failure", "pyworkflow_ray.values.failures"),
         ("recurrences", "ScheduleSpec", "pyworkflow_ray.recurrences.specs"),
+        ("engine.logs", "_tell", "pyworkflow_ray.authoring.logs"),
     ],
 )
 def test_what_was_stored_before_modules_moved_still_loads(module: str, name: str, found: str) -> None:

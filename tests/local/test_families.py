@@ -149,7 +149,7 @@ async def parent_that_waits(folder: str, parent_close: str) -> str:
     [
         (
             "cancel",
-            ["child cleans up: its parent waits for it no more", "child is through", "parent is through"],
+            ["child cleans up: its parent no longer waits for it", "child is through", "parent is through"],
         ),
         ("abandon", ["parent is through", "child slept on"]),
         ("wait", ["child slept on", "parent is through"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from loguru import logger
 
 import pyworkflow_ray as pr
 from pyworkflow_ray.actors import sinks
-from pyworkflow_ray.testing import WorkflowEnvironment
+from pyworkflow_ray.testing import MockContext, WorkflowEnvironment
 
 log = pr.get_logger()
 
@@ -135,6 +136,48 @@ async def test_a_run_that_is_replayed_repeats_no_line(
     assert {line["workflow"] for line in lines} == {"logged_around_a_wait"}
     assert lines[1]["run_id"] == str(run)
     assert "ZeroDivisionError" in lines[3]["exception"]
+
+
+def _bad_predicate(error: BaseException) -> bool:
+    raise RuntimeError("no predicate")
+
+
+@pr.step(retry_on=_bad_predicate)
+def fails() -> None:
+    raise ValueError("no")
+
+
+@pr.workflow
+async def with_faults() -> None:
+    asyncio.get_running_loop().call_soon(_bad_predicate, ValueError())
+    with contextlib.suppress(ValueError):
+        await fails()
+    await pr.sleep("1h")
+
+
+def noted(records: list[Any]) -> list[str]:
+    """The first lines of the warnings about faults in workflow code."""
+    return [
+        record["message"].partition("\n")[0]
+        for record in records
+        if record["level"].name == "WARNING" and "no predicate" in record["message"]
+    ]
+
+
+async def test_faults_in_workflow_code_are_logged_once(records: list[Any]) -> None:
+    async with WorkflowEnvironment() as env:
+        run = await env.start(with_faults)
+        await run
+    assert noted(records) == [
+        f"In workflow code of run {run}: Exception in callback",
+        f"retry_on of step 'fails#1' of run {str(run)!r} raised, and the step is not tried again:",
+    ]
+
+
+async def test_faults_in_workflow_code_are_logged_in_tests_with_mocks(records: list[Any]) -> None:
+    with MockContext(mock_results={"fails": None}):
+        await with_faults()
+    assert noted(records) == ["In workflow code of run run_mock: Exception in callback"]
 
 
 def test_code_outside_of_a_run_can_name_the_run_it_means(records: list[Any]) -> None:

@@ -16,7 +16,7 @@ from pyworkflow_ray.actors.schedulers import Looked, fire_due
 from pyworkflow_ray.authoring.schedules import declarations
 from pyworkflow_ray.client.sessions import session
 from pyworkflow_ray.storage import schedules
-from pyworkflow_ray.storage.dialects import Statement
+from pyworkflow_ray.storage.statements import Statement
 from pyworkflow_ray.storage.storages import Storage
 from pyworkflow_ray.testing import WorkflowEnvironment
 

@@ -604,7 +604,7 @@ def _post(database: str, run_id: str, payload: int) -> None:
     """Send a signal, and tell nobody."""
     event = SignalReceived(name="item", payload=Raw(str(payload).encode()))
     with Storage(database) as storage:
-        storage.submit(InboxEntry(str(run_id), f"signal:{uuid.uuid4().hex}", event).post).result()
+        storage.submit(InboxEntry(str(run_id), f"signal:{uuid.uuid4().hex}", event).posting().on).result()
 
 
 async def test_signals_keep_their_order_when_the_run_continues(tmp_path: Path) -> None:

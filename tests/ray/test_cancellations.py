@@ -84,7 +84,7 @@ def test_a_run_that_waits_for_its_child_is_cancelled_with_it(tmp_path: Path) -> 
     (child,) = eventually(lambda: pr.run_sync(pr.get_children(run)))
     assert cancel(run, "all of it") is True
     cancelled(run, "all of it")
-    cancelled(pr.RunHandle(child.run_id), "its parent waits for it no more")
+    cancelled(pr.RunHandle(child.run_id), "its parent no longer waits for it")
     assert len(began(tmp_path, "child-cleanup")) == 1
     assert len(began(tmp_path, "finally")) == 1
 

@@ -169,7 +169,7 @@ def test_a_suspended_run_is_in_no_process(engine: EngineUnderTest, tmp_path: Pat
     eventually(lambda: run.status_sync() is pr.RunStatus.SUSPENDED)
     status = ray.get(engine.actor("coordinator-0").status.remote())
     assert status["runs"] == []
-    record = engine.storage.read(lambda connection: get_run(connection, run))
+    record = engine.storage.read(get_run(run))
     assert record is not None
     assert record.owner is None
     assert record.wake_at is not None
@@ -241,11 +241,11 @@ def test_the_append_of_a_coordinator_that_was_replaced_is_refused(
     eventually(lambda: began(tmp_path, "second"))
     storage = engine.storage
     place = {"force_from": "coordinator-0", "cluster": ray.get_runtime_context().gcs_address}
-    usurper = storage.submit(lambda connection: claim(connection, run, "usurper", 2.0, **place)).result()
+    usurper = storage.submit(claim(run, "usurper", 2.0, **place)).result()
     assert usurper is not None
     stale = Append(run_id=run, epoch=usurper.epoch - 1, position=usurper.position, changes={"error": "x"})
     with pytest.raises(FencedError):
-        storage.submit(lambda connection: append(connection, stale)).result()
+        storage.submit(append(stale)).result()
     # The usurper never comes back: its lease runs out, and the sweep gives the run to a coordinator.
     assert run.wait(timeout=60)[0] == "first:1"
     assert_counted_once(run)

@@ -296,7 +296,7 @@ def test_a_run_wakes_in_the_environment_of_its_job(engine: EngineUnderTest, tmp_
     run_id = drive(script, engine, PYWORKFLOW_COORDINATOR_TTL="1s")
     eventually(lambda: engine.coordinators() == [], timeout=30)
     assert pr.RunHandle(run_id).wait(timeout=60) == ["lemon"] * 3
-    run = engine.storage.read(lambda connection: get_run(connection, run_id))
+    run = engine.storage.read(get_run(run_id))
     assert run is not None
     assert run.environment
 

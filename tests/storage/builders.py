@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
-
-from sqlalchemy.engine import Connection
+from typing import Any
 
 from pyworkflow_ray.storage.acceptances import NewRun, accept
 from pyworkflow_ray.storage.histories import Append, append
@@ -14,8 +13,6 @@ from pyworkflow_ray.storage.leases import claim
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.runs import get_run
 from pyworkflow_ray.storage.storages import Storage
-
-T = TypeVar("T")
 
 NOON = datetime(2031, 5, 4, 12, 0, 0, 123456, tzinfo=UTC)
 
@@ -26,17 +23,24 @@ def new_run(run_id: str = "run_1", **fields: Any) -> NewRun:
     )
 
 
-def write(storage: Storage, function: Callable[..., T], *args: Any, **options: Any) -> T:
-    """The committed result of `function(connection, *args, **options)`."""
-
-    def run(connection: Connection) -> T:
-        return function(connection, *args, **options)
-
-    return storage.submit(run).result(timeout=30)
+def write(storage: Storage, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """The committed result of a work `function(*args)`, or of `function(connection, *args)`."""
+    return storage.submit(task(function, *args, **options)).result(timeout=30)
 
 
-def read(storage: Storage, function: Callable[..., T], *args: Any, **options: Any) -> T:
-    return storage.read(lambda connection: function(connection, *args, **options))
+def read(storage: Storage, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    return storage.read(task(function, *args, **options))
+
+
+def task(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """A work, or a function that wants the connection, ready to be submitted."""
+    if makes_work(function):
+        return function(*args, **options)
+    return lambda connection: function(connection, *args, **options)
+
+
+def makes_work(function: Callable[..., Any]) -> bool:
+    return inspect.isgeneratorfunction(inspect.unwrap(function))
 
 
 def accepted(storage: Storage, run_id: str = "run_1", **fields: Any) -> RunRecord:

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from functools import partial
 
 import pytest
 from sqlalchemy.engine import Connection
@@ -79,8 +78,8 @@ def test_a_run_is_accepted_with_what_else_is_written_or_not_at_all(storage: Stor
     run = claimed(storage, "parent")
 
     def start_child(connection: Connection, position: int) -> None:
-        accept(connection, new_run("child", parent_run_id="parent", child_id="refund#1"))
-        append(connection, new_append(run, "child.started", position=position))
+        accept(new_run("child", parent_run_id="parent", child_id="refund#1")).on(connection)
+        append(new_append(run, "child.started", position=position)).on(connection)
 
     with pytest.raises(FencedError):
         write(storage, start_child, 7)
@@ -146,7 +145,7 @@ from tests.storage.builders import new_run
 with Storage(sys.argv[1]) as storage:
     for number in range(20):
         new = new_run(f"run_{sys.argv[2]}_{number}", idempotency_key=f"key-{number}")
-        print(storage.submit(lambda c: accept(c, new)).result().is_new)
+        print(storage.submit(accept(new)).result().is_new)
 """
 
 
@@ -199,7 +198,7 @@ def test_a_burst_of_runs_fills_one_slot_after_another(
     names = []
     for start in (0, 50):  # Two transactions and more: what the first placed counts in the next.
         futures = [
-            storage.submit(partial(accept, new=new_run(f"run_{number}", placement=placement)))
+            storage.submit(accept(new_run(f"run_{number}", placement=placement)))
             for number in range(start, start + 50)
         ]
         names += [future.result(timeout=30).run.coordinator for future in futures]
@@ -210,10 +209,7 @@ def test_a_burst_of_runs_fills_one_slot_after_another(
 
 def test_full_slots_share_what_comes(storage: Storage) -> None:
     placement = Placement(slots=1000)  # So many that each is counted to two only.
-    futures = [
-        storage.submit(partial(accept, new=new_run(f"run_{number}", placement=placement)))
-        for number in range(20)
-    ]
+    futures = [storage.submit(accept(new_run(f"run_{number}", placement=placement))) for number in range(20)]
     assert len({future.result(timeout=30).run.coordinator for future in futures}) == 20
 
 

@@ -55,7 +55,7 @@ def test_threads_that_open_a_new_database_at_once_migrate_it_once(shared_url: st
 
     def open_(database: Database) -> dict[str, str]:
         barrier.wait()
-        with database.read() as connection:
+        with database.snapshot() as connection:
             return migrations.read_facts(connection)
 
     with ThreadPoolExecutor(10) as pool:

@@ -21,17 +21,23 @@ from pyworkflow_ray.storage.hooks import (
     NewHook,
     create_hook,
     deliver,
-    dispose_hooks,
-    expire_hook,
+    disposing_hooks,
+    expire_hooks,
     get_hook,
     list_hooks,
 )
 from pyworkflow_ray.storage.inboxes import unread
 from pyworkflow_ray.storage.runs import delete_run
 from pyworkflow_ray.storage.storages import Storage
+from pyworkflow_ray.storage.works import Steps, last, work
 from tests.storage.builders import NOON, accepted, appended, claimed, read, write
 
 DATA = '{"payload":{"approved":true}}'
+
+
+@work
+def dispose_hooks(run_id: str, hook_ids: list[str]) -> Steps[None]:
+    yield last(*disposing_hooks(run_id, hook_ids))
 
 
 def _new(hook_id: str = "approval#1", token: str = "secret", **fields: Any) -> NewHook:
@@ -105,7 +111,7 @@ def test_a_token_is_taken_over_from_a_hook_that_waits_no_longer(storage: Storage
     if status is HookStatus.RECEIVED:
         write(storage, deliver, "secret", "key", DATA)
     elif status is HookStatus.EXPIRED:
-        write(storage, expire_hook, "run_1", "approval#1")
+        write(storage, expire_hooks, "run_1", ["approval#1"])
     else:
         write(storage, dispose_hooks, "run_1", ["approval#1"])
 
@@ -274,7 +280,7 @@ def test_a_delivery_that_is_rolled_back_leaves_the_hook_pending(storage: Storage
     _created(storage)
 
     def crash(connection: Connection) -> None:
-        deliver(connection, "secret", "key", DATA)
+        deliver("secret", "key", DATA).on(connection)
         raise RuntimeError("the process dies before the commit")
 
     with pytest.raises(RuntimeError):
@@ -309,10 +315,10 @@ def test_a_hook_expires_or_is_received(storage: Storage) -> None:
     _created(storage, "run_2", token="b")
     write(storage, deliver, "b", "key", DATA)
 
-    assert write(storage, expire_hook, "run_1", "approval#1")
-    assert write(storage, expire_hook, "run_1", "approval#1"), "it is safe to run again"
-    assert not write(storage, expire_hook, "run_2", "approval#1")
-    assert not write(storage, expire_hook, "run_2", "no such hook")
+    assert write(storage, expire_hooks, "run_1", ["approval#1"])
+    assert write(storage, expire_hooks, "run_1", ["approval#1"]), "it is safe to run again"
+    assert not write(storage, expire_hooks, "run_2", ["approval#1"])
+    assert not write(storage, expire_hooks, "run_2", ["no such hook"])
 
     assert (_status(storage, "a"), _status(storage, "b")) == (HookStatus.EXPIRED, HookStatus.RECEIVED)
     with pytest.raises(HookExpiredError) as caught:
@@ -324,7 +330,7 @@ def test_only_pending_hooks_are_disposed_of(storage: Storage) -> None:
     accepted(storage)
     for number in range(4):
         write(storage, create_hook, "run_1", _new(f"h#{number}", f"token-{number}"))
-    write(storage, expire_hook, "run_1", "h#1")
+    write(storage, expire_hooks, "run_1", ["h#1"])
     write(storage, deliver, "token-2", "key", DATA)
 
     for _ in range(2):
@@ -334,7 +340,7 @@ def test_only_pending_hooks_are_disposed_of(storage: Storage) -> None:
     assert statuses == ["disposed", "expired", "received", "pending"]
     with pytest.raises(HookExpiredError):
         write(storage, deliver, "token-0", "key", DATA)
-    assert not write(storage, expire_hook, "run_1", "h#0")
+    assert not write(storage, expire_hooks, "run_1", ["h#0"])
 
 
 def test_an_append_disposes_of_the_hooks_that_it_names(storage: Storage) -> None:
@@ -381,7 +387,7 @@ def test_a_run_that_ends_during_a_delivery_leaves_nothing_unread(shared_url: str
         delivered = Event()
 
         def slowly(connection: Connection) -> None:
-            deliver(connection, "secret", "key", DATA)
+            deliver("secret", "key", DATA).on(connection)
             delivered.set()
             time.sleep(0.3)
 
@@ -404,7 +410,7 @@ def test_a_hook_goes_with_its_run(storage: Storage) -> None:
 def test_hooks_are_listed_page_by_page_newest_first(storage: Storage) -> None:
     def create_all(connection: Connection) -> None:
         for number in range(11):
-            create_hook(connection, "run_1", _new(f"h|{number:02}", f"token-{number}"))
+            create_hook("run_1", _new(f"h|{number:02}", f"token-{number}")).on(connection)
 
     accepted(storage)
     write(storage, create_all)

@@ -78,10 +78,10 @@ def test_the_runs_with_unread_inboxes_are_those_that_can_still_read_them(storage
 
 
 def _continue(connection: Connection, run: RunRecord, successor: str) -> None:
-    accept(connection, new_run(successor, continued_from_run_id=run.run_id))
-    move_unread(connection, run.run_id, successor)
+    accept(new_run(successor, continued_from_run_id=run.run_id)).on(connection)
+    move_unread(run.run_id, successor).on(connection)
     changes = {"status": RunStatus.CONTINUED_AS_NEW, "continued_to_run_id": successor}
-    append(connection, new_append(run, "workflow.continued_as_new", changes=changes, release=True))
+    append(new_append(run, "workflow.continued_as_new", changes=changes, release=True)).on(connection)
 
 
 def test_what_a_run_has_not_read_its_successor_reads_in_the_same_order(storage: Storage) -> None:
@@ -135,12 +135,12 @@ def test_what_comes_while_a_run_is_continued_is_not_lost(shared_url: str) -> Non
         moved = Event()
 
         def slowly(connection: Connection) -> None:
-            accept(connection, new_run("run_2"))
-            move_unread(connection, "run_1", "run_2")
+            accept(new_run("run_2")).on(connection)
+            move_unread("run_1", "run_2").on(connection)
             moved.set()
             time.sleep(0.3)
             changes = {"status": RunStatus.CONTINUED_AS_NEW}
-            append(connection, new_append(run, changes=changes, release=True))
+            append(new_append(run, changes=changes, release=True)).on(connection)
 
         continuation = pool.submit(write, coordinator, slowly)
         assert moved.wait(30)

@@ -236,7 +236,7 @@ def test_an_owner_goes_on_with_a_run_that_was_placed_with_it_again(storage: Stor
 
 
 def partial_regain(storage: Storage, run_id: str, owner: str) -> int | None:
-    return storage.submit(lambda c: regain(c, run_id, owner, 60, born_owner="coordinator-0")).result()
+    return storage.submit(regain(run_id, owner, 60, born_owner="coordinator-0")).result()
 
 
 def test_a_run_that_was_given_up_is_an_interrupted_one_to_the_next(storage: Storage) -> None:

@@ -26,10 +26,17 @@ from pyworkflow_ray.storage.runs import (
     get_tree,
     list_runs,
     purge,
-    release_key,
+    releasing_key,
 )
 from pyworkflow_ray.storage.storages import Storage
+from pyworkflow_ray.storage.works import Steps, last, work
 from tests.storage.builders import NOON, accepted, appended, claimed, new_append, new_run, read, write
+
+
+@work
+def release_key(run_id: str) -> Steps[bool]:
+    (changed,) = yield last(releasing_key(run_id))
+    return bool(changed == 1)
 
 
 def _ids(storage: Storage, **options: object) -> list[str]:
@@ -239,7 +246,7 @@ def test_a_purge_takes_no_more_at_once_than_it_may(storage: Storage) -> None:
 def test_a_thousand_runs_are_purged_in_one_call(storage: Storage) -> None:
     def accept_all(connection: Connection) -> None:
         for number in range(1001):
-            accept(connection, new_run(f"run_{number}", created_at=NOON))
+            accept(new_run(f"run_{number}", created_at=NOON)).on(connection)
         connection.execute(update(schema.runs).values(status="completed", completed_at=NOON))
 
     write(storage, accept_all)
@@ -286,9 +293,9 @@ def test_a_read_sees_one_snapshot(shared_url: str) -> None:
         run = claimed(storage)
 
         def twice(connection: Connection) -> tuple[object, object]:
-            before = get_run(connection, "run_1")
+            before = get_run("run_1").on(connection)
             write(storage, _append, run)
-            return before, get_run(connection, "run_1")
+            return before, get_run("run_1").on(connection)
 
         before, after = storage.read(twice)
         assert before == after
@@ -302,4 +309,4 @@ def _append(connection: Connection, run: object) -> None:
     from pyworkflow_ray.storage.records import RunRecord
 
     assert isinstance(run, RunRecord)
-    append(connection, new_append(run, "step.started"))
+    append(new_append(run, "step.started")).on(connection)

@@ -208,7 +208,7 @@ def test_a_run_that_reads_its_request_to_cancel_is_not_waited_for(postgresql_url
         entered, gate = Event(), Event()
 
         def reads(connection: Connection) -> None:
-            append(connection, new_append(run, "cancellation.requested", read_inbox=[request.id]))
+            append(new_append(run, "cancellation.requested", read_inbox=[request.id])).on(connection)
             entered.set()
             assert gate.wait(30)
 
@@ -324,12 +324,12 @@ def test_the_run_in_which_one_continues_is_the_schedules_running_one(storage: St
 
     def go_on(connection: Connection) -> None:
         kept = {"schedule_id": held.schedule_id, "scheduled_at": held.scheduled_at}
-        accept(connection, new_run("run_next", continued_from_run_id=held.run_id, **kept))
+        accept(new_run("run_next", continued_from_run_id=held.run_id, **kept)).on(connection)
         changes = {"status": RunStatus.CONTINUED_AS_NEW, "continued_to_run_id": "run_next"}
         new = new_append(
             held, "workflow.continued_as_new", changes=changes, release=True, schedule_id=held.schedule_id
         )
-        append(connection, new)
+        append(new).on(connection)
 
     write(storage, go_on)
     assert read(storage, running_runs, "nightly") == ["run_next"]
@@ -810,7 +810,7 @@ def test_the_events_kept_of_a_schedule_are_bounded(storage: Storage) -> None:
     positions = [event.position for event in found]
     assert positions == list(range(positions[0], positions[0] + KEPT_EVENTS))
     assert positions[-1] == 24 * 60
-    with storage.database.read() as connection:
+    with storage.database.snapshot() as connection:
         kept = connection.exec_driver_sql("SELECT count(*) FROM schedule_events").scalar_one()
     assert kept < KEPT_EVENTS + 100
 
@@ -867,7 +867,7 @@ def test_the_runs_that_have_not_ended_are_found_without_looking_at_the_others(
 ) -> None:
     storage = open_storage("memory")
     made(storage)
-    with storage.database.read() as connection:
+    with storage.database.snapshot() as connection:
         query = schedules._RUNNING._sql.replace(":schedule_id", "'nightly'")
         found = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}").fetchall()
     assert "USING" in str(found)

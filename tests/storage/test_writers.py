@@ -23,6 +23,7 @@ from pyworkflow_ray.storage.databases import Database
 from pyworkflow_ray.storage.histories import FencedError, append, count_events
 from pyworkflow_ray.storage.runs import get_run, get_runs
 from pyworkflow_ray.storage.storages import Storage
+from pyworkflow_ray.storage.transactions import PostgreSQLSession, Session, SQLiteSession
 from tests.storage.builders import accepted, claimed, new_append, new_run, read, write
 
 
@@ -47,14 +48,17 @@ def one_group(storage: Storage) -> Iterator[None]:
 def _count_commits(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one for each transaction."""
     transactions: list[int] = []
-    original = Database.write
-
-    def counted(self: Database) -> Any:
-        transactions.append(1)
-        return original(self)
-
-    monkeypatch.setattr(Database, "write", counted)
+    for session in (SQLiteSession, PostgreSQLSession):
+        monkeypatch.setattr(session, "begin", _noting(session.begin, transactions))
     return transactions
+
+
+def _noting(method: Callable[[Any], None], calls: list[int]) -> Callable[[Any], None]:
+    def noting(self: Any) -> None:
+        calls.append(1)
+        method(self)
+
+    return noting
 
 
 def test_what_queues_up_during_a_commit_is_committed_together(
@@ -63,7 +67,7 @@ def test_what_queues_up_during_a_commit_is_committed_together(
     accepted(storage, "first")
     transactions = _count_commits(storage, monkeypatch)
     with one_group(storage):
-        futures = [storage.submit(lambda c, n=n: accept(c, new_run(f"run_{n}"))) for n in range(100)]
+        futures = [storage.submit(accept(new_run(f"run_{n}"))) for n in range(100)]
     assert all(future.result(30).is_new for future in futures)
     assert len(transactions) == 2  # The one that held the writer up, and the group.
 
@@ -81,18 +85,18 @@ def test_group_commit_isolates_the_guilty_write(storage: Storage) -> None:
     run = claimed(storage, "run_0")
 
     def guilty(connection: Connection) -> None:
-        accept(connection, new_run("never"))
+        accept(new_run("never")).on(connection)
         raise RuntimeError("guilty")
 
     def broken(connection: Connection) -> None:
-        accept(connection, new_run("never either"))
+        accept(new_run("never either")).on(connection)
         connection.exec_driver_sql("INSERT INTO no_such_table VALUES (1)")
 
     with one_group(storage):
-        before = storage.submit(lambda c: accept(c, new_run("run_1")))
+        before = storage.submit(accept(new_run("run_1")))
         errors: list[Future[Any]] = [storage.submit(guilty), storage.submit(broken)]
-        fenced = storage.submit(lambda c: append(c, new_append(run, "x", epoch=99)))
-        after = storage.submit(lambda c: accept(c, new_run("run_2")))
+        fenced = storage.submit(append(new_append(run, "x", epoch=99)))
+        after = storage.submit(accept(new_run("run_2")))
 
     assert before.result(30).is_new
     assert after.result(30).is_new
@@ -108,8 +112,8 @@ def test_group_commit_isolates_the_guilty_write(storage: Storage) -> None:
 
 def test_a_write_sees_what_earlier_ones_of_its_group_wrote(storage: Storage) -> None:
     with one_group(storage):
-        storage.submit(lambda c: accept(c, new_run("run_1")))
-        seen = storage.submit(lambda c: get_run(c, "run_1"))
+        storage.submit(accept(new_run("run_1")))
+        seen = storage.submit(get_run("run_1"))
     assert seen.result(30) is not None
 
 
@@ -122,9 +126,9 @@ def test_a_future_is_resolved_only_after_the_commit(shared_url: str) -> None:
 
 def test_a_write_cancelled_before_it_began_is_not_done(storage: Storage) -> None:
     with one_group(storage):
-        dropped = storage.submit(lambda c: accept(c, new_run("run_1")))
+        dropped = storage.submit(accept(new_run("run_1")))
         assert dropped.cancel()
-        kept = storage.submit(lambda c: accept(c, new_run("run_2")))
+        kept = storage.submit(accept(new_run("run_2")))
     kept.result(30)
     assert set(read(storage, get_runs, ["run_1", "run_2"])) == {"run_2"}
 
@@ -133,7 +137,7 @@ def test_closing_writes_what_is_queued_and_refuses_the_rest(
     shared_url: str, open_storage: Callable[..., Storage]
 ) -> None:
     storage = open_storage(shared_url)
-    futures = [storage.submit(lambda c, n=n: accept(c, new_run(f"run_{n}"))) for n in range(50)]
+    futures = [storage.submit(accept(new_run(f"run_{n}"))) for n in range(50)]
     storage.close()
     assert all(future.result(0).is_new for future in futures)
     with pytest.raises(StorageError, match="closed"):
@@ -145,18 +149,18 @@ def test_a_commit_whose_answer_was_lost_is_run_again_without_doubling(
 ) -> None:
     """1. The group is committed. 2. Its answer is lost. 3. The writer runs the same group again."""
     run = claimed(storage)
-    original = Database.write
+    original = Database.session
     losses: list[int] = []
 
     @contextmanager
-    def losing(self: Database) -> Iterator[Connection]:
-        with original(self) as connection:
-            yield connection
-        if not losses:
-            losses.append(1)
-            raise _lost(storage)
+    def losing(self: Database) -> Iterator[Session]:
+        with original(self) as session:
+            yield session
+            if not losses:
+                losses.append(1)
+                raise _lost(storage)
 
-    monkeypatch.setattr(Database, "write", losing)
+    monkeypatch.setattr(Database, "session", losing)
     with one_group(storage):
         pass
     losses.clear()
@@ -202,7 +206,7 @@ def test_a_database_locked_for_seconds_delays_but_loses_nothing(
     accepted(storage, "before")
     process = _locker(tmp_path / "runs.db", 2.5)
 
-    futures = [storage.submit(lambda c, n=n: accept(c, new_run(f"run_{n}"))) for n in range(10)]
+    futures = [storage.submit(accept(new_run(f"run_{n}"))) for n in range(10)]
     assert read(storage, get_run, "before") is not None  # Readers do not wait.
     assert not any(future.done() for future in futures)
 
@@ -233,7 +237,7 @@ def test_closing_during_an_outage_fails_what_waits(tmp_path: Path) -> None:
     storage = Storage(tmp_path / "runs.db")
     accepted(storage, "before")
     process = _locker(tmp_path / "runs.db", 1.5)
-    waiting = storage.submit(lambda c: accept(c, new_run("run_1")))
+    waiting = storage.submit(accept(new_run("run_1")))
     storage.close(timeout=0.2)
     with pytest.raises(StorageError, match="locked"):
         waiting.result(10)
@@ -256,7 +260,7 @@ def test_a_killed_postgresql_connection_is_replaced(
             )
 
     def dying(connection: Connection) -> None:
-        append(connection, new_append(run, "workflow.started"))
+        append(new_append(run, "workflow.started")).on(connection)
         if not killed:
             killed.append(1)
             kill()

@@ -1,4 +1,4 @@
-"""Takes orders, one of them twice, and shows what became of them.
+"""Takes two orders, the first of them twice, and shows their results.
 
     python shop.py
 

@@ -1,0 +1,111 @@
+"""How what a drive decides becomes durable: one append for each decision, under the run's lease.
+
+A decision is made on an engine thread, and that thread hands the append straight to the writer. The event
+loop hears of it once, when the commit is through. So a turn costs two hand-overs between threads, not four.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import msgspec
+
+from pyworkflow_ray.actors.activations import Activation
+from pyworkflow_ray.actors.services import Services
+from pyworkflow_ray.exceptions import StorageError
+from pyworkflow_ray.storage.histories import Append
+from pyworkflow_ray.storage.records import RunRecord
+
+Decide = Callable[[], Activation]
+"""Makes a decision; called on an engine thread."""
+
+
+class HistoryWriter:
+    """Writes the history of one run for the drive that holds the run's lease.
+
+    Args:
+        services: What the coordinator lends.
+        run: The run's row, as it was claimed.
+    """
+
+    def __init__(self, services: Services, run: RunRecord) -> None:
+        self._services = services
+        self.run = run
+        """The run's row as it was claimed. Each append names its epoch, and is refused under another one."""
+        self.position = run.position
+        """The position of the next event. It moves only after a commit, so one commit is made at a time."""
+
+    def regain(self, epoch: int) -> None:
+        """Write under a new lease on the same run."""
+        self.run = msgspec.structs.replace(self.run, epoch=epoch)
+
+    async def commit(self, decide: Decide) -> Activation:
+        """Have a decision made and committed; the activation, once it is durable.
+
+        Raises:
+            FencedError: Another coordinator has the run. Nothing was written.
+            StorageError: The storage is closed.
+            Exception: What the decision raised. Nothing was written.
+        """
+        loop = asyncio.get_running_loop()
+        committed: asyncio.Future[Activation] = loop.create_future()
+        self._services.threads.submit(self._decide_and_post, decide, committed, loop)
+        activation = await committed
+        self.position += activation.appended
+        return activation
+
+    def _decide_and_post(
+        self, decide: Decide, committed: asyncio.Future[Activation], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        try:
+            activation = decide()
+            activation.prepare(self.run, self._services.settings, self._services.pack)
+            new = append_of(self.run, self.position, activation)
+        except BaseException as error:
+            loop.call_soon_threadsafe(_answer, committed, None, error)
+            return
+        if new is None:
+            loop.call_soon_threadsafe(_answer, committed, activation, None)
+            return
+        activation.appended = len(new.events)
+
+        try:
+            self._services.storage.writer.write_here(activation.written(new), committed, loop)
+        except StorageError as error:  # it was closed
+            loop.call_soon_threadsafe(_answer, committed, None, error)
+
+
+def append_of(run: RunRecord, position: int, activation: Activation) -> Append | None:
+    """What an activation adds to its run; None if that is nothing.
+
+    A run that is not durable has its start, its end and its reading of the inbox written, and no event.
+    """
+    is_empty = not (activation.rows or activation.changes or activation.read_inbox or activation.outgoing)
+    releases = activation.end is not None
+    is_visible = releases or activation.read_inbox or "started_at" in activation.changes
+    if is_empty or not (run.durable or is_visible):
+        return None
+    return Append(
+        run_id=run.run_id,
+        epoch=run.epoch,
+        position=position,
+        events=activation.rows if run.durable else (),
+        changes=activation.changes,
+        release=releases,
+        blobs=activation.blobs,
+        read_inbox=activation.read_inbox,
+        hooks_disposed=activation.disposed,
+        schedule_id=run.schedule_id,
+    )
+
+
+def _answer(
+    future: asyncio.Future[Activation], activation: Activation | None, error: BaseException | None
+) -> None:
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+    elif activation is not None:
+        future.set_result(activation)

@@ -1,0 +1,197 @@
+"""What a turn feeds to a run's code, and what it records of that.
+
+These functions run on an engine thread, one turn of a run at a time. They fill the turn's activation and
+touch nothing else. The drive commits the activation and acts on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+from datetime import datetime
+
+from msgspec import Raw
+
+from pyworkflow_ray.actors.activations import Activation, blob_links
+from pyworkflow_ray.actors.attempts import Arrived
+from pyworkflow_ray.actors.inboxes import InboxEntry, decoded_history, decoded_inbox
+from pyworkflow_ray.actors.payloads import Payloads
+from pyworkflow_ray.engine.commands import Command
+from pyworkflow_ray.engine.events import (
+    CancellationRequested,
+    Event,
+    HookExpired,
+    WorkflowCancelled,
+    WorkflowFailed,
+    WorkflowInterrupted,
+    WorkflowStarted,
+    failure_fields,
+)
+from pyworkflow_ray.engine.executions import Execution
+from pyworkflow_ray.exceptions import WorkerDiedError, WorkflowError
+from pyworkflow_ray.storage.histories import EventRow
+from pyworkflow_ray.storage.inboxes import InboxRow
+from pyworkflow_ray.storage.records import RunRecord
+from pyworkflow_ray.values.failures import capture
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """What has come for a run since its last turn.
+
+    Args:
+        arrived: Attempts that have ended.
+        outcomes: Outcomes that the drive itself has found.
+        unread: What lies in the run's inbox.
+        expired: Hooks whose rows take no payload any more. Only these may expire in the run.
+        had_recoveries: Whether recoveries are counted in the run's row.
+    """
+
+    arrived: list[Arrived]
+    outcomes: list[Event]
+    unread: list[InboxRow]
+    expired: Set[str]
+    had_recoveries: bool
+
+
+class Turn:
+    """One turn of a run, and the activation that it fills.
+
+    Args:
+        run_id: The run.
+        execution: The run's code; None if it could not be loaded, and then it is not fed.
+        payloads: Splits off large values.
+        now: The time of the turn.
+    """
+
+    def __init__(self, run_id: str, execution: Execution | None, payloads: Payloads, now: datetime) -> None:
+        self.activation = Activation(run_id)
+        self.now = now
+        self._execution = execution
+        self._payloads = payloads
+
+    @property
+    def execution(self) -> Execution:
+        assert self._execution is not None, "the run's code is not loaded"
+        return self._execution
+
+    @property
+    def has_code(self) -> bool:
+        """Whether the run's code is loaded."""
+        return self._execution is not None
+
+    def feed(self, event: Event) -> None:
+        """Feed an outcome; it is recorded, and behind it what the code decided then."""
+        commands = self.execution.feed(event, self.now)
+        self.record(event, self.execution.now)
+        self.ask(commands)
+
+    def ask(self, commands: list[Command]) -> None:
+        """Record what the code asks for."""
+        for command in commands:
+            event = command.to_event()
+            if event is not None:
+                self.record(event, self.execution.now)
+        self.activation.commands.extend(commands)
+
+    def record(self, event: Event, at: datetime) -> None:
+        """Record an event that is not fed."""
+        attributes = {} if self._execution is None else self._execution.attributes
+        self.activation.record(event, at, self._payloads, attributes)
+
+
+def started_event(run: RunRecord) -> WorkflowStarted:
+    """The event with which the run's history begins."""
+    return WorkflowStarted(
+        workflow_name=run.workflow_name,
+        args=Raw(run.input_args.encode()),
+        kwargs=Raw(run.input_kwargs.encode()),
+        metadata=Raw((run.metadata or "null").encode()),
+    )
+
+
+def feed_incoming(turn: Turn, incoming: Incoming) -> None:
+    """Feed all that has come, and the timers that are due, until the run ends."""
+    _feed_arrived(turn, incoming)
+    _feed_inbox(turn, incoming)
+    _feed_timers(turn, incoming.expired)
+    if incoming.arrived and turn.activation.events and incoming.had_recoveries:
+        turn.activation.changes["recovery_attempts"] = 0  # the run got further
+
+
+def _feed_arrived(turn: Turn, incoming: Incoming) -> None:
+    execution = turn.execution
+    for step_id, attempt, outcome in incoming.arrived:
+        if execution.is_finished:
+            return
+        concluded = execution.conclude(step_id, attempt, outcome, turn.now)
+        if concluded is not None:
+            turn.feed(concluded)
+
+
+def _feed_inbox(turn: Turn, incoming: Incoming) -> None:
+    execution, activation = turn.execution, turn.activation
+    read, unread = decoded_inbox(execution.run_id, incoming.unread)
+    for row, outcome in (*((None, each) for each in incoming.outcomes), *zip(read, unread, strict=True)):
+        if execution.is_finished:
+            return  # the rest stays unread, for the run in which this one continues
+        activation.read_inbox.extend([] if row is None else [row])
+        if isinstance(outcome, CancellationRequested) and execution.cancellation.is_requested:
+            continue
+        turn.feed(outcome)
+        activation.blobs.extend(blob_links(outcome))
+
+
+def _feed_timers(turn: Turn, expired: Set[str]) -> None:
+    execution = turn.execution
+    while not execution.is_finished:
+        timer = execution.next_timer()
+        if timer is None or timer[0] > turn.now:
+            return
+        event = execution.due_event(timer[1])
+        if isinstance(event, HookExpired) and event.hook_id not in expired:
+            return  # its time ended this very moment: the next turn asks the hook's row first
+        turn.feed(event)
+
+
+def reopen(
+    turn: Turn, history: list[EventRow], recovery: WorkflowInterrupted | WorkerDiedError | None
+) -> None:
+    """Replay the history, record what the code asks for beyond it, and record the recovery.
+
+    Nothing that is due is fed here. An interruption must be committed first: code that ends its process would
+    otherwise be recovered for ever, without a trace of it.
+    """
+    turn.ask(turn.execution.replay(decoded_history(turn.execution.run_id, history)))
+    if turn.activation.end is not None:
+        return
+    match recovery:
+        case None:
+            pass
+        case WorkflowInterrupted():
+            turn.feed(recovery)
+        case WorkerDiedError():
+            end_failed(turn, recovery)
+
+
+def end_failed(turn: Turn, error: WorkflowError, *before: Event) -> None:
+    """End the run as failed, without asking its code."""
+    if turn.has_code:
+        turn.execution.children.close()
+        turn.activation.commands.extend(turn.execution.take_commands())
+    for event in (*before, WorkflowFailed(**failure_fields(capture(error)))):
+        turn.record(event, turn.now)
+
+
+def end_cancelled(
+    turn: Turn, request: CancellationRequested, outgoing: Sequence[InboxEntry], *before: Event
+) -> None:
+    """End the run as cancelled, without asking its code.
+
+    Args:
+        outgoing: Requests to the run's children.
+        before: Events that the history lacks.
+    """
+    turn.activation.outgoing.extend(outgoing)
+    for event in (*before, request, WorkflowCancelled(reason=request.reason)):
+        turn.record(event, turn.now)

@@ -1,0 +1,187 @@
+"""Units of work: what a transaction does, said as batches of statements.
+
+Theory of operation. A database is a network away, so what counts is how often somebody waits for it. A *work*
+is a generator that yields batches. No statement of a batch needs an answer of the same batch, so a batch is
+sent as a whole and costs one round trip. The generator is sent the answers, and yields the next batch or
+returns its result.
+
+- `ask` makes a batch whose answers the work needs before it can go on.
+- `last` makes a batch that is safe to commit whatever its answers say. COMMIT travels with it. What the work
+  does with the answers happens after the commit: it returns, raises, or goes on in a new transaction.
+- A statement of `Statement.require` must change a row. If it finds none, the transaction is undone, and
+  `RefusedError` is raised at the work's `yield`. What the work yields then begins anew.
+
+A work may be run more than once: again after a lost connection, and again when it was undone together with
+another one. So **every work must be safe to run again**, also when the first time was committed and only the
+answer got lost. It finds its own traces to be a success.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from functools import partial, update_wrapper
+from typing import Any, Generic, ParamSpec, TypeVar
+
+from sqlalchemy.engine import Connection
+
+from pyworkflow_ray.storage.statements import Bound, RefusedError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Batch:
+    """Statements that are sent together. With `is_last`, they may be committed whatever they answer."""
+
+    __slots__ = ("is_last", "statements")
+
+    def __init__(self, statements: Sequence[Bound], *, is_last: bool = False) -> None:
+        self.statements, self.is_last = statements, is_last
+
+
+class Call:
+    """Something that a work does on the connection itself. Its answer is what `function` returns."""
+
+    __slots__ = ("function",)
+    is_last = False
+
+    def __init__(self, function: Callable[[Connection], Any]) -> None:
+        self.function = function
+
+
+Request = Batch | Call
+Steps = Generator[Request, list[Any], T]
+"""A work that is under way: it yields requests, is sent their answers, and returns its result."""
+
+
+def ask(*statements: Bound) -> Batch:
+    """A batch whose answers are needed before the commit."""
+    return Batch(statements)
+
+
+def last(*statements: Bound) -> Batch:
+    """A batch that may be committed whatever it answers."""
+    return Batch(statements, is_last=True)
+
+
+class Work(Generic[T_co]):
+    """A unit of work that can be run, and run again.
+
+    In another work, ``result = yield from a_work`` makes it a part: its `last` batches are only asked there,
+    since the other one is not done yet. ``yield from a_work.at_end()`` makes it the other one's own end.
+    """
+
+    __slots__ = ("_begin",)
+
+    def __init__(self, begin: Callable[[], Steps[T_co]]) -> None:
+        self._begin = begin
+
+    def at_end(self) -> Steps[T_co]:
+        """The work from its beginning. Whoever runs it, or ends with it, commits with its last batch."""
+        return self._begin()
+
+    def __iter__(self) -> Steps[T_co]:
+        return _as_part(self._begin())
+
+    def on(self, connection: Connection) -> T_co:
+        """The result, each statement run on this connection now. Its transaction is the caller's affair, and
+        nothing is undone when a statement is refused.
+        """
+        steps = self._begin()
+        advance: Callable[[], Request] = steps.__next__
+        while True:
+            try:
+                request = advance()
+            except StopIteration as end:
+                result: T_co = end.value
+                return result
+            try:
+                if isinstance(request, Call):
+                    answers = [request.function(connection)]
+                else:
+                    answers = [each.on(connection) for each in request.statements]
+            except RefusedError as refused:
+                advance = partial(steps.throw, refused)
+            else:
+                advance = partial(steps.send, answers)
+
+
+def _as_part(steps: Steps[T]) -> Steps[T]:
+    advance: Callable[[], Request] = steps.__next__
+    while True:
+        try:
+            request = advance()
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        if isinstance(request, Batch) and request.is_last:
+            request = Batch(request.statements)
+        try:
+            answers = yield request
+        except RefusedError as refused:
+            advance = partial(steps.throw, refused)
+        else:
+            advance = partial(steps.send, answers)
+
+
+def work(function: Callable[P, Steps[T]]) -> Callable[P, Work[T]]:
+    """Make of a generator function one whose calls can be run again.
+
+    ```python
+    @work
+    def rename(run_id: str, name: str) -> Steps[bool]:
+        (changed,) = yield last(_RENAME.change(run_id=run_id, name=name))
+        return changed == 1
+    ```
+    """
+
+    def make(*args: P.args, **kwargs: P.kwargs) -> Work[T]:
+        return Work(lambda: function(*args, **kwargs))
+
+    update_wrapper(make, function)
+    return make
+
+
+def as_work(task: Work[T] | Callable[[Connection], T]) -> Work[T]:
+    """The work itself, or one that calls a function with the connection."""
+    return task if isinstance(task, Work) else called(task)
+
+
+@work
+def called(function: Callable[[Connection], T]) -> Steps[T]:
+    """The work of calling a function with the connection. It costs a round trip for each statement."""
+    (result,) = yield Call(function)
+    return result  # type: ignore[no-any-return]
+
+
+@work
+def together(*works: Work[Any]) -> Steps[list[Any]]:
+    """The results of works that do not depend on each other: their batches are sent as one.
+
+    Their statements run in the order of the works.
+    """
+    steps = [each.at_end() for each in works]
+    results: list[Any] = [None] * len(steps)
+    waiting: dict[int, Batch] = {}
+
+    def advance(index: int, answers: list[Any] | None) -> None:
+        waiting.pop(index, None)
+        try:
+            request = next(steps[index]) if answers is None else steps[index].send(answers)
+        except StopIteration as end:
+            results[index] = end.value
+            return
+        if isinstance(request, Call):
+            raise TypeError("A work that needs the connection itself cannot run together with others.")
+        waiting[index] = request
+
+    for index in range(len(steps)):
+        advance(index, None)
+    while waiting:
+        batches = list(waiting.items())
+        statements = [statement for _, batch in batches for statement in batch.statements]
+        answers = iter((yield Batch(statements, is_last=all(batch.is_last for _, batch in batches))))
+        for index, batch in batches:
+            advance(index, [next(answers) for _ in batch.statements])
+    return results
