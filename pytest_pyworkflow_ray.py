@@ -39,7 +39,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # Folders of the settings are added to a run of all tests; folders of the command line to every run.
     is_of_all = config.args_source is not pytest.Config.ArgsSource.ARGS
     for folder in [*asked, *(configured if is_of_all else [])]:
-        if str(folder) not in config.args and folder.is_dir():
+        # Before pytest 9, a folder named beside one that holds it is not collected at all.
+        given = [(config.invocation_params.dir / arg.partition("::")[0]).resolve() for arg in config.args]
+        if folder.is_dir() and not any(folder.is_relative_to(path) for path in given):
             config.args.append(str(folder))
 
 

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from clusters import EngineSettings, start_ray
+from distances import near_and_far
 from floors import make_floor
 from measurements import Line, Setting, compared, in_turns, progress
 from workloads import ARGUMENT, all_at_once, in_batches, pause
@@ -47,7 +48,9 @@ async def measure(setting: Setting) -> list[Line]:
         reached = await in_turns(setting.rounds if count < 10_000 else 3, sides)
         name = f"{count:,} remote steps at once in one run"
         lines.append(compared(name, "steps/s", reached, "pyworkflow_ray", "bare tasks", at_least=AT_LEAST))
-    return [*lines, *await _in_batches(setting, floor)]
+    lines += await _in_batches(setting, floor)
+    name = "1,000 remote steps at once in one run"
+    return [*lines, *await near_and_far(setting, name, "steps/s", lambda: ours(1_000))]
 
 
 async def _in_batches(setting: Setting, floor: Any) -> list[Line]:

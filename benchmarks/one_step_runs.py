@@ -50,6 +50,7 @@ async def measure(setting: Setting) -> list[Line]:
         theirs, absent = sides_of(peers, "one_step_runs")
 
         async def bare() -> float:
+            await floor.all_at_once.remote(8, ARGUMENT)  # Ray has let its idle workers go meanwhile
             elapsed, total = await floor.all_at_once.remote(count, ARGUMENT)
             assert total == count * len(ARGUMENT)
             return count / float(elapsed)

@@ -6,6 +6,7 @@ import statistics
 import time
 
 from clusters import EngineSettings, start_ray
+from distances import near_and_far
 from floors import make_floor, seconds_of_commits
 from measurements import Line, Setting, compared, in_turns, progress
 from workloads import ARGUMENT, one_after_another
@@ -58,4 +59,5 @@ async def measure(setting: Setting) -> list[Line]:
         Line("... of the floor: a bare Ray task", task, "ms"),
         Line("... of the floor: a bare commit", commit, "ms"),
         Line("... one of our steps", 1e3 / line.value, "ms"),
+        *await near_and_far(setting, f"{count} remote steps, one after another", "steps/s", ours),
     ]

@@ -1,4 +1,4 @@
-"""What time it is, and waiting for it: one protocol, so that a test can own the time."""
+"""The present time, and waiting for a time: a protocol, so that a test can control the time."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Tells the time. The engine never asks one: it learns the time from events."""
+    """A clock. The engine never reads one: it learns the time from events."""
 
     def now(self) -> datetime:
         """The present instant, aware and in UTC."""
         ...
 
     async def wait(self, event: asyncio.Event, until: datetime | None) -> bool:
-        """Wait for the event, until an instant at most (None: for ever); whether the event is set."""
+        """Wait for the event until this instant (None: for ever), and return whether the event is set."""
         ...
 
 

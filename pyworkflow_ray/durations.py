@@ -23,7 +23,7 @@ _FORMS = 'seconds (10, 2.5), a timedelta, or text such as "500ms", "30s", "5m", 
 
 
 def parse_duration(value: Duration) -> timedelta:
-    """The duration that `value` says.
+    """The duration that `value` means.
 
     Args:
         value: Seconds as a number, a `timedelta`, or text with the units ms, s, m, h, d, w.
@@ -78,7 +78,7 @@ def in_utc(instant: datetime) -> datetime:
 def resolve_when(value: When, now: datetime) -> datetime:
     """The instant that `value` names, seen from `now`: an instant itself, or a duration from now.
 
-    A naive `datetime` is taken as UTC. The past is allowed; whoever waits for it returns at once.
+    A naive `datetime` is taken as UTC. The past is allowed: a wait for it returns at once.
     """
     if isinstance(value, datetime):
         return in_utc(value)

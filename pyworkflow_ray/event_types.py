@@ -1,4 +1,4 @@
-"""The types of events, as they stand in the log."""
+"""The types of events, as the log has them."""
 
 from __future__ import annotations
 

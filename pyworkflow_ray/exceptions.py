@@ -1,7 +1,7 @@
 """Every error that this package raises, in one tree under `WorkflowError`.
 
-Each one keeps the arguments it was made with as `args`, so it comes back equal from a pickle: errors
-travel from a step's worker to the coordinator, into the history, and to whoever waits for the result.
+Each error keeps the arguments it was made with as `args`, so unpickling gives an equal one. Errors go from a
+step's worker to the coordinator, into the history, and to everybody who waits for the result.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class WorkflowError(Exception):
     """The root of every error of this package."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # `Exception` would call `cls(*self.args)`; classes with keyword arguments cannot be built so.
+        # `Exception` would call `cls(*self.args)`, which fails for classes with keyword arguments.
         return _rebuild, (type(self), self.args, self.__dict__.copy())
 
 
@@ -28,7 +28,7 @@ def _rebuild(cls: type[WorkflowError], args: tuple[Any, ...], state: dict[str, A
 
 
 class FatalError(WorkflowError):
-    """Raised by a step (or a workflow) that no retry can help: the step fails at once.
+    """Raised by a step or workflow when a retry cannot help: it fails at once.
 
     Keyword arguments are kept in `metadata`.
     """
@@ -39,7 +39,7 @@ class FatalError(WorkflowError):
 
 
 class EventLimitExceededError(FatalError):
-    """A run's history has reached the hard limit of events; end it or use `continue_as_new`."""
+    """A run's history has reached the hard limit of events. End the run or use `continue_as_new`."""
 
     def __init__(self, run_id: str, event_count: int, limit: int) -> None:
         super().__init__(
@@ -50,15 +50,15 @@ class EventLimitExceededError(FatalError):
 
 
 class NonDeterminismError(FatalError):
-    """The workflow's code asks for something else than its history records."""
+    """The workflow's code does not ask for what its history records."""
 
 
 class PayloadTooLargeError(FatalError):
-    """A value is larger than `payload_limit` allows; pass a reference to it instead."""
+    """A value is larger than `payload_limit` allows. Pass a reference to it instead."""
 
 
 class SerializationError(FatalError):
-    """A value cannot be written to the history, or not be read from it."""
+    """A value cannot be written to the history, or cannot be read from it."""
 
 
 class StepValidationError(FatalError):
@@ -66,12 +66,12 @@ class StepValidationError(FatalError):
 
 
 class RetryableError(WorkflowError):
-    """Raised by a step that wants another attempt, if its retries allow one.
+    """Raised by a step to ask for another attempt, if its retries allow one.
 
     Args:
         message: What went wrong.
         retry_after: When to try again: seconds, a duration such as ``"30s"``, a `timedelta`, or an
-            instant (a naive `datetime` is UTC). None leaves it to the step's `retry_delay`.
+            instant (a naive `datetime` is UTC). None means the step's `retry_delay`.
         metadata: Kept on the error.
     """
 
@@ -82,7 +82,7 @@ class RetryableError(WorkflowError):
 
 
 class CancellationError(WorkflowError):
-    """The run was cancelled; catch it to clean up."""
+    """The run was cancelled. Catch this error to clean up."""
 
     def __init__(self, message: str = "Workflow was cancelled", reason: str | None = None) -> None:
         super().__init__(message if reason is None else f"{message}: {reason}")
@@ -118,9 +118,9 @@ class StepTimeoutError(WorkflowError):
 
 
 class StepFailedError(WorkflowError):
-    """A step gave up, and what it raised cannot be rebuilt here.
+    """A step failed for good, and the error that it raised cannot be rebuilt here.
 
-    Tells the error's type, text and traceback as they were where the step ran.
+    This error has the type, text and traceback of the original one.
     """
 
     def __init__(self, message: str, error_type: str = "", error_traceback: str = "") -> None:
@@ -129,7 +129,7 @@ class StepFailedError(WorkflowError):
 
 
 class WorkflowFailedError(WorkflowError):
-    """A run failed, and what it raised cannot be rebuilt here."""
+    """A run failed, and the error that it raised cannot be rebuilt here."""
 
     def __init__(self, message: str, error_type: str = "", error_traceback: str = "") -> None:
         super().__init__(message)
@@ -137,7 +137,7 @@ class WorkflowFailedError(WorkflowError):
 
 
 class WorkerDiedError(WorkflowError):
-    """The process (or node) that ran a step's attempt died before it could answer."""
+    """The process (or node) that ran a step attempt died before the attempt ended."""
 
 
 class HookNotFoundError(WorkflowError):
@@ -157,7 +157,7 @@ class HookExpiredError(WorkflowError):
 
 
 class HookAlreadyReceivedError(WorkflowError):
-    """A hook takes one payload, and has it."""
+    """A hook takes one payload, and has received it."""
 
     def __init__(self, hook_id: str) -> None:
         super().__init__(f"Hook {hook_id!r} has received its payload already.")
@@ -177,11 +177,11 @@ class HookConflictError(WorkflowError):
 
 
 class HookRejectedError(WorkflowError):
-    """Somebody rejected a hook with a text instead of an error of his own."""
+    """Somebody rejected a hook with a text instead of an exception."""
 
 
 class HookValidationError(WorkflowError):
-    """A payload does not fit its hook's schema; nothing was stored."""
+    """A payload does not fit its hook's schema. Nothing was stored."""
 
 
 class ChildWorkflowError(WorkflowError):
@@ -189,7 +189,7 @@ class ChildWorkflowError(WorkflowError):
 
 
 class ChildWorkflowFailedError(ChildWorkflowError):
-    """A child run failed; its own error is the cause."""
+    """A child run failed. Its own error is the cause."""
 
     def __init__(self, child_run_id: str, child_workflow_name: str, error: str, error_type: str) -> None:
         super().__init__(f"Child {child_workflow_name!r} ({child_run_id}) failed: {error_type}: {error}")
@@ -214,7 +214,7 @@ class ScheduleNotFoundError(WorkflowError):
 
 
 class ConfigurationError(WorkflowError):
-    """A setting, an option or a cluster is not as it must be."""
+    """A setting, an option or a cluster is not valid."""
 
 
 class DiscoveryError(WorkflowError):
@@ -222,4 +222,4 @@ class DiscoveryError(WorkflowError):
 
 
 class StorageError(WorkflowError):
-    """The database cannot be reached, or refuses."""
+    """The database cannot be reached, or refuses to do what was asked."""

@@ -11,7 +11,7 @@ def new_run_id() -> str:
 
 
 def new_token() -> str:
-    """A token that cannot be guessed: 192 random bits, in digits that URLs and command lines take as is."""
+    """A token that cannot be guessed: 192 random bits, in digits that need no quoting anywhere."""
     return secrets.token_hex(24)
 
 

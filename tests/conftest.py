@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,31 @@ from hypothesis import HealthCheck, settings
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("default")
+
+
+TESTS = Path(__file__).parent
+# The one place that says which tests start a Ray cluster. The others are the quick half (README.md).
+FOLDERS_THAT_NEED_RAY = {"ray", "examples"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(TESTS) and item.path.relative_to(TESTS).parts[0] in FOLDERS_THAT_NEED_RAY:
+            item.add_marker(pytest.mark.ray)
+
+
+def _has_cluster() -> bool:
+    is_initialized = getattr(sys.modules.get("ray"), "is_initialized", None)
+    return is_initialized is not None and bool(is_initialized())
+
+
+@pytest.fixture(autouse=True)
+def no_cluster_in_the_quick_half(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test without the mark `ray` starts no cluster."""
+    before = _has_cluster()
+    yield
+    if request.node.get_closest_marker("ray") is None:
+        assert before or not _has_cluster(), "This test started a Ray cluster; see tests/README.md."
 
 
 @pytest.fixture(autouse=True)

@@ -1,29 +1,59 @@
-"""What one turn of a drive brought about, and the one transaction that writes all of it."""
+"""What a drive decides in one turn, and the one transaction that writes all of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, assert_never
 
 import msgspec
 from msgspec import Raw
 
 from pyworkflow_ray.actors.inboxes import CANCEL_KEY, InboxEntry
 from pyworkflow_ray.actors.new_runs import child_of, label, successor_of
+from pyworkflow_ray.actors.observers import Moment
 from pyworkflow_ray.actors.payloads import Payloads
 from pyworkflow_ray.actors.settings import EngineSettings
-from pyworkflow_ray.engine.commands import CancelChild, Command, ContinueRun, CreateHook, StartChild
+from pyworkflow_ray.engine.commands import (
+    ApplyPatch,
+    CancelChild,
+    CancelRun,
+    CancelStep,
+    Command,
+    CompleteRun,
+    ContinueRun,
+    CreateHook,
+    DisposeHook,
+    FailRun,
+    RecordSideEffect,
+    ScheduleStep,
+    SetAttributes,
+    StartChild,
+    StartTimer,
+)
 from pyworkflow_ray.engine.events import (
     AttributesSet,
     CancellationRequested,
     ChildCancelled,
     ChildCompleted,
     ChildFailed,
+    ChildStarted,
     Event,
+    HookCreated,
     HookDisposed,
+    HookExpired,
+    HookReceived,
+    PatchApplied,
+    SideEffectRecorded,
     SignalReceived,
+    StepCancelled,
+    StepCompleted,
+    StepFailed,
+    StepRetrying,
+    StepScheduled,
+    TimerFired,
+    TimerStarted,
     WorkflowCancelled,
     WorkflowCompleted,
     WorkflowContinuedAsNew,
@@ -86,18 +116,22 @@ class Activation:
     new_runs: list[NewRun] = field(default_factory=list)
     successor: NewRun | None = None
     unread: list[InboxEntry] = field(default_factory=list)
-    """For the successor: signals that were received and not read."""
+    """For the successor: signals that this run has received and its code has not read."""
     outgoing: list[InboxEntry] = field(default_factory=list)
     end: RunEnd | None = None
     """How the drive ends with this: the lease is released in the same commit. None goes on."""
+    moments: list[Moment] = field(default_factory=list)
+    """What observers are to see once this is committed."""
     appended: int = 0
     """Once handed to the writer: how many events it adds to the history."""
+    posted_at: float = 0.0
+    """When it was handed to the writer, by the monotonic clock."""
     is_unread: bool = False
     """After a commit that releases the lease: whether something has come into the inbox meanwhile."""
     begun: list[RunRecord] = field(default_factory=list)
     """After the commit: the runs that it has made."""
-    told: list[str] = field(default_factory=list)
-    """After the commit: the runs that have something in their inboxes."""
+    to_nudge: list[str] = field(default_factory=list)
+    """After the commit: the runs that have something new in their inboxes."""
     conflicts: dict[str, str] = field(default_factory=dict)
     """After the commit: hooks whose token is another run's, and that run."""
 
@@ -108,6 +142,27 @@ class Activation:
         self.blobs.extend(blobs)
         self.rows.append((at, type_of(stored), encode_data(stored)))
         match event:
+            case (
+                StepScheduled()
+                | StepCompleted()
+                | StepFailed()
+                | StepRetrying()
+                | StepCancelled()
+                | TimerStarted()
+                | TimerFired()
+                | HookCreated()
+                | HookReceived()
+                | HookExpired()
+                | CancellationRequested()
+                | ChildStarted()
+                | ChildCompleted()
+                | ChildFailed()
+                | ChildCancelled()
+                | SignalReceived()
+                | SideEffectRecorded()
+                | PatchApplied()
+            ):
+                pass  # the row does not change with these
             case WorkflowStarted():
                 self.changes |= {"status": RunStatus.RUNNING, "started_at": at, "wake_at": None}
             case WorkflowInterrupted(recovery_attempt=attempt):
@@ -130,12 +185,14 @@ class Activation:
                 self.changes["attributes"] = label(attributes)
             case HookDisposed(hook_id=hook_id):
                 self.disposed.append(hook_id)
+            case _:
+                assert_never(event)
 
     def _ended(self, status: RunStatus, at: datetime, **changes: Any) -> None:
         self.changes |= {"status": status, "completed_at": at, "wake_at": None, **changes}
 
     def prepare(self, run: RunRecord, settings: EngineSettings, pack: Callable[[Any, str], Code]) -> None:
-        """Make of the commands what the commit writes into other tables than the history."""
+        """Work out what the commit writes for the commands, besides the history."""
         for command in self.commands:
             match command:
                 case CreateHook():
@@ -155,8 +212,21 @@ class Activation:
                     for number, (name, payload) in enumerate(command.signals):
                         unread = SignalReceived(name=name, payload=payload)
                         self.unread.append(InboxEntry(run_id, f"unread:{number}", unread))
+                case (
+                    ScheduleStep()
+                    | CancelStep()
+                    | StartTimer()
+                    | DisposeHook()
+                    | RecordSideEffect()
+                    | ApplyPatch()
+                    | SetAttributes()
+                    | CompleteRun()
+                    | FailRun()
+                    | CancelRun()
+                ):
+                    pass  # the event that records it says all
                 case _:
-                    pass
+                    assert_never(command)
         if self.end is not None and self.end.is_final and run.parent_run_id and run.child_id:
             outcome = _outcome_of(run, run.child_id, self.end)
             if outcome is not None:
@@ -170,17 +240,17 @@ class Activation:
             FencedError: As `append` does.
         """
         self.begun = []
-        told: list[str] = []
+        to_nudge: list[str] = []
         if self.successor is not None:
             self.begun.append((yield from self._continue(new, self.successor)))
-            told.append(self.begun[0].run_id)
+            to_nudge.append(self.begun[0].run_id)
         outgoing = []
         for entry in self.outgoing:
-            # A child may have continued in another run since; what it tells its parent is for that one alone.
+            # A request follows a child into the run in which it goes on. An outcome is for the parent alone.
             is_request = isinstance(entry.event, CancellationRequested)
             to = (yield from latest_of_chain(entry.run_id)) if is_request else entry.run_id
             outgoing.append(entry.posting(to))
-            told.append(to)
+            to_nudge.append(to)
         # A token may pass from a hook that the code has let go to one that it has made after that. The append
         # disposes once more: of those that were made and let go just now.
         before = disposing_hooks(new.run_id, self.disposed) if self.hooks else []
@@ -199,7 +269,7 @@ class Activation:
             is_unread = is_still_unread(new, answers[: len(appended)])
         self.conflicts = conflicts_of(self.hooks, answers[1 + len(before) :])
         self.begun += [each.run for each in accepted]
-        self.told = told
+        self.to_nudge = to_nudge
         return is_unread
 
     @work
@@ -273,23 +343,23 @@ def new_hook(command: CreateHook, pack: Callable[[Any, str], Code]) -> tuple[New
 
 
 def _outcome_of(run: RunRecord, child_id: str, end: RunEnd) -> Event | None:
-    """What the parent learns; nothing of a run that goes on in another."""
-    told: dict[str, Any] = {
+    """The outcome that the parent gets; None if the run goes on in another one."""
+    child: dict[str, Any] = {
         "child_id": child_id,
         "child_run_id": run.run_id,
         "child_workflow_name": run.workflow_name,
     }
     if end.status == RunStatus.COMPLETED.value:
-        return ChildCompleted(**told, result=Raw(end.result or b"null"))
+        return ChildCompleted(**child, result=Raw(end.result or b"null"))
     if end.status == RunStatus.CANCELLED.value:
-        return ChildCancelled(**told, reason=end.reason)
+        return ChildCancelled(**child, reason=end.reason)
     if end.failure is not None:
-        return ChildFailed(**told, **failure_fields(end.failure))
+        return ChildFailed(**child, **failure_fields(end.failure))
     return None
 
 
 def blob_links(event: Event) -> list[tuple[str, None]]:
-    """Blobs that another run has stored, and that this one's history refers to as well."""
+    """The blobs that this event refers to: another run has stored them, and this history needs them too."""
     names = ("args", "kwargs", "result", "value", "payload")
     values_of_event = (getattr(event, name, None) for name in names)
     return links_to(*(bytes(value) for value in values_of_event if isinstance(value, Raw)))

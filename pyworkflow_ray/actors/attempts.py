@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
 
 from msgspec import Raw
 
 from pyworkflow_ray.actors.dispatchers import Ticket
+from pyworkflow_ray.actors.observers import AttemptDispatched, AttemptEnded
 from pyworkflow_ray.actors.runner import KILL_GRACE, Attempt
 from pyworkflow_ray.actors.services import Services
-from pyworkflow_ray.engine.attempts import AttemptFailed, AttemptOutcome
+from pyworkflow_ray.engine.attempts import AttemptCompleted, AttemptFailed, AttemptOutcome
 from pyworkflow_ray.engine.pending_steps import PendingStep
 from pyworkflow_ray.exceptions import WorkerDiedError
 from pyworkflow_ray.storage.records import RunRecord
@@ -39,7 +43,7 @@ class Attempts:
 
     @property
     def under_way(self) -> int:
-        """How many run now."""
+        """How many are under way now."""
         return len(self._tickets)
 
     @property
@@ -48,16 +52,16 @@ class Attempts:
         return len(self._arrived)
 
     def take_arrived(self) -> list[Arrived]:
-        """Those that have ended since this was last called."""
+        """The attempts that have ended since the last call."""
         arrived, self._arrived = self._arrived, []
         return arrived
 
     def retry_at(self, step_id: str, at: datetime) -> None:
-        """Have the step's next attempt made then."""
+        """Have the step's next attempt made at this time."""
         self._retries[step_id] = at
 
     def dues(self) -> list[datetime]:
-        """When further attempts are to be made."""
+        """The times at which further attempts are to be made."""
         return list(self._retries.values())
 
     def take_due(self, now: datetime) -> list[str]:
@@ -115,8 +119,17 @@ class Attempts:
             attempt,
             command.function,
             options,
-            lambda outcome: self._arrive(attempt.step_id, attempt.attempt, outcome),
+            partial(self._ended, attempt, time.monotonic()),
         )
+        if self._services.observers.wants(AttemptDispatched):
+            self._services.observers.report(AttemptDispatched(**_of(attempt)))
+
+    def _ended(self, attempt: Attempt, dispatched_at: float, outcome: AttemptOutcome) -> None:
+        if self._services.observers.wants(AttemptEnded):
+            how = "completed" if isinstance(outcome, AttemptCompleted) else outcome.cause
+            duration = timedelta(seconds=time.monotonic() - dispatched_at)
+            self._services.observers.report(AttemptEnded(**_of(attempt), outcome=how, duration=duration))
+        self._arrive(attempt.step_id, attempt.attempt, outcome)
 
     async def _resolve(self, value: Raw) -> bytes:
         data = bytes(value)
@@ -130,7 +143,7 @@ class Attempts:
         self._on_arrival()
 
     def cancel(self, step_id: str, on_cancel: str) -> None:
-        """Let a step's attempt go that the run no longer waits for, as the step's `on_cancel` says."""
+        """Give up the attempt of a step that the run no longer waits for, as the step's `on_cancel` says."""
         self._retries.pop(step_id, None)
         ticket = self._tickets.pop(step_id, None)
         if ticket is None or on_cancel == "abandon":
@@ -138,3 +151,14 @@ class Attempts:
         ticket.cancel()
         if on_cancel != "interrupt":
             asyncio.get_running_loop().call_later(KILL_GRACE, ticket.cancel, True)
+
+
+def _of(attempt: Attempt) -> dict[str, Any]:
+    """What a moment says of an attempt."""
+    return {
+        "run_id": attempt.run_id,
+        "workflow": attempt.workflow_name,
+        "step_id": attempt.step_id,
+        "step": attempt.step_name,
+        "attempt": attempt.attempt,
+    }

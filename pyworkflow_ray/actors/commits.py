@@ -7,11 +7,14 @@ loop hears of it once, when the commit is through. So a turn costs two hand-over
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
+from datetime import timedelta
 
 import msgspec
 
 from pyworkflow_ray.actors.activations import Activation
+from pyworkflow_ray.actors.observers import AppendCommitted, of_run
 from pyworkflow_ray.actors.services import Services
 from pyworkflow_ray.exceptions import StorageError
 from pyworkflow_ray.storage.histories import Append
@@ -53,6 +56,14 @@ class HistoryWriter:
         self._services.threads.submit(self._decide_and_post, decide, committed, loop)
         activation = await committed
         self.position += activation.appended
+        if activation.posted_at and self._services.observers.wants(AppendCommitted):
+            activation.moments.append(
+                AppendCommitted(
+                    **of_run(self.run),
+                    events=activation.appended,
+                    duration=timedelta(seconds=time.monotonic() - activation.posted_at),
+                )
+            )
         return activation
 
     def _decide_and_post(
@@ -69,6 +80,7 @@ class HistoryWriter:
             loop.call_soon_threadsafe(_answer, committed, activation, None)
             return
         activation.appended = len(new.events)
+        activation.posted_at = time.monotonic()
 
         try:
             self._services.storage.writer.write_here(activation.written(new), committed, loop)

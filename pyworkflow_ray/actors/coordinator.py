@@ -1,10 +1,10 @@
 """The coordinator: an actor that drives the runs placed with it.
 
-Theory of operation. `__init__` stores its arguments and nothing else: an exception there would end a
-detached actor for good. The actor then opens itself, also after every restart: it claims what
-its predecessor of the same name held and drives it on. Runs come in by `drive` (a client has accepted one)
-and `wake` (the timer found one due). A background task renews the leases of all runs at once; another
-lets the process go when it has had nothing to do for a while.
+Theory of operation. `__init__` only stores its arguments: an exception there would end a detached actor for
+good. Then the actor opens itself, after every restart too: it claims what its predecessor of the same name
+held, and goes on with it. Runs come in by `accept` (a client has had a run accepted) and by `wake` (something
+has come for a run, or a run is due). One background task renews the leases of all runs at once. Another one
+reports blocked code, and ends the process when it has had nothing to do for a while.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
@@ -29,6 +29,16 @@ from pyworkflow_ray.actors.activations import RunEnd
 from pyworkflow_ray.actors.codes import CodeLoader, pack
 from pyworkflow_ray.actors.dispatchers import Dispatcher, LocalDispatcher
 from pyworkflow_ray.actors.drives import Drive
+from pyworkflow_ray.actors.observers import (
+    LogObserver,
+    Observer,
+    Observers,
+    RunAccepted,
+    RunBlocked,
+    RunClaimed,
+    RunGivenUp,
+    of_run,
+)
 from pyworkflow_ray.actors.payloads import Payloads, configured_values
 from pyworkflow_ray.actors.queries import answer_by_replay
 from pyworkflow_ray.actors.services import Services
@@ -48,13 +58,14 @@ ENGINE_THREADS = 16
 SLOW_FEED = 5.0
 """Seconds of workflow code without a pause after which its stack is reported."""
 VISIBLE_AFTER = 5.0
-"""Seconds after which a run shows as an actor call of its own in Ray's dashboard: small runs never pay."""
+"""Seconds after which a run shows as an actor call in Ray's dashboard. Short runs never pay for it."""
 
 LONG_POLL = 20.0
 """Seconds after which a call that waits for runs returns to its caller, who asks again."""
 RECENT_ENDS = 2000
-"""Ends kept for callers that ask just too late; they would have to read the row."""
+"""Ends that are kept for callers that ask a little late. Without them they would have to read the row."""
 LARGEST_RECENT = 64 * 1024
+"""Bytes of the largest result that is kept so."""
 
 _ends_encoder = msgspec.msgpack.Encoder()
 _records_decoder = msgspec.msgpack.Decoder(list[RunRecord])
@@ -70,6 +81,7 @@ class Coordinator:
         dispatcher: What runs steps; in this process by default.
         clock: The system's by default.
         cluster: Tells coordinators of this name in other clusters apart.
+        observers: Watch the runs, besides the log.
     """
 
     def __init__(
@@ -81,6 +93,7 @@ class Coordinator:
         dispatcher: Dispatcher | None = None,
         clock: Clock | None = None,
         cluster: str = "",
+        observers: Iterable[Observer] = (),
     ) -> None:
         self.name = name
         self.settings = settings
@@ -90,6 +103,7 @@ class Coordinator:
         self._storage = storage
         self._dispatcher = dispatcher
         self._clock = clock or SystemClock()
+        self._observers = Observers([LogObserver(), *observers])
         self._services: Services | None = None
         self._drives: dict[str, Drive] = {}
         self._ends: dict[str, asyncio.Task[RunEnd]] = {}
@@ -105,7 +119,7 @@ class Coordinator:
     # --- opening and leaving ------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Be ready: the storage is open, and what a predecessor of this name held is driven on."""
+        """Open the storage, and go on with what a predecessor of this name held."""
         if self._opening is None:
             self._opening = asyncio.get_running_loop().create_task(self._open())
         try:
@@ -113,7 +127,7 @@ class Coordinator:
         except asyncio.CancelledError:
             raise
         except BaseException:
-            self._opening = None  # the next who asks tries again
+            self._opening = None  # the next call tries again
             raise
 
     async def _open(self) -> None:
@@ -135,17 +149,18 @@ class Coordinator:
             begin=self._begin_here,
             deliver=self.deliver,
             is_here=self._drives.__contains__,
+            observers=self._observers,
         )
         ttl = self.settings.lease_ttl.total_seconds()
         runs = await storage.write(claim_placed(self.name, self.owner, ttl, self.cluster))
         for run in runs:
-            self._begin(run)
+            self._begin_claimed(run)
         self._background = [
             asyncio.get_running_loop().create_task(work()) for work in (self._renew, self._watch)
         ]
 
     async def close(self) -> None:
-        """Drop every run where it stands and let the storage go; another coordinator may go on with them."""
+        """Drop every run where it stands. Another coordinator may go on with them."""
         for task in (*self._background, *self._ends.values()):
             task.cancel()
         await asyncio.gather(*self._background, *self._ends.values(), return_exceptions=True)
@@ -158,10 +173,10 @@ class Coordinator:
             await asyncio.sleep(ttl / 3)
             if not self._drives or self._storage is None:
                 continue
-            with contextlib.suppress(Exception):  # the writer reports and retries; the next turn is soon
+            with contextlib.suppress(Exception):  # the writer reports it, and this is tried again soon
                 held = [(drive.run_id, drive.run.epoch) for drive in self.drives]
                 await self._storage.write(renew_leases(held, ttl, self.owner))
-                # Whoever posted to a run here may have died before he told: few are in the inbox at any time.
+                # A process that posted to a run may have died before its nudge. The unread rows are few.
                 for run_id in await asyncio.to_thread(self._storage.read, runs_with_unread()):
                     if run_id in self._drives:
                         self._drives[run_id].notice()
@@ -192,20 +207,16 @@ class Coordinator:
             return
         frame = sys._current_frames().get(feeding[1])
         stack = "".join(traceback.format_stack(frame)[-6:]) if frame is not None else "(unknown)"
-        logger.warning(
-            "Workflow code of run {} has blocked for {:.0f} s; do slow work in a step. It is at:\n{}",
-            drive.run_id,
-            now - feeding[0],
-            stack,
-        )
+        duration = timedelta(seconds=now - feeding[0])
+        self._observers.report(RunBlocked(**of_run(drive.run), duration=duration, stack=stack))
 
     # --- what a runtime adds ------------------------------------------------------------------
 
     def on_due(self, at: datetime) -> None:
-        """Called when something will be due that the timer has to see to; a hint: the rows say it all."""
+        """Called when something will be due that the timer must see. Only a hint: the rows say it too."""
 
     def show(self, drive: Drive) -> None:
-        """Called each second for each run that has been here for a while."""
+        """Called each second for each run that has been here for `VISIBLE_AFTER`."""
 
     def leave(self) -> None:
         """Called when there has been nothing to do for `coordinator_ttl`."""
@@ -213,7 +224,7 @@ class Coordinator:
     # --- runs ---------------------------------------------------------------------------------
 
     async def accept(self, records: bytes, storage_id: str = "") -> None:
-        """Take over runs that were accepted with this coordinator's lease; returns once it has them.
+        """Take over runs that were accepted with this coordinator's lease; returns when they are driven.
 
         Raises:
             ConfigurationError: The runs are in another storage than this engine's.
@@ -231,35 +242,35 @@ class Coordinator:
         """Drive runs that were accepted with this coordinator's lease."""
         await self.open()
         if self.is_leaving:
-            await asyncio.Event().wait()  # the call ends with this process, and is made again to the next
+            await asyncio.Event().wait()  # the call fails with this process, and is made again to the next
         for run in runs:
             if run.run_id not in self._ends and run.run_id not in self._recent:
-                self._begin(run)
+                self._begin_accepted(run)
 
     async def end_of(self, run_id: str) -> RunEnd | None:
-        """How the run's drive ends, or ended of late; None when it is not known here."""
+        """How the run's drive ends, or has ended recently; None if the run is not known here."""
         task = self._ends.get(run_id)
         return self._recent.get(run_id) if task is None else await asyncio.shield(task)
 
     async def ends(self, run_ids: list[str]) -> bytes:
-        """How drives ended: returns when at least one of these has, with all that have.
+        """How the drives of these runs have ended; returns when at least one has.
 
-        A run that is not known here is told with the status "unknown". After a while it returns with
-        nothing, so that a caller that has gone is not waited for.
+        A run that is not known here has the status "unknown". After `LONG_POLL` the answer may be empty: the
+        caller asks again, unless it has gone.
         """
         await self.open()
         waiting = {run_id: self._ends[run_id] for run_id in run_ids if run_id in self._ends}
         if len(waiting) == len(run_ids):
             await asyncio.wait(waiting.values(), timeout=LONG_POLL, return_when=asyncio.FIRST_COMPLETED)
             if len(waiting) > 1:
-                await asyncio.sleep(min(len(waiting) * 0.0002, 0.02))  # more of a burst end together
-        told = []
+                await asyncio.sleep(min(len(waiting) * 0.0002, 0.02))  # others of a burst end just now
+        ended = []
         for run_id in run_ids:
             if run_id not in waiting:
-                told.append(self._recent.get(run_id) or RunEnd(run_id, "unknown"))
+                ended.append(self._recent.get(run_id) or RunEnd(run_id, "unknown"))
             elif waiting[run_id].done():
-                told.append(waiting[run_id].result())
-        return _ends_encoder.encode(told)
+                ended.append(waiting[run_id].result())
+        return _ends_encoder.encode(ended)
 
     async def wake(self, run_ids: Iterable[str]) -> list[str]:
         """Claim and drive runs that nobody holds; the ids of those that are driven here now."""
@@ -271,11 +282,11 @@ class Coordinator:
             await self._regain(drive)
             drive.notice()
         new = [r for r in wanted if r not in self._ends and r not in self._claiming]
-        # Noted before the first await: a second wake of the same run would claim it from under the first.
+        # Noted before the first await: a second wake of the same run would claim it too.
         self._claiming.update(new)
         try:
             for run in await self._claim(new):
-                self._begin(run)
+                self._begin_claimed(run)
         finally:
             self._claiming.difference_update(new)
         return [run_id for run_id in wanted if run_id in self._ends]
@@ -292,7 +303,7 @@ class Coordinator:
         return [run for run in await self._storage.write(together(*claims)) if run is not None]
 
     async def _regain(self, drive: Drive) -> None:
-        """Go on with a run that a sweep took for lost and placed here again, while it was here."""
+        """Hold a driven run again, if a sweep took it for lost and placed it here once more."""
         assert self._storage is not None
         ttl = self.settings.lease_ttl.total_seconds()
         epoch = await self._storage.write(regain(drive.run_id, self.owner, ttl, born_owner=self.name))
@@ -302,7 +313,7 @@ class Coordinator:
     def _begin_here(self, run: RunRecord) -> None:
         is_as_born = run.epoch == 1 and run.owner == self.name
         if is_as_born and run.run_id not in self._ends and run.run_id not in self._recent:
-            self._begin(run)
+            self._begin_accepted(run)
 
     def deliver(self, run_id: str) -> None:
         """Have a run look into its inbox: one that is driven here, or else wherever it is."""
@@ -328,7 +339,7 @@ class Coordinator:
                 )
 
     async def nudge(self, run_ids: Iterable[str]) -> None:
-        """Tell whoever holds these runs that something has come for them."""
+        """Have the coordinators of these runs look after them; does nothing where there are no others."""
 
     def is_driving(self, run_id: str) -> bool:
         """Whether this coordinator has the run in memory."""
@@ -358,6 +369,21 @@ class Coordinator:
             )
         return encode_outcome(outcome)
 
+    def _begin_accepted(self, run: RunRecord) -> None:
+        self._observers.report(RunAccepted(**of_run(run), coordinator=self.name))
+        self._begin(run)
+
+    def _begin_claimed(self, run: RunRecord) -> None:
+        self._observers.report(
+            RunClaimed(
+                **of_run(run),
+                coordinator=self.name,
+                epoch=run.epoch,
+                was_interrupted=run.was_interrupted,
+            )
+        )
+        self._begin(run)
+
     def _begin(self, run: RunRecord) -> asyncio.Task[RunEnd]:
         assert self._services is not None
         self._idle_since = time.monotonic()
@@ -369,15 +395,15 @@ class Coordinator:
         return task
 
     async def _contain(self, drive: Drive) -> RunEnd:
-        """Drive a run; whatever goes wrong with it stays with it."""
+        """Drive a run. What goes wrong with it does not reach other runs."""
         try:
             return self._remember(await drive.drive())
         except asyncio.CancelledError:
             raise
         except BaseException as error:
             # The traceback alone: values in its frames (payloads, a password) do not belong in a log.
-            told = "".join(traceback.format_exception(error))
-            logger.error("Driving run {} failed; it is given up here:\n{}", drive.run_id, told)
+            text = "".join(traceback.format_exception(error))
+            self._observers.report(RunGivenUp(**of_run(drive.run), traceback=text))
             await self._give_up(drive)
             return RunEnd(drive.run_id, "lost")
         finally:
@@ -386,12 +412,12 @@ class Coordinator:
                 del self._ends[drive.run_id]
                 parent = self._drives.get(drive.run.parent_run_id or "")
                 if parent is not None:
-                    parent.notice()  # it may leave, now that its child has
+                    parent.notice()  # it may be suspended, now that its child is
                 if drive.is_suspended and drive.has_unread:
-                    self.deliver(drive.run_id)  # it came while the run was let go
+                    self.deliver(drive.run_id)  # it came during the suspension
 
     async def _give_up(self, drive: Drive) -> None:
-        """Give a run back, so that the sweep need not wait for its lease to end."""
+        """Give the lease of a run back, so that the sweep need not wait for its end."""
         assert self._storage is not None
         with contextlib.suppress(StorageError):
             await self._storage.write(give_up(drive.run_id, drive.run.epoch))
@@ -444,8 +470,8 @@ def _blob_fetcher(storage: Storage) -> Callable[[str], bytes]:
                 return storage.read(load_blob(digest))
             except StorageError as error:
                 if error.__cause__ is None:
-                    raise  # it is not there
-                # Raised into the workflow, a passing outage would end the run: wait, as its commits do.
+                    raise  # the blob does not exist
+                # An error in the run's code would end the run. An outage must not: wait, as commits do.
                 logger.warning("A blob cannot be read now: {}", error)
             time.sleep(1.0)
 

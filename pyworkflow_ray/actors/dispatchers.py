@@ -1,4 +1,4 @@
-"""Hands step attempts to whatever runs them, and brings their outcomes back."""
+"""Hands step attempts to Ray or to this process, and brings their outcomes back."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Ticket(Protocol):
 
 
 class Dispatcher(Protocol):
-    """Runs attempts; `on_outcome` is called on the event loop, once for each, whatever happens to it."""
+    """Runs attempts. It calls `on_outcome` on the event loop, once for each attempt, however it ends."""
 
     def dispatch(
         self, attempt: Attempt, function: Any, options: StepOptions, on_outcome: OnOutcome
@@ -63,7 +63,7 @@ class LocalDispatcher:
             outcome = await run_async(function, attempt, self._node, self._is_cancelled)
         except asyncio.CancelledError:
             outcome = AttemptFailed(failure=capture(RuntimeError("The step was cancelled.")))
-        on_outcome(outcome)  # of no effect where nobody waits for it any more
+        on_outcome(outcome)  # without effect if the run no longer waits for it
 
 
 class LocalTicket:
@@ -105,8 +105,8 @@ class RayDispatcher:
         task_options["name"] = name if attempt.attempt == 1 else f"{name} (attempt {attempt.attempt})"
         data, code = msgspec.msgpack.encode(attempt), self._code(function)
         arguments = (joined(data, code),) if isinstance(code, bytes) else (data, code)
-        # `_remote` is what `.options(...).remote(...)` comes down to; building the options anew for each
-        # call costs a fifth of a small task's time.
+        # `.options(...).remote(...)` calls `_remote` in the end. Building options for each call would cost
+        # a fifth of a small task's time.
         return runner._remote(arguments, {}, **task_options)
 
     def _task_options(self, runner: Any, options: StepOptions) -> dict[str, Any]:
@@ -154,7 +154,7 @@ class _Landing:
     ) -> RayTicket:
         loop = asyncio.get_running_loop()
         ticket = RayTicket(reference, attempt, options, on_outcome)
-        # The ticket is held by the callback, and holds the reference: Ray drops a task nobody refers to.
+        # The callback holds the ticket, and the ticket the reference: Ray drops a task without references.
         reference._on_completed(lambda result: self._land(loop, ticket, result))
         return ticket
 
@@ -174,7 +174,7 @@ class _Landing:
         for ticket, result in arrived:
             try:
                 ticket.land(result)
-            except Exception as error:  # one outcome that cannot be told must not take others along
+            except Exception as error:  # an outcome that cannot be handed on must not stop the others
                 ticket.fail(error)
 
 
@@ -194,11 +194,11 @@ class RayTicket:
         ray.cancel(self._reference, force=force, recursive=True)
 
     def fail(self, error: Exception) -> None:
-        """Tell that the outcome could not be told."""
+        """Hand on that the outcome could not be handed on."""
         self._on_outcome(AttemptFailed(failure=capture(error)))
 
     def land(self, result: Any) -> None:
-        """Tell the outcome that Ray's result, or Ray's error, means."""
+        """Hand on the outcome that Ray's result, or Ray's error, means."""
         if isinstance(result, bytes):
             try:
                 self._on_outcome(decode_outcome(result))
@@ -210,7 +210,7 @@ class RayTicket:
 
 
 def ray_failure(error: Any, attempt: Attempt, options: StepOptions, elapsed: timedelta) -> AttemptFailed:
-    """What became of an attempt whose worker could not answer."""
+    """The failure of an attempt whose worker could not answer."""
     from ray import exceptions as ray_errors
 
     what = f"Attempt {attempt.attempt} of step {attempt.step_id!r}"

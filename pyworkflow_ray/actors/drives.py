@@ -28,17 +28,25 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
-from loguru import logger
-
+from pyworkflow_ray.actors.actions import see_to_others, see_to_steps
 from pyworkflow_ray.actors.activations import Activation, RunEnd
 from pyworkflow_ray.actors.attempts import Attempts
 from pyworkflow_ray.actors.commits import Decide, HistoryWriter
 from pyworkflow_ray.actors.hook_rows import due_hooks, expire_hooks, make_hooks, refusal
 from pyworkflow_ray.actors.inboxes import decoded_inbox, read_inbox, requests_to_children
 from pyworkflow_ray.actors.logs import log_notes
+from pyworkflow_ray.actors.observers import (
+    HistoryLong,
+    Moment,
+    RunEnded,
+    RunInterrupted,
+    RunLost,
+    RunSuspended,
+    of_run,
+)
 from pyworkflow_ray.actors.queries import answer
 from pyworkflow_ray.actors.recoveries import (
     allowed_recoveries,
@@ -60,8 +68,7 @@ from pyworkflow_ray.actors.turns import (
     started_event,
 )
 from pyworkflow_ray.engine.attempts import AttemptOutcome
-from pyworkflow_ray.engine.commands import CancelStep, ScheduleStep
-from pyworkflow_ray.engine.events import CancellationRequested, Event, StepRetrying, WorkflowStarted
+from pyworkflow_ray.engine.events import CancellationRequested, Event, WorkflowStarted
 from pyworkflow_ray.engine.executions import Execution
 from pyworkflow_ray.exceptions import (
     EventLimitExceededError,
@@ -168,7 +175,7 @@ class Drive:
             except WorkflowError as error:
                 return await self._set_aside(error)
         except FencedError:
-            logger.info("Run {} is driven elsewhere now; dropped here", self.run_id)
+            self._services.observers.report(RunLost(**of_run(self.run)))
             return RunEnd(self.run_id, "lost")
         finally:
             self.opened.set()
@@ -176,8 +183,8 @@ class Drive:
 
     # --- the one way: decide, commit, act -----------------------------------------------------------
 
-    async def _turn(self, decide: Decide) -> Activation:
-        """Have something decided, commit it, act on it; what it was."""
+    async def _turn(self, decide: Decide) -> None:
+        """Have something decided, commit it, act on it."""
         self._wake.clear()
         activation = await self._history.commit(decide)
         self._recoveries = activation.changes.get("recovery_attempts", self._recoveries)
@@ -185,44 +192,43 @@ class Drive:
         if self._execution is not None:
             self.is_cancelled = self._execution.cancellation.is_requested
         self._end = activation.end
+        for moment in activation.moments:
+            self._services.observers.report(moment)
         await self._act(activation)
-        return activation
+        if activation.end is not None:
+            self._report_end(activation.end, activation.changes.get("wake_at"))
 
     def _deciding(self, fill: Callable[[Turn], None]) -> Decide:
         """The decision that `fill` makes, with the run's code at its disposal."""
 
         def decide() -> Activation:
-            turn = Turn(self.run_id, self._execution, self._services.payloads, self._services.clock.now())
+            turn = Turn(self.run, self._execution, self._services)
             fill(turn)
             return turn.activation
 
         return lambda: self._with_code(decide)
 
     async def _act(self, activation: Activation) -> None:
-        """Do what was committed: see to other runs, then to this one's attempts."""
-        for run in activation.begun:
-            self._services.begin(run)
-        for run_id in dict.fromkeys(activation.told):
-            self._services.deliver(run_id)
+        """Do what was committed: see to other runs, then to this one's steps."""
+        see_to_others(self._services, self.run, activation)
         for hook_id, holder in activation.conflicts.items():
             self._found(refusal(hook_id, holder))
-        if self.run.schedule_id is not None and self._end is not None and self._end.is_final:
-            # Another fire of the schedule may have waited for this end.
-            self._services.on_due(self._services.clock.now())
         # A run that has ended has steps left only if it was ended without its code. None of them is begun.
-        steps = {} if self._execution is None or self._end is not None else self._execution.steps
-        for event in activation.events:
-            if isinstance(event, StepRetrying) and event.step_id in steps:
-                self._attempts.retry_at(event.step_id, event.retry_at)
-        for command in activation.commands:
-            match command:
-                case ScheduleStep(step_id=step_id):
-                    if step_id in steps:
-                        await self._attempts.go_on(steps[step_id])
-                case CancelStep(step_id=step_id, on_cancel=on_cancel):
-                    self._attempts.cancel(step_id, on_cancel)
-                case _:
-                    pass  # timers are read off the execution; the rest is history
+        steps = {} if self._execution is None or activation.end is not None else self._execution.steps
+        await see_to_steps(self._attempts, activation, steps)
+
+    def _report_end(self, end: RunEnd, wake_at: datetime | None) -> None:
+        duration = timedelta(seconds=time.monotonic() - self.began_at)
+        moment: Moment
+        if end.is_final:
+            events = self._history.position
+            moment = RunEnded(**of_run(self.run), status=end.status, events=events, duration=duration)
+        elif end.status == RunStatus.SUSPENDED.value:
+            moment = RunSuspended(**of_run(self.run), wake_at=wake_at, duration=duration)
+        else:
+            error = "" if end.failure is None else end.failure.error
+            moment = RunInterrupted(**of_run(self.run), error=error)
+        self._services.observers.report(moment)
 
     def _found(self, outcome: Event) -> None:
         self._outcomes.append(outcome)
@@ -340,10 +346,7 @@ class Drive:
             return False
         if self._warn_at <= position < limit:
             self._warn_at = position + settings.event_warning_interval
-            logger.warning(
-                "Run {} has {} events; it fails at {} (event_hard_limit). Use continue_as_new() or children.",
-                *(self.run_id, position, limit),
-            )
+            self._services.observers.report(HistoryLong(**of_run(self.run), events=position, limit=limit))
         if position < limit:
             return False
         error = EventLimitExceededError(self.run_id, position, limit)
@@ -405,7 +408,6 @@ class Drive:
         with contextlib.suppress(SerializationError):  # its inbox cannot be read, either
             if await self._is_cancelled_at_once() and self._end is not None:
                 return self._end
-        logger.error("Run {} is interrupted: {}", self.run_id, error)
         await self._turn(lambda: set_aside(self.run_id, error))
         assert self._end is not None
         return self._end

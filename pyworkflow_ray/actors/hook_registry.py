@@ -1,8 +1,8 @@
 """The hook registry: takes payloads for hooks, from whoever has a token.
 
-It holds nothing. A payload is checked, then stored with the hook's new status and a row in the run's inbox,
-in one transaction; after that the sender is answered, and the run's coordinator told. Kill it in between:
-the row is there, and the sweep finds it.
+It keeps nothing in memory. A payload is checked. Then it is stored with the hook's new status and a row in
+the run's inbox, in one transaction. After that the sender is answered, and the run's coordinator is nudged.
+If the registry dies in between, the sweep finds the row.
 """
 
 from __future__ import annotations
@@ -12,13 +12,18 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
+import msgspec
+from msgspec import Raw
+
 from pyworkflow_ray.actors.codes import CodeLoader
 from pyworkflow_ray.actors.payloads import configured_values
 from pyworkflow_ray.actors.settings import EngineSettings
+from pyworkflow_ray.engine.events import HookReceived, encode_data
 from pyworkflow_ray.exceptions import HookNotFoundError
 from pyworkflow_ray.storage.codes import load_code
 from pyworkflow_ray.storage.hooks import HookRecord, deliver, get_hook
 from pyworkflow_ray.storage.storages import Storage
+from pyworkflow_ray.values.failures import Failure
 from pyworkflow_ray.values.schemas import validated
 
 
@@ -27,7 +32,7 @@ class HookRegistry:
 
     Args:
         settings: The settings of all actors.
-        wake: Has a run look into its inbox; it may fail, since the sweep finds the row.
+        nudge: Has a run look into its inbox. It may fail: the sweep finds the row.
         storage: Where the hooks are; opened from `settings` by default.
         now: A clock for the hooks' timeouts; the database's by default.
     """
@@ -35,13 +40,13 @@ class HookRegistry:
     def __init__(
         self,
         settings: EngineSettings,
-        wake: Callable[[str], None],
+        nudge: Callable[[str], None],
         storage: Storage | None = None,
         now: Callable[[], datetime] | None = None,
     ) -> None:
         self.settings = settings
         self._now = now
-        self._wake = wake
+        self._nudge = nudge
         self._opened = storage
         self._loader = CodeLoader()
 
@@ -62,26 +67,27 @@ class HookRegistry:
             raise HookNotFoundError(token)
         if hook.schema_hash is not None:
             await asyncio.to_thread(self._validate, hook, hook.schema_hash, payload)
-        return await self._deliver(token, delivery_key, f'{{"payload":{payload.decode()}}}')
+        return await self._deliver(token, delivery_key, HookReceived(hook_id="", payload=Raw(payload)))
 
     async def reject(self, token: str, failure: bytes, delivery_key: str) -> tuple[str, str]:
         """Let the workflow see an error where it waits for the hook; as `resume` otherwise.
 
         Args:
-            failure: The error as `failures` tells it, as JSON.
+            failure: A `Failure`, as JSON.
         """
-        return await self._deliver(token, delivery_key, f'{{"failure":{failure.decode()}}}')
+        told = msgspec.json.decode(failure, type=Failure)
+        return await self._deliver(token, delivery_key, HookReceived(hook_id="", failure=told))
 
-    async def _deliver(self, token: str, delivery_key: str, data: str) -> tuple[str, str]:
+    async def _deliver(self, token: str, delivery_key: str, received: HookReceived) -> tuple[str, str]:
         now = None if self._now is None else self._now()
-        hook = await self._storage().write(deliver(token, delivery_key, data, now=now))
-        self._wake(hook.run_id)
+        hook = await self._storage().write(deliver(token, delivery_key, _without_id(received), now=now))
+        self._nudge(hook.run_id)
         return hook.run_id, hook.hook_id
 
     def _validate(self, hook: HookRecord, schema_hash: str, payload: bytes) -> None:
         code = self._storage().read(load_code(schema_hash))
         if code is None:
-            return  # the workflow validates it, too
+            return  # the workflow validates it too
         values = configured_values(self.settings.payload_codec, self.settings.payload_limit)
         validated(self._loader.load(code), values.decode(payload), hook.name)
 
@@ -93,3 +99,10 @@ class HookRegistry:
     async def status(self) -> dict[str, Any]:
         """Whether it is there, for tools."""
         return {"storage": self._storage().url}
+
+
+def _without_id(received: HookReceived) -> str:
+    """The event's data as JSON, without the hook's id: which hook has the token is known in the commit."""
+    members = msgspec.json.decode(encode_data(received), type=dict[str, Raw])
+    del members["hook_id"]
+    return msgspec.json.encode(members).decode()

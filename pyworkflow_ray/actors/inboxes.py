@@ -1,4 +1,4 @@
-"""Events as they come to a drive: a history that is read, an inbox that holds what is yet to be read."""
+"""Events on their way to a drive: entries for inboxes, and inboxes and histories as they are read."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class InboxEntry(msgspec.Struct, frozen=True):
-    """An outcome for a run, as whoever posts it makes it."""
+    """An outcome for a run, and the key under which it counts once."""
 
     run_id: str
     dedup_key: str
@@ -48,24 +48,22 @@ class InboxEntry(msgspec.Struct, frozen=True):
 
 
 CANCEL_KEY = "cancel"
-"""A run is asked to cancel once."""
+"""The key of a request to cancel: one counts in each run."""
 
 
 async def requests_to_children(services: Services, run_id: str) -> list[InboxEntry]:
-    """What asks the children to cancel that end with their parent, read off the history without its code."""
-    types = (
-        "child_workflow.started",
-        *(f"child_workflow.{end}" for end in ("completed", "failed", "cancelled")),
-    )
+    """Requests to the children that end with their parent; read off the history, without the run's code."""
+    types = [kind.type for kind in (ChildStarted, ChildCompleted, ChildFailed, ChildCancelled)]
     rows = await asyncio.to_thread(services.storage.read, read_events(run_id, types=types))
     open_children: dict[str, str] = {}
     for _, _, type_, data in rows:
         with contextlib.suppress(ValueError):  # a damaged row: that child goes on
-            match decode_event(type_, data):
-                case ChildStarted(child_id=child_id, child_run_id=child_run_id, parent_close="cancel"):
-                    open_children[child_id] = child_run_id
-                case ChildCompleted() | ChildFailed() | ChildCancelled() as ended:
-                    open_children.pop(ended.child_id, None)
+            event = decode_event(type_, data)
+            if isinstance(event, ChildStarted):
+                if event.parent_close == "cancel":
+                    open_children[event.child_id] = event.child_run_id
+            elif isinstance(event, ChildCompleted | ChildFailed | ChildCancelled):
+                open_children.pop(event.child_id, None)
     request = CancellationRequested(reason="its parent has ended", requested_by=run_id)
     return [InboxEntry(child, CANCEL_KEY, request) for child in open_children.values()]
 

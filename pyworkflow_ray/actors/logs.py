@@ -20,7 +20,7 @@ _followed: LogSettings | None = None
 def follow(settings: LogSettings | None) -> None:
     """Log in this process as these settings say; None leaves everything as it is.
 
-    Never raises: a process that cannot write to the log file does its work all the same.
+    It never raises: a process that cannot write to the log file works without it.
     """
     global _followed
     if settings is None or settings == _followed:

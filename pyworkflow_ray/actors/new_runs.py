@@ -1,4 +1,4 @@
-"""What a new run's row says: of a run that a client starts, a child, or a successor."""
+"""The rows of new runs: of runs that a client starts, of children, and of successors."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def child_of(
     args: bytes,
     kwargs: bytes,
 ) -> NewRun:
-    """A child run, which lives with its parent."""
+    """A child run. It is placed with its parent."""
     return new_run(
         settings,
         definition,
@@ -76,7 +76,7 @@ def child_of(
 
 
 def successor_of(run: RunRecord, settings: EngineSettings, run_id: str, args: bytes, kwargs: bytes) -> NewRun:
-    """The run in which this one continues: all of it but the history, the key included."""
+    """The run in which this one continues. It has all that this one has, but the history."""
     return NewRun(
         run_id=run_id,
         continued_from_run_id=run.run_id,
@@ -110,6 +110,6 @@ def _input(settings: EngineSettings, args: bytes, kwargs: bytes) -> dict[str, An
 
 
 def label(value: Any) -> str | None:
-    """A label as it is stored. Labels are for tools to show and to search, and are not sealed; what is secret
-    is an argument."""
+    """A label as it is stored. Tools show labels and search for them, so no payload codec encrypts them.
+    Secrets belong in arguments."""
     return None if value is None else codec.encode(value).decode()

@@ -1,4 +1,4 @@
-"""Values on their way between code and rows: limits, sealing, and large ones kept beside the history."""
+"""Values between code and rows: their limits, their encryption, and large ones kept beside the history."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def configured_values(payload_codec: str | None, limit: int | None) -> Values:
 
 
 class Payloads:
-    """The codec of a coordinator: it also knows where large values are.
+    """The codec of a coordinator, which also fetches large values.
 
     Args:
         plain: The codec itself.
         fetch: Gives a blob's bytes by hash.
-        threshold: Values from this many bytes on are stored apart, once for equal content.
+        threshold: Values of this many bytes and more are stored as blobs, equal ones once.
     """
 
     def __init__(self, plain: Values, fetch: Callable[[str], bytes], threshold: int) -> None:
@@ -57,7 +57,7 @@ class Payloads:
         return self._plain.decode(self.resolve(data))
 
     def resolve(self, data: Raw | bytes) -> bytes:
-        """The value's own text, fetched if the history only refers to it."""
+        """The value's encoded text, fetched if the history only has a reference to it."""
         text = bytes(data)
         reference = codec.blob_reference(text)
         return text if reference is None else self._fetch(reference)

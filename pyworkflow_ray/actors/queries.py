@@ -1,4 +1,4 @@
-"""Asking a run something, without changing its history: at the run itself, or at a replay of it."""
+"""Queries of a run, which leave no trace in its history: answered by the run itself, or by a replay of it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def answer(services: Services, execution: Execution, name: str, args: bytes, kwa
 def answer_by_replay(
     services: Services, run_id: str, name: str, args: bytes, kwargs: bytes
 ) -> AttemptOutcome:
-    """As `answer`, of a run that is not here: its history is replayed for it, and nothing is written."""
+    """As `answer`, for a run that is not here: its history is replayed for it, and nothing is written."""
     run = services.storage.read(get_run(run_id))
     if run is None:
         return AttemptFailed(failure=capture(WorkflowNotFoundError(run_id)))

@@ -1,4 +1,4 @@
-"""The actors as Ray sees them: plain classes with the few lines that make them remote."""
+"""The actors as Ray has them: the plain classes, and the few lines that make them remote."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ class CoordinatorActor(Coordinator):
     def __init__(self, name: str, settings: EngineSettings) -> None:
         follow(settings.logging)
         super().__init__(name, settings, cluster=ray.get_runtime_context().gcs_address)
-        # A run's way leads over four threads (Ray's, the loop's, an engine thread, the writer's), and each
-        # hand-over may wait this long for the interpreter; the usual 5 ms is meant for threads that compute.
+        # A run passes through four threads (Ray's, the loop's, an engine thread, the writer's), and each
+        # hand-over may wait this long for the interpreter. The usual 5 ms is meant for threads that compute.
         sys.setswitchinterval(0.0001)
         self._cluster = cluster_of(settings)
         self._nudger = Nudger(settings, ActorNudge(self._cluster))
         self._shown: set[str] = set()
         self._first_due_at: datetime | None = None
         self._arming: asyncio.Task[None] | None = None
-        # Runs again after every restart: the way to resume by itself. Not a call to itself: one that is made
-        # while Ray still counts the actor as restarting may fail without ever having run.
+        # This runs after every restart, so the actor resumes by itself. It is a task and no call to the actor
+        # itself: Ray may refuse a call that is made while it counts the actor as restarting.
         self._resuming = asyncio.get_running_loop().create_task(self._resume())
 
     def _me(self) -> Any:
@@ -59,7 +59,7 @@ class CoordinatorActor(Coordinator):
 
     async def _open(self) -> None:
         self._dispatcher = RayDispatcher(LocalDispatcher(is_cancelled=self.is_cancelled_here))
-        # Whoever created this actor may be gone before the timer was: a run that sleeps must have one.
+        # Runs that sleep need a timer, and the process that created this actor may have made none.
         _in_background(self._cluster.timer)
         patient_until = time.monotonic() + self.settings.coordinator_ttl.total_seconds()
         while True:
@@ -67,8 +67,8 @@ class CoordinatorActor(Coordinator):
                 await super()._open()
                 return
             except StorageError as error:
-                # Ray has brought this actor back, and nobody will ask again: wait for the database. Should
-                # it stay away, the timer has a coordinator made anew when it is back.
+                # Ray has restarted this actor, and no caller will open it again: wait for the database. If it
+                # stays away, this process ends. The timer has another coordinator made later.
                 logger.warning("Coordinator {} waits for its database: {}", self.name, error)
                 if time.monotonic() > patient_until:
                     self.leave()
@@ -80,11 +80,11 @@ class CoordinatorActor(Coordinator):
             self._arming = asyncio.get_running_loop().create_task(self._arm())
 
     async def _arm(self) -> None:
-        """Tell the timer of the first thing that will be due: one call for a burst."""
+        """Arm the timer for the first thing that will be due; one call for a burst."""
         while (due_at := self._first_due_at) is not None:
             self._first_due_at = None
             seconds = (due_at - datetime.now(UTC)).total_seconds()
-            with contextlib.suppress(Exception):  # the timer looks by itself
+            with contextlib.suppress(Exception):  # the timer looks at the rows by itself
                 await asyncio.get_running_loop().run_in_executor(_nudges(), self._arm_timer, seconds)
 
     async def nudge(self, run_ids: Iterable[str]) -> None:
@@ -128,7 +128,7 @@ class CoordinatorActor(Coordinator):
 
     @ray.method(concurrency_group="health")
     async def ping(self) -> str:
-        """The owner id of this incarnation, also while the main loop is busy."""
+        """The owner id of this process; it answers while the main loop is busy."""
         return self.owner
 
     @ray.method(concurrency_group="health")
@@ -174,7 +174,7 @@ class TimerActor(Timer):
         self._cluster.handles.call_in_thread(self._cluster.timer_callee(environment), "arm", 0.0, tries=1)
 
     async def make_coordinator(self, name: str) -> None:
-        """Create a coordinator in this timer's environment, for one who lives in another."""
+        """Create a coordinator in this timer's environment, for a process that lives in another one."""
         await asyncio.to_thread(self._cluster.coordinator, name, self.settings.environment)
 
 
@@ -186,20 +186,20 @@ class HookRegistryActor(HookRegistry):
         super().__init__(settings, self._note)
         self._nudger = Nudger(settings, ActorNudge(cluster_of(settings)))
         self._received: set[str] = set()
-        self._waking: asyncio.Task[None] | None = None
+        self._nudging: asyncio.Task[None] | None = None
 
     def _note(self, run_id: str) -> None:
         self._received.add(run_id)
-        if self._waking is None or self._waking.done():
-            self._waking = asyncio.get_running_loop().create_task(self._wake_all())
+        if self._nudging is None or self._nudging.done():
+            self._nudging = asyncio.get_running_loop().create_task(self._nudge_all())
 
-    async def _wake_all(self) -> None:
-        while self._received:  # what comes while some are told of goes together
+    async def _nudge_all(self) -> None:
+        while self._received:  # what comes during a nudge goes together in the next one
             run_ids, self._received = self._received, set()
             try:
                 await self._nudger.nudge_ids(self._storage(), run_ids)
             except Exception as error:
-                logger.warning("Runs whose hooks were answered could not be told: {}", type(error).__name__)
+                logger.warning("Runs whose hooks were answered were not nudged: {}", type(error).__name__)
 
     async def pid(self) -> int:
         import os
@@ -236,11 +236,11 @@ def cluster_of(settings: EngineSettings) -> Cluster:
 
 @lru_cache(maxsize=1)
 def _nudges() -> ThreadPoolExecutor:
-    # Apart from the loop's own threads: an actor that is slow to answer must not keep the storage waiting.
+    # Not the loop's own threads: the storage is read on those, and must not wait for an actor that is slow.
     return ThreadPoolExecutor(32, thread_name_prefix="pyworkflow-nudge")
 
 
 def _in_background(call: Any, *args: Any) -> None:
-    """Make a blocking call on a thread; looking an actor up takes a round trip."""
+    """Make a blocking call on a thread, and ignore what comes of it."""
     future = asyncio.get_running_loop().run_in_executor(_nudges(), call, *args)
     future.add_done_callback(lambda done: done.exception())

@@ -1,7 +1,7 @@
 """Runs one attempt of a step: in a Ray worker, or in the process of a local coordinator.
 
-Whatever the step raises is told as data: an exception of the user's class might not survive the way, and
-one that does not would hang or mislead its caller.
+What the step raises is handed back as data. An exception of a user's class might not survive pickling, and
+would then hang or mislead its caller.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _TimedOut(BaseException):
-    """Unwinds a `def` step whose time is up; not an `Exception`, so the step does not catch it by chance."""
+    """Unwinds a `def` step whose time is up. It is no `Exception`, which the step might catch by chance."""
 
 
 def context_of(attempt: Attempt, is_cancelled: Callable[[str], bool] | None = None) -> RunningStep:
-    """What the step's code sees of itself."""
+    """What the step's code can ask of its attempt."""
     deadline = None
     if attempt.timeout is not None:
         deadline = datetime.now(UTC) + timedelta(seconds=attempt.timeout)
@@ -81,12 +81,12 @@ def context_of(attempt: Attempt, is_cancelled: Callable[[str], bool] | None = No
 
 
 ASK_AGAIN_AFTER = 1.0
-"""Seconds for which a remote step takes the last answer for granted that its run was not cancelled."""
+"""Seconds for which a remote step keeps the answer that its run was not cancelled."""
 
 
 @lru_cache(maxsize=64)
 def _asking(namespace: str, coordinator: str) -> Callable[[str], bool]:
-    """Asks a run's coordinator whether the run was asked to cancel; a step may do so in its inner loop."""
+    """Asks a run's coordinator whether the run was asked to cancel. A step may call it in its inner loop."""
     answers: dict[str, tuple[float, bool]] = {}
 
     def is_cancelled(run_id: str) -> bool:
@@ -99,7 +99,7 @@ def _asking(namespace: str, coordinator: str) -> Callable[[str], bool]:
             handle = ray.get_actor(coordinator, namespace=namespace)
             answer = bool(handle.is_cancelled.remote(run_id).future().result(timeout=10))
         except Exception:
-            answer = False  # the coordinator is gone or busy: ask again later
+            answer = False  # the coordinator is dead or busy: ask again later
         answers.clear()
         answers[run_id] = (time.monotonic(), answer)
         return answer
@@ -108,14 +108,14 @@ def _asking(namespace: str, coordinator: str) -> Callable[[str], bool]:
 
 
 def values_of(attempt: Attempt) -> Values:
-    """The codec that the run's values go through."""
+    """The codec for the values of the attempt's run."""
     return configured_values(attempt.payload_codec, attempt.payload_limit)
 
 
 def completed(
     value: Any, attempt: Attempt, values: Values, started_at: datetime, node: str
 ) -> AttemptOutcome:
-    """The outcome of an attempt that returned; a value that cannot be stored fails it."""
+    """The outcome of an attempt that returned. It has failed if its value cannot be stored."""
     try:
         encoded = values.encode(value, f"the result of step {attempt.step_id!r}")
     except Exception as error:
@@ -133,7 +133,7 @@ def failed(error: BaseException, started_at: datetime, node: str) -> AttemptOutc
 
 
 def _forget_frames_of_ours(error: BaseException) -> None:
-    """Let the traceback begin where the step's own code does."""
+    """Have the traceback begin with the step's own code."""
     frame = error.__traceback__
     begin = None
     while frame is not None:
@@ -145,7 +145,7 @@ def _forget_frames_of_ours(error: BaseException) -> None:
 
 
 def timeout_error(attempt: Attempt) -> StepTimeoutError:
-    """What an attempt that took too long fails with."""
+    """The error of an attempt that took too long."""
     allowed = format_duration(timedelta(seconds=attempt.timeout or 0))
     return StepTimeoutError(
         f"Attempt {attempt.attempt} of step {attempt.step_id!r} took longer than its timeout of {allowed}."
@@ -179,7 +179,7 @@ async def run_async(
 
 @lru_cache(maxsize=1)
 def _local_threads() -> ThreadPoolExecutor:
-    # Apart from the loop's own threads: slow local steps must not keep the storage waiting.
+    # Not the loop's own threads: the storage is read on those, and must not wait for slow steps.
     return ThreadPoolExecutor(LOCAL_THREADS, thread_name_prefix="pyworkflow-step")
 
 
@@ -187,7 +187,7 @@ def _call_plain(function: Any, args: Any, kwargs: Any) -> Any:
     try:
         return function(*args, **kwargs)
     except (SystemExit, KeyboardInterrupt) as error:
-        # An executor's thread would pass these on to the loop, which would stop.
+        # An executor's thread would pass these on to the loop, and the loop would stop.
         raise RuntimeError(f"The step raised {type(error).__name__}: {error}") from error
 
 
@@ -202,7 +202,7 @@ async def _in_time(call: Awaitable[Any], attempt: Attempt) -> Any:
 
 
 def run_blocking(function: Any, attempt: Attempt, node: str) -> AttemptOutcome:
-    """Run an attempt in the main thread of a worker, ended if the step ignores its timeout."""
+    """Run an attempt in the main thread of a worker. The process ends if the step ignores its timeout."""
     with _ended_after(attempt.timeout):
         if inspect.iscoroutinefunction(function):
             return _run_loop(function, attempt, node)
@@ -219,7 +219,7 @@ def _run_loop(function: Any, attempt: Attempt, node: str) -> AttemptOutcome:
             return failed(error, datetime.now(UTC), node)
         raise
     if asyncio.all_tasks(loop):
-        _drop_loop()  # what the step left running ends with it
+        _drop_loop()  # it ends what the step has left running
     return outcome
 
 
@@ -227,16 +227,16 @@ _kept: list[asyncio.Runner] = []
 
 
 def _kept_loop() -> asyncio.AbstractEventLoop:
-    """This worker's event loop for `async def` steps: to make one anew costs ten times a small step."""
+    """This worker's event loop for `async def` steps. A new one for each would cost ten small steps."""
     if _kept and _kept[0].get_loop().is_closed():
-        _kept.clear()  # it is the thread's current loop too, and a step has closed it
+        _kept.clear()  # a step has closed it
     if not _kept:
         _kept.append(asyncio.Runner())
     return _kept[0].get_loop()
 
 
 def _drop_loop() -> None:
-    # On a thread: what the step left running may ignore that it is cancelled, and the outcome must not wait.
+    # On a thread: what the step has left running may ignore its cancellation, and the outcome must not wait.
     threading.Thread(target=_close, args=(_kept.pop(),), name="pyworkflow-close", daemon=True).start()
 
 
@@ -286,7 +286,7 @@ def _alarm(timeout: float | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _ended_after(timeout: float | None) -> Iterator[None]:
-    """End the process when a step goes on long after its timeout: stuck in C code, or catching everything."""
+    """End the process if a step goes on long after its timeout: stuck in C code, or catching everything."""
     if timeout is None:
         yield
         return
@@ -305,9 +305,9 @@ _loader = CodeLoader()
 
 
 def run_attempt(attempt_data: bytes, code_data: bytes | None = None) -> bytes:
-    """Run one attempt in this worker and tell its outcome; the body of the Ray task.
+    """Run one attempt in this worker; its outcome. This is the body of the Ray task.
 
-    Small code comes in one argument with the attempt (see `joined`), large code as one of its own.
+    Small code comes in one argument with the attempt (see `joined`). Large code is an argument of its own.
     """
     started_at = datetime.now(UTC)
     node = _node_id()
@@ -325,7 +325,7 @@ def run_attempt(attempt_data: bytes, code_data: bytes | None = None) -> bytes:
 
 
 def joined(attempt_data: bytes, code_data: bytes) -> bytes:
-    """Both in one argument: each argument of a Ray task has a price."""
+    """An attempt and its code as one argument: each argument of a Ray task costs time."""
     return len(attempt_data).to_bytes(4, "big") + attempt_data + code_data
 
 
@@ -348,9 +348,9 @@ _warmth_lock = threading.Lock()
 def keep_warm(seconds: float) -> None:
     """Keep this worker process alive for a while.
 
-    Once the job that made a detached actor has ended, Ray kills that job's idle workers five times a
-    second, and each further step would pay for a new process. A worker that owns an object is not idle.
-    It lets go by itself, since it outlives a coordinator that was killed.
+    When the job that made a detached actor has ended, Ray kills that job's idle workers five times a second.
+    Each further step would then pay for a new process. A worker that owns an object is not idle. It gives the
+    object up after a while by itself, since it may outlive its coordinator.
     """
     if seconds <= 0:
         return
@@ -378,7 +378,7 @@ def _cool_down() -> None:
 def remote_runners() -> tuple[Any, Any]:
     """The runner as two Ray remote functions: for steps without and with GPUs.
 
-    Ray takes `max_calls=1`, which frees a GPU's memory with its process, from the declaration alone.
+    `max_calls=1` frees a GPU's memory with the process, and Ray takes it from the declaration alone.
     """
     import ray
 

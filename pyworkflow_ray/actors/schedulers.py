@@ -1,4 +1,4 @@
-"""Firing the schedules that are due: for the timer, and for a test that owns the time."""
+"""Fires the schedules that are due; used by the timer, and by tests that own the time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
 import msgspec
 from loguru import logger
@@ -14,30 +13,33 @@ from loguru import logger
 from pyworkflow_ray.actors.inboxes import CANCEL_KEY, InboxEntry
 from pyworkflow_ray.engine.events import CancellationRequested
 from pyworkflow_ray.exceptions import WorkflowError
+from pyworkflow_ray.storage.dialects import decode_time
 from pyworkflow_ray.storage.fires import Fired, fire, run_of_text
 from pyworkflow_ray.storage.inboxes import was_posted
 from pyworkflow_ray.storage.plans import DueSchedule, Plan, due_schedules, other_environments, plan
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.runs import latest_of_chain
-from pyworkflow_ray.storage.schedules import ScheduleRecord, database_now, get_schedule
+from pyworkflow_ray.storage.schedules import ScheduleRecord, finding_now, finding_schedule, schedule_record
+from pyworkflow_ray.storage.statements import Row
 from pyworkflow_ray.storage.storages import Storage
+from pyworkflow_ray.storage.works import Steps, last, together, work
 
 MOST_DUE = 1000
 """Schedules that are read in one go."""
 BATCH = 100
-"""Schedules that fire in one transaction: others write in between."""
+"""Schedules that fire in one transaction. Others can write between two of them."""
 STALE_PAUSE = 0.02
-"""Seconds after which a schedule is looked at again that somebody else held, or has changed meanwhile."""
+"""Seconds after which a schedule is looked at again, if its row was held or changed by another process."""
 
 
 @dataclass(slots=True)
 class Looked:
-    """What a look at the schedules has made and seen.
+    """What has come of a look at the schedules.
 
     Args:
-        runs: To be driven.
-        cancelled: Runs that have been sent a request to cancel.
-        others: Other environments, whose own timers have something to fire.
+        runs: New runs, to be driven.
+        cancelled: Runs to which a request to cancel was sent.
+        others: Other environments in which something is due, for their own timers.
         seconds_until: When to look again; None if nothing is due within the horizon.
     """
 
@@ -50,7 +52,7 @@ class Looked:
 async def fire_due(
     storage: Storage, environment: str, horizon: float, now: Callable[[], datetime] | None = None
 ) -> Looked:
-    """Fire what is due of an environment's schedules, and say what comes within the horizon (in seconds).
+    """Fire what is due of an environment's schedules, and find what comes within the horizon (in seconds).
 
     Args:
         now: Instead of the database's clock.
@@ -58,11 +60,8 @@ async def fire_due(
     looked = Looked()
     at = None if now is None else now()
 
-    def read(connection: Any) -> list[DueSchedule]:
-        looked.others = other_environments(connection, environment)
-        return due_schedules(connection, environment, horizon, MOST_DUE, now=at)
-
-    found = await asyncio.to_thread(storage.read, read)
+    look = together(other_environments(environment), due_schedules(environment, horizon, MOST_DUE, now=at))
+    looked.others, found = await asyncio.to_thread(storage.read, look)
     due = [each for each in found if each.seconds_until <= 0]
     later = [each.seconds_until for each in found if each.seconds_until > 0]
     for first in range(0, len(due), BATCH):
@@ -87,17 +86,17 @@ async def _fire(
 
 
 async def _written(storage: Storage, plans: Sequence[Plan], at: datetime | None) -> list[tuple[Plan, Fired]]:
-    """What has become of these plans: in one transaction; if that fails, in one each, without the guilty."""
+    """Carry out the plans in one transaction. If it fails, one for each plan: a guilty one stops no other."""
 
-    def write(connection: Any) -> list[tuple[Plan, Fired]]:
-        done = [(each, fire(connection, each, now=at)) for each in plans]
-        for _, fired in done:
-            for run_id in fired.cancelled:
-                ask_to_cancel(connection, run_id)
-        return done
+    @work
+    def fire_all() -> Steps[list[tuple[Plan, Fired]]]:
+        done: list[Fired] = yield from together(*(fire(each, now=at) for each in plans))
+        cancelled = [run_id for fired in done for run_id in fired.cancelled]
+        yield from together(*map(ask_to_cancel, cancelled)).at_end()
+        return list(zip(plans, done, strict=True))
 
     try:
-        return await storage.write(write)
+        return await storage.write(fire_all())
     except Exception as error:
         if len(plans) == 1:
             logger.error("Schedule {} could not be fired; it stays due: {}", plans[0].schedule_id, error)
@@ -108,17 +107,15 @@ async def _written(storage: Storage, plans: Sequence[Plan], at: datetime | None)
 def _plan_all(
     storage: Storage, due: Sequence[DueSchedule], at: datetime | None
 ) -> tuple[list[Plan], datetime]:
-    def read(connection: Any) -> tuple[list[ScheduleRecord], datetime]:
-        records = (_readable(connection, each.schedule_id) for each in due)
-        return [record for record in records if record is not None], at or database_now(connection)
-
-    records, instant = storage.read(read)
-    plans = (_planned(record, instant) for record in records)
+    rows, now = storage.read(_rows_and_time([each.schedule_id for each in due]))
+    instant = at or now
+    records = (_readable(each.schedule_id, row) for each, row in zip(due, rows, strict=True))
+    plans = (_planned(record, instant) for record in records if record is not None)
     return [planned for planned in plans if planned is not None], instant
 
 
 def _planned(record: ScheduleRecord, at: datetime) -> Plan | None:
-    """What is due of the schedule, if that can be worked out."""
+    """The plan of what is due of the schedule; None if it cannot be worked out."""
     try:
         return plan(record, at)
     except Exception as error:
@@ -126,10 +123,16 @@ def _planned(record: ScheduleRecord, at: datetime) -> Plan | None:
         return None
 
 
-def _readable(connection: Any, schedule_id: str) -> ScheduleRecord | None:
-    """The schedule, if it can be read: one that cannot must not keep the others from firing."""
+@work
+def _rows_and_time(schedule_ids: list[str]) -> Steps[tuple[list[Row | None], datetime]]:
+    *rows, now = yield last(*map(finding_schedule, schedule_ids), finding_now())
+    return rows, decode_time(now[0])
+
+
+def _readable(schedule_id: str, row: Row | None) -> ScheduleRecord | None:
+    """The schedule, or None: one that cannot be read must not keep the others from firing."""
     try:
-        record = get_schedule(connection, schedule_id)
+        record = None if row is None else schedule_record(row)
         if record is not None:
             run_of_text(record.run)
     except (WorkflowError, ValueError, TypeError, msgspec.MsgspecError) as error:
@@ -138,10 +141,11 @@ def _readable(connection: Any, schedule_id: str) -> ScheduleRecord | None:
     return record
 
 
-def ask_to_cancel(connection: Any, run_id: str) -> None:
-    """Have a run of a schedule make room for another one."""
-    latest = latest_of_chain(run_id).on(connection)
+@work
+def ask_to_cancel(run_id: str) -> Steps[None]:
+    """Ask the latest run of a chain to cancel, because its schedule has fired again."""
+    latest = yield from latest_of_chain(run_id)
     # To post again what its coordinator just reads would wait for its commit, with schedules in hand.
-    if not was_posted(latest, CANCEL_KEY).on(connection):
+    if not (yield from was_posted(latest, CANCEL_KEY)):
         request = CancellationRequested(reason="its schedule has fired again")
-        InboxEntry(run_id, CANCEL_KEY, request).posting(latest).on(connection)
+        yield last(InboxEntry(run_id, CANCEL_KEY, request).posting(latest))

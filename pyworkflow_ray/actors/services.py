@@ -12,6 +12,7 @@ from loguru import logger
 
 from pyworkflow_ray.actors.codes import CodeLoader, source_changed
 from pyworkflow_ray.actors.dispatchers import Dispatcher
+from pyworkflow_ray.actors.observers import Observers
 from pyworkflow_ray.actors.payloads import Payloads
 from pyworkflow_ray.actors.settings import EngineSettings
 from pyworkflow_ray.clock import Clock
@@ -36,13 +37,16 @@ class Services:
     loader: CodeLoader
     threads: Executor
     on_due: Callable[[datetime], None]
-    """Have the timer look at this time."""
+    """Has the timer look at this time."""
     pack: Callable[[Any, str], Code]
+    """Makes the code of a definition ready to travel; the text names it in errors."""
     begin: Callable[[RunRecord], object]
-    """Drive a run that was accepted with this coordinator's lease."""
+    """Drives a run that was accepted with this coordinator's lease."""
     deliver: Callable[[str], None]
-    """Have a run look into its inbox, wherever it is."""
+    """Has a run look into its inbox, wherever it is driven."""
     is_here: Callable[[str], bool]
+    """Whether this coordinator drives the run."""
+    observers: Observers
 
 
 def limits_of(run: RunRecord, settings: EngineSettings) -> Limits:
@@ -56,7 +60,7 @@ def limits_of(run: RunRecord, settings: EngineSettings) -> Limits:
 
 
 def load_definition(services: Services, run: RunRecord) -> Any:
-    """A run's workflow, from the code that the run carries."""
+    """The run's workflow, loaded from the code that the run carries."""
     code_hash = run.code_hash or ""
     definition = services.loader.get(code_hash)
     if definition is None:
@@ -66,7 +70,7 @@ def load_definition(services: Services, run: RunRecord) -> Any:
         definition = services.loader.load(code)
         if source_changed(code, definition):
             logger.warning(
-                "Run {} goes on with code of {} that is not what it was when the run started",
+                "Run {} goes on with other code of {} than it was started with",
                 run.run_id,
                 code.reference,
             )

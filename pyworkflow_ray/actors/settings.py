@@ -1,4 +1,4 @@
-"""What every actor of one engine must know: which database, which names, which limits."""
+"""The settings that all actors of one engine share: the database, the names, the limits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class EngineSettings:
 
     Args:
         slots: How many coordinators runs are spread over.
-        node_id: The node that coordinators must live on, since only there is the SQLite file.
+        node_id: The node on which coordinators must live, because the SQLite file is only there.
         environment: Hash of the job's `runtime_env`, part of its coordinators' names.
     """
 
@@ -59,7 +59,7 @@ class EngineSettings:
         return replace(configured, **changes)
 
     def open_storage(self, *, create: bool = False) -> Storage:
-        """The engine's storage; actors never create it, since a new empty one would hide a wrong path."""
+        """The engine's storage. Actors never create one: a new, empty one would hide a wrong path."""
         return Storage(self.storage_url, create=create, synchronous=self.synchronous)
 
     def placement(self, environment: str | None = None) -> Placement:

@@ -1,6 +1,6 @@
 """Where a process's log lines go, and what they look like: text or JSON, to standard error and to a file.
 
-Sinks that the application has added are its own: they are neither removed nor changed.
+Sinks that the application has added are left as they are.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from pyworkflow_ray.config import LogSettings
 from pyworkflow_ray.exceptions import ConfigurationError
 
 RUN_FIELDS = ("run_id", "workflow", "step_id", "step", "attempt")
-"""What a line in a run carries in `extra`, the last three in steps."""
+"""What a line of a run carries in `extra`. The last three are for lines of steps."""
 TEXT = "<green>{time:YYYY-MM-DD HH:mm:ss.SSS!UTC}Z</green> | <level>{level: <8}</level> | <cyan>{name}</cyan>"
 _OFF = ("0", "false", "no", "n", "nok", "off")
 
 Admit = Callable[[Any], bool]
-"""Whether a record is written; may add to its `extra`."""
+"""Says whether a record is written. It may add to the record's `extra`."""
 
 
 _lock = threading.Lock()
 _added: list[int] = []
 _file: TextIO | None = None
 _has_default = os.environ.get("LOGURU_AUTOINIT", "true").lower() not in _OFF
-"""Whether loguru has added a sink by itself, number 0, which nobody has asked for."""
+"""Whether loguru's own first sink, number 0, may still be there."""
 
 
 def use_sinks(settings: LogSettings, admit: Admit) -> None:
-    """Write log lines as these settings say, in place of the sinks of an earlier call, or of loguru's own.
+    """Write log lines as these settings say. Sinks of an earlier call, and loguru's own, are removed.
 
     Raises:
-        ConfigurationError: The file cannot be opened; the sinks are as they were.
+        ConfigurationError: The file cannot be opened. The sinks stay as they were.
     """
     global _file, _has_default
     with _lock:
@@ -53,7 +53,7 @@ def use_sinks(settings: LogSettings, admit: Admit) -> None:
             old.append(0)
             _has_default = False
         for number in old:
-            with contextlib.suppress(ValueError):  # the application has removed it
+            with contextlib.suppress(ValueError):  # the application has removed it already
                 logger.remove(number)
         if old_file is not None:
             old_file.close()
@@ -62,7 +62,7 @@ def use_sinks(settings: LogSettings, admit: Admit) -> None:
 def _opened(path: str) -> TextIO:
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        # By lines: several processes of a node write to one file.
+        # Buffered by lines: several processes of a node write to one file.
         return Path(path).open("a", buffering=1, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise ConfigurationError(
@@ -88,7 +88,7 @@ class _TextForm:
 
     def __call__(self, record: Any) -> str:
         shown = "".join(
-            # The name alone goes into the form: a value might hold what loguru takes for markup.
+            # Only the name goes into the form: loguru could take something in a value for markup.
             f" {name}={{extra[{name}]}}"
             for name in _ordered(record["extra"])
             if name.isidentifier() and (self._context or name not in RUN_FIELDS)
@@ -110,8 +110,8 @@ class _JsonSink:
 
 
 def json_line(record: Any, *, context: bool = True) -> str:
-    """A record as a JSON object, with a newline: time (UTC), level, message, logger, then what is known of
-    the run and step, `exception` (its traceback) and, under `extra`, whatever else was bound."""
+    """A record as a JSON object, with a newline: time (UTC), level, message and logger, then the ids of the
+    run and step, `exception` (its traceback), and under `extra` whatever else was bound."""
     line = {
         "time": record["time"].astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
         "level": record["level"].name,

@@ -1,19 +1,21 @@
-"""The timer: wakes runs whose time has come, fires schedules, and finds runs that nobody cares for.
+"""The timer: wakes runs whose time has come, fires schedules, and sweeps up runs that nobody drives.
 
-Rows are the truth. The timer holds nothing but the instant at which it looks next; kill it at any moment,
-and its next incarnation looks at once.
+The rows are the truth. The timer only holds the instant at which it looks at them next. It may be killed at
+any moment: its successor looks at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from datetime import timedelta
 from typing import Any
 
 from loguru import logger
 
 from pyworkflow_ray.actors.nudges import Nudge, Nudger, Placed
+from pyworkflow_ray.actors.observers import LogObserver, Observer, Observers, RunWoken
 from pyworkflow_ray.actors.schedulers import fire_due
 from pyworkflow_ray.actors.settings import EngineSettings
 from pyworkflow_ray.storage.storages import Storage
@@ -30,20 +32,30 @@ class Timer:
         settings: The settings of all actors.
         nudge: How a coordinator is nudged.
         rouse: Has the timer of another environment look at its rows.
+        observers: Watch the runs that it wakes, besides the log.
     """
 
-    def __init__(self, settings: EngineSettings, nudge: Nudge, rouse: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        settings: EngineSettings,
+        nudge: Nudge,
+        rouse: Callable[[str], None],
+        observers: Iterable[Observer] = (),
+    ) -> None:
         self.settings = settings
         self._rouse = rouse
+        self._observers = Observers([LogObserver(), *observers])
         self._nudger = Nudger(settings, nudge)
         self._storage: Storage | None = None
         self._hurry = asyncio.Event()
         self._next_at = 0.0
+        """When to look next, by the monotonic clock; `_hurry` is set when it moves forward."""
         self._sweep_at = 0.0
         self.wakes = 0
+        """How many runs were nudged for so far."""
 
     async def run(self) -> None:
-        """Look, wake, and sleep until the next run is due or the next sweep is; for ever."""
+        """Look at the rows, wake what is due, and sleep until something is due or a sweep is; for ever."""
         while True:
             try:
                 await self._look()
@@ -61,7 +73,7 @@ class Timer:
                     pass
 
     async def arm(self, seconds: float) -> None:
-        """Look again in this many seconds at the latest: something will be due then."""
+        """Look again in this many seconds at the latest, because something will be due then."""
         at = time.monotonic() + max(seconds, 0.0)
         if at < self._next_at:
             self._next_at = at
@@ -71,12 +83,11 @@ class Timer:
         storage = self._open()
         interval = self.settings.sweep_interval.total_seconds()
         now = time.monotonic()
-        # The next look must be set before the rows are read, so that an `arm` meanwhile is not lost.
+        # The next look is set before the rows are read: otherwise an `arm` meanwhile would be lost.
         self._next_at = now + interval
-        found = await asyncio.to_thread(
-            storage.read, lambda c: due(c, horizon_seconds=interval, limit=MOST_DUE)
-        )
-        ready: list[Placed] = [run for run in found if run.seconds_until <= 0]
+        found = await asyncio.to_thread(storage.read, due(interval, MOST_DUE))
+        is_due = [run for run in found if run.seconds_until <= 0]
+        ready: list[Placed] = list(is_due)
         later = [run.seconds_until for run in found if run.seconds_until > 0]
         if len(found) == MOST_DUE:
             self._next_at = now  # there may be more
@@ -84,12 +95,16 @@ class Timer:
             self._next_at = min(self._next_at, now + min(later))
         if now >= self._sweep_at:
             self._sweep_at = now + interval
-            lost = await asyncio.to_thread(storage.read, orphans)
+            lost = await asyncio.to_thread(storage.read, orphans())
             ready += lost
         mine = self.settings.environment
         for environment in {run.environment for run in ready} - {mine}:
-            self._rouse(environment)  # it is at its work, or has gone with its cluster
+            self._rouse(environment)  # its timer is at work, or has gone with its cluster
         self.wakes += await self._nudger.nudge(storage, [run for run in ready if run.environment == mine])
+        if self._observers.wants(RunWoken):
+            for run in (run for run in is_due if run.environment == mine):
+                late = timedelta(seconds=-run.seconds_until)
+                self._observers.report(RunWoken(run_id=run.run_id, late=late))
         await self._fire(storage, interval)
 
     async def _fire(self, storage: Storage, horizon: float) -> None:
@@ -109,7 +124,7 @@ class Timer:
         return self._storage
 
     async def running(self) -> EngineSettings:
-        """What this engine runs on, for a process that joins it."""
+        """The settings of this engine, for a process that joins it."""
         return self.settings
 
     async def status(self) -> dict[str, Any]:

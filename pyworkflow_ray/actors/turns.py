@@ -6,21 +6,25 @@ touch nothing else. The drive commits the activation and acts on it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import assert_never
 
 from msgspec import Raw
 
 from pyworkflow_ray.actors.activations import Activation, blob_links
 from pyworkflow_ray.actors.attempts import Arrived
 from pyworkflow_ray.actors.inboxes import InboxEntry, decoded_history, decoded_inbox
-from pyworkflow_ray.actors.payloads import Payloads
+from pyworkflow_ray.actors.observers import RunRecovered, RunReplayed, RunTimerFired, of_run
+from pyworkflow_ray.actors.services import Services
 from pyworkflow_ray.engine.commands import Command
 from pyworkflow_ray.engine.events import (
     CancellationRequested,
     Event,
     HookExpired,
+    TimerFired,
     WorkflowCancelled,
     WorkflowFailed,
     WorkflowInterrupted,
@@ -58,17 +62,18 @@ class Turn:
     """One turn of a run, and the activation that it fills.
 
     Args:
-        run_id: The run.
+        run: The run's row.
         execution: The run's code; None if it could not be loaded, and then it is not fed.
-        payloads: Splits off large values.
-        now: The time of the turn.
+        services: What the coordinator lends.
     """
 
-    def __init__(self, run_id: str, execution: Execution | None, payloads: Payloads, now: datetime) -> None:
-        self.activation = Activation(run_id)
-        self.now = now
+    def __init__(self, run: RunRecord, execution: Execution | None, services: Services) -> None:
+        self.activation = Activation(run.run_id)
+        self.run = run
+        self.now = services.clock.now()
+        self.observers = services.observers
         self._execution = execution
-        self._payloads = payloads
+        self._payloads = services.payloads
 
     @property
     def execution(self) -> Execution:
@@ -152,6 +157,9 @@ def _feed_timers(turn: Turn, expired: Set[str]) -> None:
         if isinstance(event, HookExpired) and event.hook_id not in expired:
             return  # its time ended this very moment: the next turn asks the hook's row first
         turn.feed(event)
+        if isinstance(event, TimerFired) and turn.observers.wants(RunTimerFired):
+            late = turn.now - timer[0]
+            turn.activation.moments.append(RunTimerFired(**of_run(turn.run), late=late))
 
 
 def reopen(
@@ -162,7 +170,10 @@ def reopen(
     Nothing that is due is fed here. An interruption must be committed first: code that ends its process would
     otherwise be recovered for ever, without a trace of it.
     """
+    begun_at = time.monotonic()
     turn.ask(turn.execution.replay(decoded_history(turn.execution.run_id, history)))
+    duration = timedelta(seconds=time.monotonic() - begun_at)
+    turn.activation.moments.append(RunReplayed(**of_run(turn.run), events=len(history), duration=duration))
     if turn.activation.end is not None:
         return
     match recovery:
@@ -170,8 +181,12 @@ def reopen(
             pass
         case WorkflowInterrupted():
             turn.feed(recovery)
+            attempt = recovery.recovery_attempt
+            turn.activation.moments.append(RunRecovered(**of_run(turn.run), recovery_attempt=attempt))
         case WorkerDiedError():
             end_failed(turn, recovery)
+        case _:
+            assert_never(recovery)
 
 
 def end_failed(turn: Turn, error: WorkflowError, *before: Event) -> None:

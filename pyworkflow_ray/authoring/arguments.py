@@ -1,4 +1,4 @@
-"""Whether a call's arguments fit a function, told before anything is recorded."""
+"""Checks whether the arguments of a call fit its function, before anything is recorded."""
 
 from __future__ import annotations
 

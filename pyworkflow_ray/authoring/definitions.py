@@ -20,9 +20,9 @@ _D = TypeVar("_D", bound=Named)
 
 
 class Registry(Generic[_D]):
-    """Definitions by name; a name belongs to one function.
+    """Definitions by name. A name belongs to one function.
 
-    Defining the same function again (a notebook cell run twice, a reloaded module) replaces it.
+    Defining the same function again (in a notebook cell that runs twice, in a reloaded module) replaces it.
     """
 
     def __init__(self, kind: str) -> None:
@@ -33,7 +33,7 @@ class Registry(Generic[_D]):
         """Keep a definition under its name.
 
         Raises:
-            ConfigurationError: Another function has this name; it shows both places.
+            ConfigurationError: Another function has this name. The error shows both places.
         """
         known = self._definitions.get(definition.name)
         if known is not None and _home(known.fn) != _home(definition.fn):
@@ -47,7 +47,7 @@ class Registry(Generic[_D]):
         """The definition of this name.
 
         Raises:
-            WorkflowNotFoundError: There is none; it suggests names that are alike.
+            WorkflowNotFoundError: There is none. The error suggests similar names.
         """
         try:
             return self._definitions[name]

@@ -1,4 +1,4 @@
-"""Importing the modules that define workflows, for processes that know them by name only."""
+"""Importing the modules that define workflows, for processes that know the modules by name only."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ def discover_workflows(
     config: Mapping[str, Any] | None = None,
     config_path: str | os.PathLike[str] | None = None,
 ) -> list[str]:
-    """Import the modules that define workflows; the names of all workflows that this process then knows.
+    """Import the modules that define workflows, and return the names of all workflows known after that.
 
-    Which modules: `module_path`, else the environment variable PYWORKFLOW_DISCOVER, else the settings
-    `module` and `modules`. With none of them nothing is imported. A package is imported with every
-    module below it, but for `__main__`. A module that is imported already is not imported again.
+    The modules are those of `module_path`, else of the environment variable PYWORKFLOW_DISCOVER, else of the
+    settings `module` and `modules`. With none of them nothing is imported. A package is imported with every
+    module below it, except `__main__`. A module that is imported already is not imported again.
 
     The working directory becomes importable, and so does the folder of the file with the settings.
 
     Args:
-        module_path: A module or package ("orders.flows"), several of them, or one text with commas between
-            them. A path that ends in ".py" is the module in that file.
+        module_path: A module or package ("orders.flows"), several of them, or one text that separates them
+            with commas. A path that ends in ".py" is the module in that file.
         config: Settings to take `module` and `modules` from, in place of those in force.
         config_path: A file to read them from.
 
     Raises:
-        DiscoveryError: A module is not there, or raised something when it was imported, which is the cause.
+        DiscoveryError: A module is not there, or its import raised an error, which is the cause.
         ConfigurationError: The file with the settings cannot be read.
     """
     make_importable(Path.cwd())
@@ -54,7 +54,7 @@ def discover_workflows(
 
 
 def make_importable(folder: Path) -> None:
-    """Have modules in this folder found before any others."""
+    """Make Python look for modules in this folder first."""
     if str(folder) not in sys.path and not (folder == Path.cwd() and "" in sys.path):
         sys.path.insert(0, str(folder))
 
@@ -127,7 +127,7 @@ def _absent(name: str, missing: str) -> str:
     there = [found.name for found in pkgutil.iter_modules(path)]
     alike = difflib.get_close_matches(last, there, n=_SHOWN_ALIKE)
     hint = " or ".join(repr(f"{parent}.{other}" if parent else other) for other in alike)
-    # Below the missing package nothing can be told to be alike.
+    # Nothing below the missing package can be compared.
     suffix = name.removeprefix(missing)
     folders = "\n  ".join(folder or str(Path.cwd()) for folder in (sys.path if path is None else path))
     return (
@@ -138,16 +138,16 @@ def _absent(name: str, missing: str) -> str:
 
 
 def _broken(name: str, error: BaseException) -> str:
-    told = f"Importing {name!r} raised {type(error).__name__}: {error}{_place(error)}"
+    text = f"Importing {name!r} raised {type(error).__name__}: {error}{_place(error)}"
     if isinstance(error, SystemExit):
-        return f"{told}. Put what a script does below `if __name__ == '__main__':`."
+        return f"{text}. Put what a script does below `if __name__ == '__main__':`."
     if isinstance(error, ModuleNotFoundError):
-        return f"{told}. Install what it imports, or mend the import."
-    return f"{told}. Mend it, and try again."
+        return f"{text}. Install what it imports, or correct the import."
+    return f"{text}. Correct it, and try again."
 
 
 def _place(error: BaseException) -> str:
-    """Where it was raised: the innermost line that is the user's own."""
+    """Where the error was raised: the innermost line of the user's own code."""
     if isinstance(error, SyntaxError) and error.filename:
         return f" ({error.filename}:{error.lineno})"
     frames = list(traceback.walk_tb(error.__traceback__))

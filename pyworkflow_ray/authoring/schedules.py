@@ -1,4 +1,4 @@
-"""`@scheduled_workflow`: a workflow together with when it is to run."""
+"""`@scheduled_workflow`: a workflow together with its schedule."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 CATCHUP_WINDOW = timedelta(hours=1)
-"""How late a fire may be made up, by default."""
+"""How late a missed fire may be carried out, by default."""
 SHORTEST_CATCHUP, LONGEST_CATCHUP = timedelta(seconds=10), timedelta(days=36_500)
 
 
@@ -54,19 +54,19 @@ def scheduled_workflow(
 ) -> Callable[[Callable[P, Coroutine[Any, Any, T]]], WorkflowFunction[P, T]]:
     """``@scheduled_workflow(cron="0 9 * * *", timezone="Europe/Berlin")``: a workflow with a schedule.
 
-    The schedule is there once `activate_scheduled_workflows()` was called, under the workflow's name as its
-    id. The workflow is called without arguments.
+    A call of `activate_scheduled_workflows()` creates the schedule. Its id is the workflow's name. The
+    workflow is called without arguments.
 
     Args:
         cron, interval, calendar, timezone, start_at, end_at, jitter: As of `ScheduleSpec`.
-        overlap_policy: What becomes of a fire while a run of the schedule has not ended.
-        name: The workflow's; the function's by default.
+        overlap_policy: What happens to a fire while a run of the schedule has not ended.
+        name: The workflow's name; the function's by default.
         catchup_window: As of `create_schedule`.
         options: Further options of `@workflow`.
 
     Raises:
-        ConfigurationError: The times are not as they must be, there is no such policy, the window is too
-            short, or the function wants arguments.
+        ConfigurationError: The times are not valid, there is no such policy, the window is too short, or the
+            function has a parameter without a default.
     """
     spec = ScheduleSpec(cron, interval, calendar, timezone, start_at, end_at, jitter)
     policy, window = policy_of(overlap_policy), window_of(catchup_window)
@@ -86,10 +86,10 @@ def scheduled_workflow(
 
 
 def window_of(window: Duration | None) -> timedelta:
-    """How late a fire may be made up, as `catchup_window` says; None is the default.
+    """How late a missed fire may be carried out, from the option `catchup_window`; None is the default.
 
     Raises:
-        ConfigurationError: It is no duration, or too short.
+        ConfigurationError: It is not a duration, or is too short.
     """
     if window is None:
         return CATCHUP_WINDOW

@@ -1,4 +1,4 @@
-"""Steps: the functions that do a workflow's real work, and may be tried again."""
+"""Steps: the functions that do a workflow's real work. They may be tried again."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ registry: Registry[StepFunction[Any, Any]] = Registry("step")
 
 
 class StepFunction(Generic[P, T]):
-    """A step: in a workflow a call of it is recorded and runs elsewhere; else it is the plain function.
+    """A step. In a workflow, a call of it is recorded and runs elsewhere. Elsewhere it is the plain function.
 
     `fn` is the plain function itself.
     """
@@ -133,10 +133,10 @@ class StepFunction(Generic[P, T]):
 
 
 def build_options(what: str, base: StepOptions, given: Mapping[str, Any]) -> StepOptions:
-    """The options that `given` makes of `base`, checked.
+    """The options of `base`, changed by those in `given`, and checked.
 
     Raises:
-        ConfigurationError: An option is unknown (it suggests the nearest) or its value is not accepted.
+        ConfigurationError: An option is unknown (the error suggests one) or its value is not accepted.
     """
     changes: dict[str, Any] = {}
     ray_options = dict(base.ray_options)
@@ -237,23 +237,23 @@ def step(
 def step(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """Make a function a step; use it bare, or with options.
 
-    In a workflow, ``await charge(order)`` records the call, runs the function as a Ray task, tries it again
-    when it fails, and gives the recorded result in every replay. The function may be `async def` or `def`.
+    In a workflow, ``await charge(order)`` records the call, runs the function as a Ray task, and tries it
+    again when it fails. Every replay gets the recorded result. The function may be `async def` or `def`.
 
     Args:
         name: The step's name in the history; the function's by default.
         max_retries: Further attempts after the first; the setting `default_retries` (3) by default.
         retry_delay: The pause before each: ``"exponential"`` (1 s, 2 s, 4 s ... 300 s at most, plus jitter),
             ``"fixed"`` (60 s), a duration, a list of durations (the last repeats), or a `RetryPolicy`.
-        timeout: How long one attempt may take; then it is stopped, and counts as failed.
+        timeout: How long one attempt may take. It is stopped after that, and counts as failed.
         metadata: Kept on the step for tools to show.
-        local: Run it in the coordinator's process: for a cheap call, one commit and no task.
-        on_cancel: What becomes of an attempt when the run is cancelled: "wait", "interrupt", "kill" or
-            "abandon".
-        compensate: The step (or function) that undoes this one: called with the same arguments, and with
-            `result` if it has a parameter of that name, should the run fail or be cancelled later.
-        retry_on: Exception types, or a predicate of the exception: others are not tried again.
-        idempotent: False when a second run could do harm: a lost worker then fails the step.
+        local: Run the step in the coordinator's process. A cheap call then needs one commit and no task.
+        on_cancel: What happens to an attempt in flight when the run is cancelled: "wait", "interrupt", "kill"
+            or "abandon".
+        compensate: The step (or function) that undoes this one. It is called if the run fails or is cancelled
+            later, with the same arguments, and with `result` if it has a parameter of that name.
+        retry_on: Exception types, or a predicate of the exception. Other exceptions are not tried again.
+        idempotent: False when a second run could do harm. A lost worker then fails the step.
         num_cpus, num_gpus, memory, resources, accelerator_type, label_selector, runtime_env,
             scheduling_strategy: Options of the Ray task.
 
@@ -304,7 +304,7 @@ def _as_compensation(value: Any) -> Callable[..., Any] | None:
 def _compensating(
     execution: Execution, compensate: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Callable[[Any], None]:
-    """What notes, once a step has its result, that the step is to be undone should the run fail."""
+    """A function that, once the step has its result, adds the compensation that undoes the step."""
     undo = as_step(compensate)
     wants_result = "result" in inspect.signature(compensate).parameters
 
@@ -316,7 +316,7 @@ def _compensating(
 
 
 def as_step(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """A step as it is, and a function that nobody decorated as a step."""
+    """A step unchanged; any other function made a step."""
     if isinstance(fn, StepFunction | Step):
         return fn
     return StepFunction(fn, function_name(fn, "step"), StepOptions())
@@ -358,7 +358,7 @@ class Step:
     """A step as a class: subclass it, write `execute`, and call an instance: ``await Charge()(order)``.
 
     Class attributes `name`, `max_retries`, `retry_delay`, `timeout` and the other options of `step` set its
-    options. What `__init__` stores on the instance travels to where the step runs.
+    options. What `__init__` stores on the instance goes with it to the process where the step runs.
     """
 
     name: str | None = None

@@ -10,15 +10,15 @@ from pyworkflow_ray.engine.executions import current
 
 
 async def sleep(duration: When, name: str | None = None) -> None:
-    """Wait; in a workflow the wait is durable and holds no process while it is long.
+    """Wait. In a workflow the wait is durable, and a long one needs no process.
 
     Args:
         duration: Text ("30s", "5m", "2h", "3d", "1w", "1h30m", "500ms"), seconds, a `timedelta`, or an
-            instant (a naive `datetime` is UTC). The past returns at once.
+            instant (a naive `datetime` is UTC). An instant in the past returns at once.
         name: Names the timer in the history.
 
     Raises:
-        ValueError: The duration is negative or not readable.
+        ValueError: The duration is negative or cannot be read.
     """
     execution = current.get()
     if execution is None:

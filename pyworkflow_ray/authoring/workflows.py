@@ -41,7 +41,7 @@ Caller = Callable[
     ["WorkflowFunction[Any, Any]", _Code, tuple[Any, ...], Mapping[str, Any]], Coroutine[Any, Any, Any]
 ]
 caller: ContextVar[Caller | None] = ContextVar("pyworkflow_ray_caller", default=None)
-"""Who carries out calls of workflows in place of a plain call; a test's `MockContext`. None in runs."""
+"""What carries out calls of workflows in place of a plain call: a test's `MockContext`. None in runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class WorkflowOptions:
 
 
 class WorkflowFunction(Generic[P, T]):
-    """A workflow: `start` and `run_workflow` make runs of it; a call of it is the plain function.
+    """A workflow. `start` and `run_workflow` make runs of it. A call of it is the plain function.
 
     `fn` is the plain function itself.
     """
@@ -92,7 +92,7 @@ class WorkflowFunction(Generic[P, T]):
         return tuple(inspect.signature(self.fn).parameters)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # A workflow of an installed package is imported wherever it is needed; any other carries its code.
+        # A workflow of an installed package is imported where it is needed. Any other carries its code.
         reference = modules.reference_of(self)
         if reference is not None:
             return modules.load_reference, (reference,)
@@ -137,11 +137,11 @@ def workflow(
 
     Args:
         name: The workflow's name; the function's by default.
-        durable: False runs it in memory, with no history; the setting `default_durable` (True) by default.
+        durable: False runs it in memory, without a history. The setting `default_durable` (True) by default.
         max_duration: How long a run may take in all ("1h", seconds, `timedelta`).
-        tags: Up to three words to find runs by.
-        recover_on_worker_loss: Whether a run goes on after its coordinator, or a step's worker, has died.
-        max_recovery_attempts: How often in a row it may do so without getting further.
+        tags: Up to three words by which runs are found.
+        recover_on_worker_loss: Whether a run goes on after its coordinator or a step's worker has died.
+        max_recovery_attempts: How many times in a row that may happen before the run gets further.
         isolation: "process" gives every run a coordinator process of its own.
 
     Raises:

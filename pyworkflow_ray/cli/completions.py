@@ -59,7 +59,7 @@ def runs(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
 
 def schedules(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     """Schedules, with their workflows and times."""
-    found = _offered(ctx, lambda _: _storage().read(lambda c: list_schedules(c, limit=MOST)))
+    found = _offered(ctx, lambda _: _storage().read(list_schedules(limit=MOST)))
     return [
         (each.schedule_id, f"{each.workflow_name}, {each.spec.describe()}")
         for each in found

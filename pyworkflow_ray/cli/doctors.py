@@ -168,8 +168,8 @@ def _clock(database: Inspection) -> Check:
 
 def _runs(url: str, has_engine: bool) -> list[Check]:
     with Storage(url, create=False) as storage:
-        lost = storage.read(lambda connection: orphans(connection, MOST_COUNTED))
-        late = storage.read(lambda connection: due(connection, -LATE, MOST_COUNTED))
+        lost = storage.read(orphans(MOST_COUNTED))
+        late = storage.read(due(-LATE, MOST_COUNTED))
         aside, _ = storage.read(
             lambda connection: list_runs(connection, status=RunStatus.INTERRUPTED, limit=MOST_COUNTED)
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
 import msgspec
 
@@ -13,6 +12,7 @@ from pyworkflow_ray.client.run_templates import run_template, running_now
 from pyworkflow_ray.client.schedules import opened, own_now
 from pyworkflow_ray.client.sessions import Session
 from pyworkflow_ray.storage import schedules
+from pyworkflow_ray.storage.works import Steps, work
 
 
 async def activate_scheduled_workflows() -> list[str]:
@@ -35,9 +35,9 @@ async def _declare(of: Session, schedule_id: str, declared: Declaration) -> None
     said = [declared.spec.to_dict(), declared.overlap_policy.value, window, schedules.run_text(run)]
     digest = hashlib.sha256(msgspec.json.encode(said, order="sorted")).hexdigest()
 
-    def write(connection: Any) -> None:
-        made = schedules.create_schedule(
-            connection,
+    @work
+    def declare() -> Steps[None]:
+        made = yield from schedules.create_schedule(
             schedule_id,
             run,
             declared.spec,
@@ -47,7 +47,7 @@ async def _declare(of: Session, schedule_id: str, declared: Declaration) -> None
             declared=digest,
             now=own_now(of),
         )
-        record = made or schedules.locked_schedule(connection, schedule_id)
+        record = made or (yield from schedules.locked_schedule(schedule_id))
         if record is None or record.declared == digest:
             return
         changed = msgspec.structs.replace(
@@ -57,8 +57,7 @@ async def _declare(of: Session, schedule_id: str, declared: Declaration) -> None
             catchup_window=window,
             declared=digest,
         )
-        schedules.change_schedule(
-            connection,
+        yield from schedules.change_schedule(
             changed,
             "schedule.updated",
             code=code,
@@ -66,4 +65,4 @@ async def _declare(of: Session, schedule_id: str, declared: Declaration) -> None
             now=own_now(of),
         )
 
-    await of.storage.write(write)
+    await of.storage.write(declare())

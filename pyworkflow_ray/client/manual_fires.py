@@ -20,6 +20,7 @@ from pyworkflow_ray.recurrences.overlaps import policy_of
 from pyworkflow_ray.statuses import OverlapPolicy, ScheduleStatus
 from pyworkflow_ray.storage import fires, schedules
 from pyworkflow_ray.storage.schedules import ScheduleRecord
+from pyworkflow_ray.storage.works import Steps, together, work
 
 MOST_BACKFILLED = 10_000
 _BATCH = 100
@@ -47,13 +48,14 @@ async def trigger_schedule(
     of = await opened()
     call = _new_call()
 
-    def write(connection: Any) -> fires.Fired | None:
-        fired = fires.trigger(connection, schedule_id, policy, call, now=own_now(of))
+    @work
+    def trigger() -> Steps[fires.Fired | None]:
+        fired = yield from fires.trigger(schedule_id, policy, call, now=own_now(of))
         for run_id in [] if fired is None else fired.cancelled:
-            ask_to_cancel(connection, run_id)
+            yield from ask_to_cancel(run_id)
         return fired
 
-    fired = await of.storage.write(write)
+    fired = await of.storage.write(trigger())
     if fired is None:
         raise ScheduleNotFoundError(schedule_id)
     await of.runtime.wake_all(fired.runs)
@@ -88,9 +90,7 @@ async def backfill_schedule(schedule_id: str, start_time: datetime, end_time: da
     made: list[str] = []
     for first in range(0, len(due), _BATCH):
         some = due[first : first + _BATCH]
-        fired = await of.storage.write(
-            lambda c, some=some: fires.backfill(c, schedule_id, some, call, now=own_now(of))  # type: ignore[misc]
-        )
+        fired = await of.storage.write(fires.backfill(schedule_id, some, call, now=own_now(of)))
         if fired is None:
             raise ScheduleNotFoundError(schedule_id)
         made += [run.run_id for run in fired.runs]
@@ -108,17 +108,15 @@ def _new_call() -> str:
 async def _there(of: Session, schedule_id: str) -> tuple[ScheduleRecord, datetime]:
     """The schedule, and the present time by the schedule's clock."""
 
-    def read(connection: Any) -> tuple[ScheduleRecord, datetime]:
-        record = schedules.get_schedule(connection, schedule_id)
-        if record is None or record.status is ScheduleStatus.DELETED:
-            raise ScheduleNotFoundError(schedule_id)
-        return record, own_now(of) or schedules.database_now(connection)
-
-    return await asyncio.to_thread(of.storage.read, read)
+    look = together(schedules.get_schedule(schedule_id), schedules.database_now())
+    record, now = await asyncio.to_thread(of.storage.read, look)
+    if record is None or record.status is ScheduleStatus.DELETED:
+        raise ScheduleNotFoundError(schedule_id)
+    return record, own_now(of) or now
 
 
 async def _note(of: Session, schedule_id: str, type_: EventType, data: dict[str, Any], call: str) -> None:
-    await of.storage.write(lambda c: schedules.note_once(c, schedule_id, type_, data, call, now=own_now(of)))
+    await of.storage.write(schedules.note_once(schedule_id, type_, data, call, now=own_now(of)))
 
 
 def _fires_between(record: ScheduleRecord, start: datetime, end: datetime) -> list[datetime]:

@@ -19,6 +19,7 @@ from pyworkflow_ray.recurrences.specs import ScheduleSpec
 from pyworkflow_ray.statuses import OverlapPolicy
 from pyworkflow_ray.storage import schedules
 from pyworkflow_ray.storage.schedules import ScheduleRecord
+from pyworkflow_ray.storage.works import Steps, work
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +122,10 @@ async def _create(
     run, code = run_template(of, definition, *checked)
     made: ScheduleRecord | None = None
 
-    def write(connection: Any) -> ScheduleRecord | None:
+    @work
+    def create() -> Steps[ScheduleRecord | None]:
         nonlocal made
-        record = schedules.create_schedule(
-            connection,
+        record = yield from schedules.create_schedule(
             schedule_id,
             run,
             spec,
@@ -135,12 +136,12 @@ async def _create(
             now=own_now(of),
         )
         if record is None and made is not None:  # the answer to a COMMIT was lost, and this is run again
-            there = schedules.get_schedule(connection, schedule_id)
+            there = yield from schedules.get_schedule(schedule_id)
             return there if there is not None and there.created_at == made.created_at else None
         made = record
         return record
 
-    record = await of.storage.write(write)
+    record = await of.storage.write(create())
     if record is None:
         raise ConfigurationError(
             f"There is a schedule {schedule_id!r}. Change it with update_schedule(), or delete it first."

@@ -23,6 +23,7 @@ from pyworkflow_ray.statuses import OverlapPolicy, ScheduleStatus
 from pyworkflow_ray.storage import schedules
 from pyworkflow_ray.storage.codes import Code
 from pyworkflow_ray.storage.schedules import ScheduleRecord
+from pyworkflow_ray.storage.works import Steps, work
 
 
 async def update_schedule(
@@ -125,12 +126,13 @@ async def delete_schedule(schedule_id: str) -> bool:
     of = session()
     was_there = False
 
-    def write(connection: Any) -> bool:
+    @work
+    def delete() -> Steps[bool]:
         nonlocal was_there  # it may be run again after its COMMIT, whose answer was lost
-        was_there = schedules.delete_schedule(connection, schedule_id, now=own_now(of)) or was_there
+        was_there = (yield from schedules.delete_schedule(schedule_id, now=own_now(of))) or was_there
         return was_there
 
-    return await of.storage.write(write)
+    return await of.storage.write(delete())
 
 
 async def _change(
@@ -142,7 +144,7 @@ async def _change(
 ) -> ScheduleRecord:
     """Read, change and write a schedule. If another process has changed it in between, do so again."""
     while True:
-        record = await asyncio.to_thread(of.storage.read, lambda c: schedules.get_schedule(c, schedule_id))
+        record = await asyncio.to_thread(of.storage.read, schedules.get_schedule(schedule_id))
         if record is None or record.status is ScheduleStatus.DELETED:
             raise ScheduleNotFoundError(schedule_id)
         changed = change(record)
@@ -150,9 +152,7 @@ async def _change(
             return record
         counts_anew = changed.spec != record.spec or changed.status != record.status
         written = await of.storage.write(
-            lambda c, new=changed, anew=counts_anew: schedules.change_schedule(  # type: ignore[misc]
-                c, new, type_, code=code(), counts_anew=anew, now=own_now(of)
-            )
+            schedules.change_schedule(changed, type_, code=code(), counts_anew=counts_anew, now=own_now(of))
         )
         if written is not None:
             return written

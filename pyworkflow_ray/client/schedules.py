@@ -16,6 +16,7 @@ from pyworkflow_ray.statuses import OverlapPolicy, ScheduleStatus
 from pyworkflow_ray.storage import fires, schedules
 from pyworkflow_ray.storage.schedules import ScheduleRecord
 from pyworkflow_ray.storage.storages import Storage
+from pyworkflow_ray.storage.works import Steps, together, work
 from pyworkflow_ray.values import codec
 
 
@@ -89,13 +90,11 @@ async def get_schedule(schedule_id: str) -> Schedule | None:
 async def read_schedule(storage: Storage, schedule_id: str) -> Schedule | None:
     """The schedule in this storage; see `get_schedule`."""
 
-    def read(connection: Any) -> Schedule | None:
-        record = schedules.get_schedule(connection, schedule_id)
-        if record is None or record.status is ScheduleStatus.DELETED:
-            return None
-        return Schedule.of(record, schedules.running_runs(connection, schedule_id))
-
-    return await asyncio.to_thread(storage.read, read)
+    look = together(schedules.get_schedule(schedule_id), schedules.running_runs(schedule_id))
+    record, running = await asyncio.to_thread(storage.read, look)
+    if record is None or record.status is ScheduleStatus.DELETED:
+        return None
+    return Schedule.of(record, running)
 
 
 async def list_schedules(
@@ -129,14 +128,15 @@ async def page_of_schedules(
     """A page of the schedules in this storage; see `list_schedules`."""
     wanted = None if status is None else _status_of(status)
 
-    def read(connection: Any) -> tuple[list[Schedule], str | None]:
-        found = schedules.list_schedules(connection, wanted, workflow, limit + 1, cursor or "")
-        page = [
-            Schedule.of(each, schedules.running_runs(connection, each.schedule_id)) for each in found[:limit]
-        ]
+    @work
+    def look() -> Steps[tuple[list[Schedule], str | None]]:
+        found = yield from schedules.list_schedules(wanted, workflow, limit + 1, cursor or "")
+        records = found[:limit]
+        running = together(*(schedules.running_runs(each.schedule_id) for each in records))
+        page = [Schedule.of(*each) for each in zip(records, (yield from running), strict=True)]
         return page, page[-1].schedule_id if page and len(found) > limit else None
 
-    return await asyncio.to_thread(storage.read, read)
+    return await asyncio.to_thread(storage.read, look())
 
 
 async def get_schedule_events(schedule_id: str) -> list[Event]:
@@ -147,7 +147,7 @@ async def get_schedule_events(schedule_id: str) -> list[Event]:
     """
     refuse_in_workflow("get_schedule_events")
     of = session()
-    found = await asyncio.to_thread(of.storage.read, lambda c: schedules.schedule_events(c, schedule_id))
+    found = await asyncio.to_thread(of.storage.read, schedules.schedule_events(schedule_id))
     if not found:
         raise ScheduleNotFoundError(schedule_id)
     return [Event.of(schedule_id, (e.position, e.timestamp, e.type, e.data)) for e in found]
@@ -167,10 +167,8 @@ def own_now(of: Session) -> datetime | None:
 
 async def schedule_of(of: Session, record: ScheduleRecord) -> Schedule:
     """The schedule of a row, with its runs that have not ended."""
-    id_ = record.schedule_id
-    return Schedule.of(
-        record, await asyncio.to_thread(of.storage.read, lambda c: schedules.running_runs(c, id_))
-    )
+    running = schedules.running_runs(record.schedule_id)
+    return Schedule.of(record, await asyncio.to_thread(of.storage.read, running))
 
 
 def require_fire(of: Session, spec: Any) -> None:

@@ -1,4 +1,4 @@
-"""What one attempt of a step came to, as its worker (or whoever watched it) tells."""
+"""The outcome of one attempt of a step, as data from its worker or from the process that watched it."""
 
 from __future__ import annotations
 

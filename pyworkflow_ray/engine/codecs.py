@@ -1,4 +1,4 @@
-"""What the engine asks of whoever encodes values for it."""
+"""The interface of what encodes values for the engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Codec(Protocol):
     """How values get into the history and out of it."""
 
     def encode(self, value: Any, what: str) -> bytes:
-        """The value as JSON text; `what` names it in errors."""
+        """The value as JSON text. `what` names the value in errors."""
         ...
 
     def decode(self, data: Raw) -> Any:

@@ -1,4 +1,4 @@
-"""What a run must do to undo what it has done: a stack, worked off when the run fails or is cancelled."""
+"""What undoes the work of a run: a stack of calls, made when the run fails or is cancelled."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from pyworkflow_ray.engine.loop import RunTask
 
 
-class Compensations:
-    """A run's compensations, the last one first."""
+class CompensationStack:
+    """The calls that undo a run's work. The last one added is made first."""
 
     def __init__(self) -> None:
         self._stack: list[Callable[[], Awaitable[Any]]] = []
@@ -19,22 +19,22 @@ class Compensations:
         return len(self._stack)
 
     def add(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        """Have ``await step(*args, **kwargs)`` done should the run fail or be cancelled from now on."""
+        """Have ``await step(*args, **kwargs)`` made if the run fails or is cancelled from now on."""
         self._stack.append(lambda: step(*args, **kwargs))
 
     def clear(self) -> None:
-        """Forget them all: what was done is to stay."""
+        """Forget all compensations: what was done stays."""
         self._stack.clear()
 
     async def run(self, error: BaseException) -> None:
-        """Work them off. One that gives up does not keep the others from being done.
+        """Run the compensations, the last one first. If one fails, the others run all the same.
 
         Args:
-            error: Why; notes of compensations that failed are added to it.
+            error: Why the run fails or is cancelled. It gets a note of each compensation that fails.
         """
         task = asyncio.current_task()
         assert isinstance(task, RunTask), "only a run has compensations"
-        task.shields += 1  # not a Shield: a request that comes now does not take the place of the error
+        task.shields += 1  # not a Shield: a request that comes now must not take the place of the error
         try:
             while self._stack:
                 try:

@@ -1,4 +1,4 @@
-"""How code says that its run goes on in another."""
+"""How code ends its run in order to continue in a new one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class ContinueAsNew(BaseException):
-    """Ends the workflow's code, which goes on in another run; no error, so that code does not catch it."""
+    """Ends the workflow's code, which continues in a new run. It is no `Exception`, so nothing catches it."""
 
     def __init__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         super().__init__()
@@ -15,7 +15,7 @@ class ContinueAsNew(BaseException):
 
 
 def continuation_in(error: BaseException | None) -> ContinueAsNew | None:
-    """The continuation itself; a `TaskGroup` wraps what leaves its block."""
+    """The continuation in this error, which a `TaskGroup` may wrap; None if there is none."""
     while isinstance(error, BaseExceptionGroup):
         error = error.subgroup(ContinueAsNew)
         error = None if error is None else error.exceptions[0]

@@ -1,14 +1,14 @@
 """Letting go of a suspended run without running any more of its code.
 
 When a suspended coroutine is collected, Python throws `GeneratorExit` into it, and every `finally` and
-`__aexit__` on its stack runs: a run that merely leaves memory would clean up as if it had been
-cancelled. Python skips this for an object whose finalizer has run before, and `mark_finalized` sets that
-mark by hand. It is checked once, on a coroutine of our own; where the mark cannot be set (another
-interpreter, another layout), dropped runs are kept alive until their process ends instead.
+`__aexit__` on its stack runs. So a run that merely leaves memory would clean up as if it had been cancelled.
+Python skips this for an object whose finalizer has run before, and `_mark_finalized` sets that mark by hand.
+Whether that works is checked once, on a coroutine of our own. Where the mark cannot be set (another
+interpreter, another layout of objects), dropped runs are kept alive until their process ends.
 
-What is marked: the coroutines themselves, whatever they wait in, and the generators and context managers
-that their frames hold, in plain containers or on the stack. A generator that only an attribute of a
-user's object leads to is not looked for.
+The mark is set on the coroutines, on what they wait in, and on the generators and context managers that their
+frames hold, in plain containers or on the stack. A generator that only an attribute of a user's object leads
+to is not found.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ _ELSEWHERE = (
     BaseException,
 )
 _MAX_DATA = 100_000
-"""How much of the run's data is looked through for generators; coroutines are followed without bound."""
+"""How many objects of the run's data are searched for generators. Coroutines are followed without a bound."""
 
 _kept: list[Any] = []
 
 
 def evict_suspended(roots: Iterable[Any]) -> None:
-    """Let the coroutines and generators, and what they wait in, be collected without running.
+    """Let coroutines and generators, and what they wait in, be collected without running their code.
 
     Args:
         roots: Suspended coroutines, generators and async generators.

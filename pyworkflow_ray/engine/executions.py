@@ -23,7 +23,7 @@ from pyworkflow_ray.engine.cancellations import Cancellation
 from pyworkflow_ray.engine.children import Child, Children
 from pyworkflow_ray.engine.codecs import Codec
 from pyworkflow_ray.engine.commands import Command
-from pyworkflow_ray.engine.compensations import Compensations
+from pyworkflow_ray.engine.compensations import CompensationStack
 from pyworkflow_ray.engine.continuations import continuation_in
 from pyworkflow_ray.engine.effects import Effects
 from pyworkflow_ray.engine.endings import end_run, error_of, is_by_coordinator
@@ -101,13 +101,13 @@ class Execution:
         self.signals = Signals(self.scope)
         self.effects = Effects(self.scope)
         self.random, self.attributes = self.effects.random, self.effects.attributes
-        self.compensations = Compensations()
+        self.compensations = CompensationStack()
         self._recording = self.scope.recording
         self._main: RunTask[Any] | None = None
         """The workflow function's own task; None before the start."""
         self._code: Any = None
         self._is_closed = False
-        """Whether the code has ended, and what it left behind is let go of. It runs no more after that."""
+        """Whether the code has ended. Nothing of it runs after that."""
 
     # --- about the run ------------------------------------------------------------------------------
 

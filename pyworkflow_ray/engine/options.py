@@ -18,7 +18,7 @@ _EXPONENTIAL = Pauses("exponential")
 class StepOptions:
     """The options of a step call, checked and in one form.
 
-    `max_retries` of None means the configured default. `ray_options` go to the Ray task as they are.
+    `max_retries` of None means the configured default. `ray_options` go to the Ray task unchanged.
     """
 
     max_retries: int | None = None
@@ -32,16 +32,16 @@ class StepOptions:
     ray_options: Mapping[str, Any] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
-        """What of this a reader of the history wants to know, as plain JSON values."""
-        told: dict[str, Any] = {}
+        """The options that a reader of the history wants to know, as plain JSON values."""
+        summary: dict[str, Any] = {}
         if self.local:
-            told["local"] = True
+            summary["local"] = True
         if self.max_retries is not None:
-            told["max_retries"] = self.max_retries
+            summary["max_retries"] = self.max_retries
         if self.timeout is not None:
-            told["timeout"] = format_duration(self.timeout)
+            summary["timeout"] = format_duration(self.timeout)
         if not self.idempotent:
-            told["idempotent"] = False
+            summary["idempotent"] = False
         for name, value in self.ray_options.items():
-            told[name] = value if isinstance(value, str | int | float | bool) else str(value)
-        return told
+            summary[name] = value if isinstance(value, str | int | float | bool) else str(value)
+        return summary

@@ -1,7 +1,7 @@
 """Waiting for several things, in an order that a replay repeats.
 
-`asyncio.as_completed` makes tasks in the order of a set of coroutines, which hashes by address; these
-keep the order in which the caller gave them. `asyncio.gather` and `TaskGroup` are in order as they are.
+`asyncio.as_completed` makes tasks in the order of a set of coroutines, which hash by address. The functions
+here keep the order in which the caller gave the awaitables. `asyncio.gather` and `TaskGroup` keep it anyway.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ async def wait(
 ) -> tuple[list[asyncio.Future[T]], list[asyncio.Future[T]]]:
     """What is done and what is pending, each as a list in the order given.
 
-    Like `asyncio.wait`, but it takes any awaitables, gives lists, and accepts durations such as "5m".
-    What is still pending goes on; cancel it if it is no longer wanted.
+    It is like `asyncio.wait`, but takes any awaitables, returns lists, and accepts durations such as "5m".
+    What is pending goes on. Cancel it if it is no longer wanted.
     """
     futures = [asyncio.ensure_future(item) for item in awaitables]
     if not futures:
@@ -55,7 +55,7 @@ async def as_completed(
     done: asyncio.Queue[asyncio.Future[T] | None] = asyncio.Queue()
     for future in futures:
         future.add_done_callback(done.put_nowait)
-    # Not asyncio.timeout: it would cancel the caller's own code while the generator is paused in `yield`.
+    # asyncio.timeout would cancel the caller's own code while the generator is paused in `yield`.
     deadline = (
         None
         if timeout is None

@@ -1,7 +1,7 @@
 """What the workflow's code decides, compared with what is recorded.
 
 In a replay, each decision of the code is compared with the event at the cursor. If they agree, the recorded
-event counts and the cursor moves on. If they differ, the code has diverged from its history and runs no more.
+event counts and the cursor moves on. If they differ, the code has diverged from its history, and is stopped.
 Beyond the history's end, each decision is a new command.
 """
 

@@ -15,7 +15,7 @@ from pyworkflow_ray.values.failures import Failure
 RetryOn = tuple[type[BaseException], ...] | Callable[[BaseException], bool]
 
 WORKER_LOSS = frozenset({"worker_died", "out_of_memory"})
-"""Causes that are the worker's, not the step's: they are counted apart from the step's retries."""
+"""Causes for which the step is not to blame. They are counted apart from the step's retries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +24,10 @@ class RetryPolicy:
 
     Args:
         initial: The pause after the first failure (a duration: seconds, ``"30s"``, `timedelta`).
-        factor: What each further pause is multiplied by.
+        factor: How many times longer each pause is than the one before.
         maximum: The longest pause.
-        jitter: A random part of each pause, added on top: 0.1 adds up to a tenth.
-        max_attempts: AttemptCounts in all, the first included; None leaves it to `max_retries`.
+        jitter: A random part that is added to each pause: 0.1 adds up to a tenth of it.
+        max_attempts: Attempts in all, the first included. None leaves it to `max_retries`.
         max_elapsed: No attempt starts later than this after the step was scheduled.
     """
 
@@ -43,12 +43,12 @@ class RetryPolicy:
             if duration is not None:
                 parse_duration(duration)
         if not (self.factor >= 1 and 0 <= self.jitter < math.inf):  # "not", for NaN
-            raise ValueError(f"A retry policy wants factor >= 1 and jitter >= 0, not {self!r}.")
+            raise ValueError(f"A retry policy needs factor >= 1 and jitter >= 0, not {self!r}.")
         if self.max_attempts is not None and self.max_attempts < 1:
-            raise ValueError(f"A retry policy wants max_attempts >= 1, not {self.max_attempts}.")
+            raise ValueError(f"A retry policy needs max_attempts >= 1, not {self.max_attempts}.")
 
     def pause(self, failures: int) -> timedelta:
-        """The pause after this many failures (1 or more), jitter aside."""
+        """The pause after this many failures (1 or more), without jitter."""
         initial, maximum = parse_duration(self.initial), parse_duration(self.maximum)
         try:
             return min(initial * self.factor ** (failures - 1), maximum)
@@ -104,7 +104,7 @@ class Pauses:
 
 @dataclass(frozen=True, slots=True)
 class AttemptCounts:
-    """How a step has fared so far: its own failures, and the workers that died under it."""
+    """How many attempts of a step have failed, and how many have lost their worker."""
 
     scheduled_at: datetime
     failures: int = 0
@@ -123,18 +123,18 @@ def next_attempt_at(
     max_losses: int,
     source: random.Random,
 ) -> datetime | None:
-    """When the next attempt is due after this failure, or None when the step gives up.
+    """When the next attempt is due after this failure; None when the step fails for good.
 
     Args:
         failure: What the attempt raised.
         cause: "error", "timeout", "worker_died" or "out_of_memory".
-        attempts: How the step fared before this failure.
+        attempts: The counts before this failure.
         now: When the failure was learnt.
-        max_retries: Further attempts that the step's own errors allow.
+        max_retries: How many times the step may be tried again after errors of its own.
         pauses: From the step's `retry_delay`.
-        may_retry: The step's `retry_on`, asked last.
-        max_losses: Further attempts that lost workers allow.
-        source: Where jitter comes from.
+        may_retry: The step's `retry_on`. It is called last.
+        max_losses: How many times the step may be tried again after its worker was lost.
+        source: The random source of the jitter.
     """
     if cause in WORKER_LOSS:
         losses = attempts.losses + 1
@@ -158,7 +158,7 @@ def next_attempt_at(
 def _later(instant: datetime, pause: timedelta) -> datetime:
     try:
         return instant + pause
-    except OverflowError:  # beyond the calendar's end: as late as can be told
+    except OverflowError:  # beyond the calendar's end: as late as possible
         return datetime.max.replace(tzinfo=UTC)
 
 

@@ -71,7 +71,7 @@ class Steps:
         error: asyncio.CancelledError,
         on_completed: Callable[[Any], None] | None,
     ) -> BaseException:
-        """Let go of the step as its `on_cancel` says, and return what the code is to see."""
+        """Let go of the step according to its `on_cancel`, and return the error that the code sees."""
         cancellation = self._scope.cancellation
         error = cancellation.translate(error)
         if pending.command.step_id in self.pending:

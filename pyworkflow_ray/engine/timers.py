@@ -29,7 +29,7 @@ class Timers:
         self._ordinals = Ordinals()
         self._waiting: dict[str, Waiting] = {}
         self._due: list[tuple[datetime, int, str]] = []
-        # A heap. It may also hold timers that wait no more; `first` removes them.
+        # A heap. Invariant: every timer that waits is in it. Others may be too, until `first` removes them.
         self._started: set[str] = set()
 
     # --- what the code asks for ---------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Calendar specs: wall times named field by field, as an alternative to cron."""
+"""Calendar specs: wall times given field by field, as an alternative to cron."""
 
 from __future__ import annotations
 
@@ -23,30 +23,31 @@ _RANGES = {
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("", "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _MAX_TIMES = 4
-"""So many times of the day are told one by one."""
+"""How many times of the day a description lists one by one."""
 
 
 @dataclass(frozen=True, init=False, repr=False, slots=True)
 class CalendarSpec:
-    """The wall times of which every field is among those given.
+    """The wall times whose every field is one of the given numbers.
 
     Each field takes a number, a list, tuple, set or range of numbers, or None for all. `CalendarSpec()` is
-    midnight of every day; `CalendarSpec(hour=9, day_of_week=range(5))` is 09:00 from Monday to Friday.
+    midnight of every day. `CalendarSpec(hour=9, day_of_week=range(5))` is 09:00 from Monday to Friday.
 
     Args:
         second: 0-59.
         minute: 0-59.
         hour: 0-23.
-        day_of_month: 1-31; months without such a day are passed over.
+        day_of_month: 1-31. Months without such a day are skipped.
         month: 1-12.
         day_of_week: 0 is Monday, 6 is Sunday. With `day_of_month` as well, both must hold.
 
-    Daylight saving: with given hours, minutes and seconds, a wall time that does not exist is the first
-    instant after the gap, and one that exists twice is its first occurrence. With None for one of the three
-    (or all of its numbers), it is every instant at which a clock shows such a time, as with cron.
+    Daylight saving: if hours, minutes and seconds are all given, a wall time that does not exist means the
+    first instant after the gap, and one that exists twice means its first occurrence. If one of the three is
+    None (or has all of its numbers), the spec means every instant at which a clock shows such a time, as with
+    cron.
 
     Raises:
-        ConfigurationError: A field holds something else.
+        ConfigurationError: The value of a field is not accepted.
     """
 
     second: int | tuple[int, ...] | None
@@ -71,7 +72,7 @@ class CalendarSpec:
 
     @property
     def repeats(self) -> bool:
-        """Whether all seconds, minutes or hours are meant: it runs in real time."""
+        """Whether it means all seconds, minutes or hours. Such a spec runs in real time."""
         return any(self._numbers(name) == tuple(_RANGES[name]) for name in ("second", "minute", "hour"))
 
     def walls(self, after: datetime) -> Iterator[datetime]:
@@ -91,9 +92,9 @@ class CalendarSpec:
                             yield wall
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields that are not the default, in JSON's types."""
+        """The fields that differ from the default, as plain JSON values."""
         return {
-            name: list(value) if isinstance(value, tuple) else value for name, value in self._said().items()
+            name: list(value) if isinstance(value, tuple) else value for name, value in self._given().items()
         }
 
     @classmethod
@@ -110,7 +111,7 @@ class CalendarSpec:
         return cls(**data)
 
     def describe(self) -> str:
-        """A few words for people: "at 09:30 on Mon-Fri"."""
+        """A short description for people, such as "at 09:30 on Mon-Fri"."""
         hours, minutes, seconds = (self._numbers(name) for name in ("hour", "minute", "second"))
         if len(hours) * len(minutes) * len(seconds) <= _MAX_TIMES:
             times = [
@@ -132,10 +133,10 @@ class CalendarSpec:
         return " ".join(words)
 
     def __repr__(self) -> str:
-        said = ", ".join(f"{name}={value!r}" for name, value in self._said().items())
-        return f"CalendarSpec({said})"
+        given = ", ".join(f"{name}={value!r}" for name, value in self._given().items())
+        return f"CalendarSpec({given})"
 
-    def _said(self) -> dict[str, int | tuple[int, ...] | None]:
+    def _given(self) -> dict[str, int | tuple[int, ...] | None]:
         default = (0, 0, 0, None, None, None)
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {
@@ -165,13 +166,13 @@ class CalendarSpec:
                     try:
                         day = date(year, month, number)
                     except ValueError:
-                        break  # the month has no such day, nor later ones
+                        break  # the month has no such day, and no later one
                     if day >= first and day.weekday() in weekdays:
                         yield day
 
 
 def _read(name: str, value: Any) -> int | tuple[int, ...] | None:
-    """The field's numbers in order and each once: one number as it is, None for all."""
+    """The field's numbers, in order and each once; a single number by itself; None for all."""
     if value is None:
         return None
     numbers = [value] if isinstance(value, int) else value
@@ -196,7 +197,7 @@ def _part(name: str, numbers: tuple[int, ...]) -> str:
 
 
 def _ranges(numbers: tuple[int, ...], names: tuple[str, ...] | None = None) -> str:
-    """The numbers with runs drawn together: "1-5,7", or "0-55/5" where they are evenly spaced."""
+    """The numbers as ranges: "1-5,7", or "0-55/5" if they are evenly spaced."""
 
     def named(number: int) -> str:
         return names[number] if names else str(number)

@@ -1,8 +1,8 @@
-"""Cron expressions: the wall times that they name.
+"""Cron expressions: the wall times that they mean.
 
-`cronsim` reads them and walks the calendar. It is asked for wall times alone: which instants these are is
-decided in `zones`, for calendars and cron alike. Its own walk through a zone misses fires where clocks
-change by half an hour, and names times that do not exist where they change at midnight.
+`cronsim` reads the expressions and finds the wall times. `zones.py` finds the instants of these, for
+calendars and cron alike. `cronsim` could do that too, but it misses fires where clocks change by half an
+hour, and gives times that do not exist where clocks change at midnight.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class Cron:
     """A cron expression that has been read.
 
     Args:
-        fields: What `cronsim` is given.
-        repeats: All seconds, minutes or hours are named, or stepped through: it runs in real time.
-        comes: There is such a date in some year.
+        fields: The expression for `cronsim`.
+        repeats: Whether it means all seconds, minutes or hours, or steps of them. It runs in real time then.
+        comes: Whether such a date exists in any year.
     """
 
     fields: str
@@ -54,7 +54,7 @@ class Cron:
     comes: bool
 
     def walls(self, after: datetime) -> Iterator[datetime]:
-        """The wall times after this one, until none comes for fifty years."""
+        """The wall times after this one. They end when none comes for fifty years."""
         return CronSim(self.fields, after) if self.comes else iter(())
 
 
@@ -63,7 +63,7 @@ def read_cron(expression: str) -> Cron:
     """The expression, read: five fields, six with seconds in front, or an alias such as ``@daily``.
 
     Raises:
-        ConfigurationError: It is broken; the error tells where.
+        ConfigurationError: It is not valid. The error names the place.
     """
     text = expression.strip()
     if text.startswith("@"):
@@ -89,7 +89,7 @@ def _repeats(fields: dict[str, str]) -> bool:
 
 
 def _check(expression: str, fields: dict[str, str]) -> bool:
-    """Whether the expression ever fires; refuses a broken one."""
+    """Whether the expression ever fires. An expression that is not valid is refused."""
     for name, field in fields.items():
         alone = [field if other == name else "*" for other in _FIELDS]
         if not _is_read(" ".join(alone)):
@@ -97,7 +97,7 @@ def _check(expression: str, fields: dict[str, str]) -> bool:
                 f"The cron expression {expression!r} is broken: {field!r} is no {name}. "
                 f"Accepted: {_FIELDS[name]}, lists, ranges and steps of them, or *."
             )
-    # Each field by itself is right. What cronsim refuses now is a date that no year has, such as 30 February.
+    # Each field by itself is valid. What cronsim refuses now is a date that no year has, such as 30 February.
     return _is_read(" ".join(fields[name] for name in _FIELDS if name in fields))
 
 

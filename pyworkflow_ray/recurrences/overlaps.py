@@ -11,7 +11,7 @@ from pyworkflow_ray.statuses import OverlapPolicy
 
 
 def policy_of(policy: OverlapPolicy | str) -> OverlapPolicy:
-    """The policy, by name or itself.
+    """The policy, given by its name or as it is.
 
     Raises:
         ConfigurationError: There is no such policy.
@@ -26,13 +26,13 @@ def policy_of(policy: OverlapPolicy | str) -> OverlapPolicy:
 
 @dataclass(slots=True)
 class Decision:
-    """What becomes of fires, each of which is in one of the three lists.
+    """What happens to fires. Each fire is in one of the three lists, in order.
 
     Args:
-        starts: To be started now, in order.
-        buffered: To be started once nothing of the schedule runs, in order.
-        skipped: Never to be started.
-        is_cancelling: Whether what runs is to be asked to cancel.
+        starts: Those that start now.
+        buffered: Those that start when no run of the schedule goes on.
+        skipped: Those that never start.
+        is_cancelling: Whether to ask the present run to cancel.
     """
 
     starts: list[datetime] = field(default_factory=list)
@@ -44,7 +44,7 @@ class Decision:
 def decide(
     policy: OverlapPolicy, due: Sequence[datetime], buffered: Sequence[datetime], *, is_running: bool
 ) -> Decision:
-    """What becomes of the fires that are due now and of those that were put off before.
+    """What happens to the fires that are due now, and to those that were buffered before.
 
     Args:
         due: In order.
@@ -62,7 +62,7 @@ def decide(
 
 
 def _latest(due: Sequence[datetime], buffered: Sequence[datetime], is_running: bool) -> Decision:
-    """The latest fire replaces all before it."""
+    """The latest fire replaces all earlier ones."""
     fires = [*buffered, *due]
     if not is_running:
         return Decision(starts=fires[-1:], skipped=fires[:-1])
@@ -72,7 +72,7 @@ def _latest(due: Sequence[datetime], buffered: Sequence[datetime], is_running: b
 def _in_turn(
     due: Sequence[datetime], buffered: Sequence[datetime], is_running: bool, capacity: int | None
 ) -> Decision:
-    """One at a time; as many wait for their turn as there is capacity for (None: all)."""
+    """One fire at a time. At most `capacity` others wait for their turn (None: all)."""
     decision = Decision(buffered=list(buffered))
     if not is_running and decision.buffered:
         decision.starts.append(decision.buffered.pop(0))

@@ -1,9 +1,9 @@
-"""Schedule specs: at which instants a schedule fires, as arithmetic on what the spec says.
+"""Schedule specs: at which instants a schedule fires.
 
-No clock is read here. A spec gives the fires after an instant, and whoever keeps the schedule asks again
-from the last one. All instants are UTC; the spec's zone decides what a wall time means on each day anew, so
-a fire at 09:00 stays at 09:00 when the clocks change. Jitter is added to a fire when it is carried out,
-never to the grid.
+No clock is read here. A spec gives the fires after an instant, and the owner of the schedule asks again from
+the last fire on. All instants are UTC. The spec's zone decides for each day what a wall time means, so a fire
+at 09:00 stays at 09:00 when the clocks change. Jitter is added to a fire when it is carried out, and never to
+the grid.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["CalendarSpec", "ScheduleSpec"]
 
 _MICROSECOND = timedelta(microseconds=1)
 _EARLIEST = datetime(2, 1, 1, tzinfo=UTC)
-"""No fire is before it: in the year 1 a zone's wall time may fall off the calendar."""
+"""No fire is before it: in the year 1 the wall time of a zone may be before the calendar's beginning."""
 
 
 @dataclass(frozen=True, init=False, repr=False, slots=True)
@@ -39,11 +39,11 @@ class ScheduleSpec:
             day-of-month and day-of-week are both given, either is enough, as with Debian's cron.
         interval: A duration above zero (seconds, ``"5m"``, `timedelta`), counted in real time from
             `start_at`, or from when the schedule was made.
-        calendar: A `CalendarSpec`, or a list of them, which means whatever any of them means.
+        calendar: A `CalendarSpec`, or a list of them, which means the times of all of them.
         timezone: The IANA name of the zone whose wall times `cron` and `calendar` mean, for ever.
-        start_at: No fire is before this instant; it may be the first itself. A naive `datetime` is UTC.
-        end_at: No fire is after this instant; it may be the last itself. A naive `datetime` is UTC.
-        jitter: A duration. Each fire is carried out up to so much later; the fires after it do not move.
+        start_at: No fire is before this instant. The first may be at it. A naive `datetime` is UTC.
+        end_at: No fire is after this instant. The last may be at it. A naive `datetime` is UTC.
+        jitter: A duration. Each fire is carried out up to so much later. The fires after it do not move.
 
     Daylight saving: a wall time that does not exist, because clocks go forward over it, fires once, at the
     first instant after the gap. One that exists twice fires once, at its first occurrence. A cron expression
@@ -51,11 +51,11 @@ class ScheduleSpec:
     one of them, run in real time instead: they fire at every instant at which a clock shows such a time.
     Intervals know no wall time.
 
-    Attributes hold what was given in one form: `interval` and `jitter` as `timedelta`, `calendar` as a tuple,
-    `start_at` and `end_at` in UTC. Specs that say the same in these forms are equal.
+    The attributes hold the arguments in one form: `interval` and `jitter` as `timedelta`, `calendar` as a
+    tuple, `start_at` and `end_at` in UTC. Specs with equal attributes are equal.
 
     Raises:
-        ConfigurationError: A part is not as it must be, or not exactly one of the three is given.
+        ConfigurationError: An argument is not valid, or not exactly one of the three is given.
     """
 
     cron: str | None
@@ -80,7 +80,7 @@ class ScheduleSpec:
         given = [name for name, value in kinds.items() if value is not None]
         if len(given) != 1:
             raise ConfigurationError(
-                "A schedule wants exactly one of cron, interval and calendar; "
+                "A schedule needs exactly one of cron, interval and calendar; "
                 f"given: {', '.join(given) or 'none'}."
             )
         zone_of(timezone)
@@ -101,21 +101,21 @@ class ScheduleSpec:
             )
 
     def next_after(self, after: datetime, anchor: datetime) -> datetime | None:
-        """The first fire later than `after`, in UTC; None when there is none any more.
+        """The first fire later than `after`, in UTC; None when no other comes.
 
         Args:
-            after: Mostly the fire before. A naive `datetime` is UTC.
-            anchor: Where an interval's grid stands when the spec has no `start_at`: when the schedule was
-                made. The grid goes on before it too. Not used by cron and calendar.
+            after: Usually the previous fire. A naive `datetime` is UTC.
+            anchor: An instant of an interval's grid, if the spec has no `start_at`: when the schedule was
+                created. The grid extends before it too. Cron and calendar do not use it.
         """
         return next(self._fires(in_utc(after), in_utc(anchor)), None)
 
     def between(self, start: datetime, end: datetime, anchor: datetime) -> Iterator[datetime]:
-        """The fires from `start`, included, to `end`, excluded, in order and worked out one by one.
+        """The fires from `start` (included) to `end` (excluded), in order, computed one by one.
 
         Args:
-            start: The first instant that may be given. A naive `datetime` is UTC.
-            end: The first instant that is not given.
+            start: The first instant that may be among them. A naive `datetime` is UTC.
+            end: The first instant that is not among them.
             anchor: As for `next_after`.
         """
         limit = in_utc(end)
@@ -125,11 +125,11 @@ class ScheduleSpec:
             yield fire
 
     def jittered(self, key: str, fire: datetime) -> datetime:
-        """When this fire is carried out: it and a pause below `jitter`, the same for the same key and fire.
+        """When this fire is carried out: up to `jitter` later, always the same for the same key and fire.
 
         Args:
-            key: What tells schedules with the same fires apart, such as a schedule's id.
-            fire: A fire as the spec gives it; the next one is to be asked for from here, not from the result.
+            key: What distinguishes schedules with the same fires, such as a schedule's id.
+            fire: A fire of the spec. Ask for the next fire after this one, not after the result.
         """
         fire = in_utc(fire)
         if self.jitter is None:
@@ -138,7 +138,7 @@ class ScheduleSpec:
         return fire + (self.jitter // _MICROSECOND * int.from_bytes(digest) >> 64) * _MICROSECOND
 
     def describe(self) -> str:
-        """One short line for people: "cron 0 9 * * 1-5 in Europe/Berlin", "every 5m"."""
+        """One short line for people, such as "cron 0 9 * * 1-5 in Europe/Berlin", "every 5m"."""
         if self.interval is not None:
             words = [f"every {format_duration(self.interval)}"]
         elif self.calendar is not None:
@@ -154,26 +154,26 @@ class ScheduleSpec:
         return ", ".join(words)
 
     def to_dict(self) -> dict[str, Any]:
-        """What the spec says in JSON's types, without defaults; `from_dict` gives an equal spec."""
-        said: dict[str, Any] = {}
-        for name, value in self._said().items():
+        """The spec as plain JSON values, without defaults. `from_dict` makes an equal spec of it."""
+        plain: dict[str, Any] = {}
+        for name, value in self._given().items():
             match value:
                 case timedelta():
-                    said[name] = format_duration(value)
+                    plain[name] = format_duration(value)
                 case datetime():
-                    said[name] = value.isoformat()
+                    plain[name] = value.isoformat()
                 case tuple():
-                    said[name] = [each.to_dict() for each in value]
+                    plain[name] = [each.to_dict() for each in value]
                 case _:
-                    said[name] = value
-        return said
+                    plain[name] = value
+        return plain
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ScheduleSpec:
         """The spec that `to_dict` wrote.
 
         Raises:
-            ConfigurationError: A name is unknown, or a value is not as it must be.
+            ConfigurationError: A name is unknown, or a value is not valid.
         """
         values = dict(data)
         names = [field.name for field in fields(cls)]
@@ -195,15 +195,15 @@ class ScheduleSpec:
         return cls(**values)
 
     def __repr__(self) -> str:
-        said = []
-        for name, value in self._said().items():
+        parts = []
+        for name, value in self._given().items():
             if isinstance(value, tuple) and len(value) == 1:
-                said.append(f"{name}={value[0]!r}")
+                parts.append(f"{name}={value[0]!r}")
             else:
-                said.append(f"{name}={format_duration(value) if isinstance(value, timedelta) else value!r}")
-        return f"ScheduleSpec({', '.join(said)})"
+                parts.append(f"{name}={format_duration(value) if isinstance(value, timedelta) else value!r}")
+        return f"ScheduleSpec({', '.join(parts)})"
 
-    def _said(self) -> dict[str, Any]:
+    def _given(self) -> dict[str, Any]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         if self.timezone == "UTC":
             del values["timezone"]

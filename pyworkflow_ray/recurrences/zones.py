@@ -1,13 +1,13 @@
-"""Time zones: their names, and which instants a wall clock's times are.
+"""Time zones: their names, and the instants of the times on a wall clock.
 
-Where clocks go forward some wall times do not exist, and where they go back some exist twice. Two rules serve
-all recurrences, and each gives every instant once, in order:
+When clocks go forward, some wall times do not exist. When clocks go back, some exist twice. All recurrences
+use one of two rules. Each gives every instant once, in order:
 
-- `once_each` is for wall times that are meant one by one ("at 02:30"). One that does not exist is the first
-  instant after the gap; one that exists twice is its first occurrence.
-- `in_real_time` is for wall times that repeat by the hour or more often ("every quarter of an hour"). It
-  gives every instant at which a clock shows one of them: none for a gap, and twice as many in an hour that
-  comes twice.
+- `once_each` is for wall times that are meant one by one ("at 02:30"). One that does not exist means the
+  first instant after the gap. One that exists twice means its first occurrence.
+- `in_real_time` is for wall times that repeat every hour or more often ("every quarter of an hour"). It gives
+  every instant at which a clock shows one of them: none in a gap, and twice as many in an hour that comes
+  twice.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def zone_of(name: str) -> ZoneInfo:
     """The time zone of this IANA name, such as "Europe/Berlin".
 
     Raises:
-        ConfigurationError: There is no such zone; names that are near to it are told.
+        ConfigurationError: There is no such zone. The error suggests similar names.
     """
     if not isinstance(name, str):
         raise ConfigurationError(
@@ -50,45 +50,45 @@ def zone_of(name: str) -> ZoneInfo:
 
 
 def _near(name: str) -> list[str]:
-    said = name.strip().casefold().replace(" ", "_")
-    # Not those of Etc: Etc/GMT+2 is two hours behind UTC, which nobody expects who says "GMT+2".
+    wanted = name.strip().casefold().replace(" ", "_")
+    # Not those of Etc: Etc/GMT+2 is two hours behind UTC, and somebody who writes "GMT+2" means the opposite.
     regional = (zone for zone in available_timezones() if "/" in zone and not zone.startswith("Etc/"))
     zones = {zone.casefold(): zone for zone in sorted(["UTC", *regional])}
     cities: dict[str, list[str]] = {}
     for folded, zone in zones.items():
         cities.setdefault(folded.rsplit("/", 1)[-1], []).append(zone)
-    if said in cities:
-        return cities[said][:3]
-    if close := difflib.get_close_matches(said, zones, cutoff=0.75):
+    if wanted in cities:
+        return cities[wanted][:3]
+    if close := difflib.get_close_matches(wanted, zones, cutoff=0.75):
         return [zones[folded] for folded in close]
-    return [zone for city in difflib.get_close_matches(said, cities, cutoff=0.75) for zone in cities[city]][
+    return [zone for city in difflib.get_close_matches(wanted, cities, cutoff=0.75) for zone in cities[city]][
         :3
     ]
 
 
 def wall_time(instant: datetime, zone: ZoneInfo) -> datetime:
-    """What a clock in this zone shows at this instant: a naive `datetime`."""
+    """The time that a clock in this zone shows at this instant, as a naive `datetime`."""
     return instant.astimezone(zone).replace(tzinfo=None, fold=0)
 
 
 def once_each(walls: Walls, zone: ZoneInfo, after: datetime) -> Iterator[datetime]:
-    """The instants after `after` that these wall times are, each wall time once."""
+    """The instants of these wall times, later than `after`, each wall time once."""
     last = after
     for wall in walls(wall_time(after, zone)):
         instant = first_instant(wall, zone)
-        # Else its first occurrence is before `after`, or it is in the same gap as the wall time before it.
+        # Otherwise its first occurrence is before `after`, or the wall time before it is in the same gap.
         if instant > last:
             last = instant
             yield instant
 
 
 def first_instant(wall: datetime, zone: ZoneInfo) -> datetime:
-    """The instant at which a clock first shows this wall time, or has first gone past it, in UTC."""
+    """The instant at which a clock first shows this wall time, or first shows a later one, in UTC."""
     local = wall.replace(tzinfo=zone)
     offset, other = _offset(local), _offset(local.replace(fold=1))
     if other <= offset:
         return (wall - offset).replace(tzinfo=UTC)
-    # In a gap, fold=0 counts by the offset before it, fold=1 by the offset after it: the change is between.
+    # In a gap, fold=0 uses the offset before it and fold=1 the offset after it. The change is between them.
     return _change((wall - other).replace(tzinfo=UTC), (wall - offset).replace(tzinfo=UTC), zone)
 
 
@@ -122,7 +122,7 @@ def _first_change(zone: ZoneInfo, after: datetime, until: datetime) -> datetime 
 
 @lru_cache(maxsize=1024)
 def _changes(zone: ZoneInfo, year: int) -> tuple[datetime, ...]:
-    """The instants of this year at which the zone's clocks are put forward or back."""
+    """The instants of this year at which the zone's clocks go forward or back."""
     changes = []
     day = datetime(year, 1, 1, tzinfo=UTC)
     offset = _offset(day.astimezone(zone))
@@ -148,5 +148,5 @@ def _change(before: datetime, after: datetime, zone: ZoneInfo) -> datetime:
 
 def _offset(local: datetime) -> timedelta:
     offset = local.utcoffset()
-    assert offset is not None  # all that comes here has a zone
+    assert offset is not None  # every caller gives an aware datetime
     return offset

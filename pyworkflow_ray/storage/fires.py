@@ -19,14 +19,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import msgspec
-from sqlalchemy.engine import Connection
 
 from pyworkflow_ray.recurrences.overlaps import Decision, decide
 from pyworkflow_ray.statuses import OverlapPolicy
 from pyworkflow_ray.storage.acceptances import NewRun, accept
+from pyworkflow_ray.storage.dialects import decode_time
 from pyworkflow_ray.storage.plans import Plan
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.runs import get_runs
@@ -34,17 +35,20 @@ from pyworkflow_ray.storage.schedules import (
     COLUMNS,
     ScheduleRecord,
     count_made,
-    database_now,
     events_of,
+    finding_event_at,
+    finding_made,
+    finding_next_position,
+    finding_now,
+    finding_running,
     fire_key,
-    has_event_at,
     is_fire,
     locked_schedule,
-    note_events,
-    running_runs,
+    noting_events,
     schedule_record,
 )
-from pyworkflow_ray.storage.statements import Statement
+from pyworkflow_ray.storage.statements import Bound, Row, Statement
+from pyworkflow_ray.storage.works import Steps, ask, called, last, together, work
 
 # The first write of the transaction: whoever comes second finds another version. One who holds the row now,
 # such as a run that ends, is not waited for: it may itself wait for a row that this transaction holds.
@@ -82,32 +86,39 @@ class Fired(msgspec.Struct, frozen=True):
     is_stale: bool = False
 
 
-def fire(connection: Connection, planned: Plan, *, now: datetime | None = None) -> Fired:
+@work
+def fire(planned: Plan, *, now: datetime | None = None) -> Steps[Fired]:
     """Decide what is due and what was put off; nothing when the schedule has changed since it was planned."""
-    row = _ADVANCE.row(
-        connection,
-        schedule_id=planned.schedule_id,
+    id_ = planned.schedule_id
+    advance = _ADVANCE.find(
+        schedule_id=id_,
         version=planned.version,
         next_fire_at=planned.next_fire_at,
         look_at=planned.look_at,
     )
+    missed = _finding_missed(planned)
+    runs = [_finding_run(id_, at) for at in planned.due]
+    answers = yield ask(
+        advance, finding_running(id_), finding_next_position(id_), finding_now(), *missed, *runs
+    )
+    row, running_rows, position, database_time, *rest = answers
     if row is None:
         return Fired([], [], is_stale=True)
     record = schedule_record(row)
-    due = [at for at in planned.due if not _has_run(connection, record, at)]  # a backfill may have been here
-    running = running_runs(connection, record.schedule_id)
+    there = rest[len(missed) :]
+    due = [at for at, run in zip(planned.due, there, strict=True) if run is None]  # a backfill has been here
+    running = [run_id for (run_id,) in running_rows]
     decision = decide(record.overlap_policy, due, record.buffered, is_running=bool(running))
-    return _carry_out(connection, record, decision, running, now or database_now(connection), planned=planned)
+    late = max(planned.missed - count_made(record, rest[0]), 0) if missed else 0
+    at = now or decode_time(database_time[0])
+    carried_out = _carry_out(record, decision, running, position, at, planned=planned, missed=late)
+    return (yield from carried_out.at_end())
 
 
+@work
 def trigger(
-    connection: Connection,
-    schedule_id: str,
-    policy: OverlapPolicy,
-    call: str,
-    *,
-    now: datetime | None = None,
-) -> Fired | None:
+    schedule_id: str, policy: OverlapPolicy, call: str, *, now: datetime | None = None
+) -> Steps[Fired | None]:
     """Fire once, apart from the grid, paused or not; None when there is no such schedule.
 
     The run sees as its scheduled time the first instant from now on at which the schedule has nothing else.
@@ -118,14 +129,17 @@ def trigger(
         call: Who asks: what this call has done already is not done again.
         now: Instead of the database's clock.
     """
-    record = locked_schedule(connection, schedule_id)
+    record = yield from locked_schedule(schedule_id)
     if record is None:
         return None
-    if earlier := events_of(connection, schedule_id, call):
-        runs = get_runs(connection, _runs_told(earlier))
+    if earlier := (yield from events_of(schedule_id, call)):
+        runs = yield from called(partial(get_runs, run_ids=_runs_of(earlier)))
         return Fired(list(runs.values()), [])
-    fire_at = _unused_instant(connection, record, now or database_now(connection))
-    running = running_runs(connection, schedule_id)
+    running_rows, position, row = yield ask(
+        finding_running(schedule_id), finding_next_position(schedule_id), finding_now()
+    )
+    running = [run_id for (run_id,) in running_rows]
+    fire_at = yield from _unused_instant(record, now or decode_time(row[0]))
     if policy in (OverlapPolicy.ALLOW_ALL, OverlapPolicy.CANCEL_OTHER):
         waiting = [] if policy is OverlapPolicy.ALLOW_ALL else record.buffered
         decision = decide(policy, [fire_at], waiting, is_running=bool(running))
@@ -135,37 +149,32 @@ def trigger(
     if policy is OverlapPolicy.ALLOW_ALL:
         decision.buffered = record.buffered
     record = msgspec.structs.replace(record, overlap_policy=policy)
-    return _carry_out(connection, record, decision, running, fire_at, call=call)
+    return (yield from _carry_out(record, decision, running, position, fire_at, call=call).at_end())
 
 
+@work
 def backfill(
-    connection: Connection,
-    schedule_id: str,
-    fires: Sequence[datetime],
-    call: str,
-    *,
-    now: datetime | None = None,
-) -> Fired | None:
+    schedule_id: str, fires: Sequence[datetime], call: str, *, now: datetime | None = None
+) -> Steps[Fired | None]:
     """Make the runs of past fires that have none; None when there is no such schedule.
 
     Args:
         call: Who asks: the runs that this call has made already count as made by it.
         now: Instead of the database's clock.
     """
-    record = locked_schedule(connection, schedule_id)
+    record = yield from locked_schedule(schedule_id)
     if record is None:
         return None
     ids = {run_id_of(schedule_id, at): at for at in fires}
-    there = get_runs(connection, ids)
-    earlier = _runs_told(events_of(connection, schedule_id, call))
+    there = yield from called(partial(get_runs, run_ids=list(ids)))
+    earlier = _runs_of((yield from events_of(schedule_id, call)))
     missing = [at for run_id, at in ids.items() if run_id not in there and run_id not in earlier]
-    asked_at = now or database_now(connection)
-    runs = _accepted(connection, record, missing, asked_at)
-    events = [("schedule.triggered", _told(run, "backfill") | {"call": call}) for run in runs]
-    note_events(connection, schedule_id, asked_at, events)
+    position, row = yield ask(finding_next_position(schedule_id), finding_now())
+    asked_at = now or decode_time(row[0])
+    runs = yield from _accepted(record, missing, asked_at)
+    events = [("schedule.triggered", _said_of(run, "backfill") | {"call": call}) for run in runs]
     made = set(missing)
-    _NOTE_FIRES.execute(
-        connection,
+    note_fires = _NOTE_FIRES.change(
         schedule_id=schedule_id,
         buffered=_buffered_text([at for at in record.buffered if at not in made]),
         started=len(runs),
@@ -174,49 +183,54 @@ def backfill(
         last_run_at=None,
         last_run_id=None,
     )
+    yield last(*noting_events(schedule_id, position, asked_at, events), note_fires)
     runs = [run for run_id, run in there.items() if run_id in earlier] + runs
     return Fired(runs, [], skipped=len(fires) - len(runs))
 
 
-def _unused_instant(connection: Connection, record: ScheduleRecord, at: datetime) -> datetime:
+@work
+def _unused_instant(record: ScheduleRecord, at: datetime) -> Steps[datetime]:
     """The first instant from `at` on that tells what is done by hand from all else of the schedule, whose
     row is locked."""
-    while (
-        is_fire(record, at)
-        or at in record.buffered
-        or _has_run(connection, record, at)
-        or has_event_at(connection, record.schedule_id, at)
-    ):
+    while True:
+        run, event = yield ask(_finding_run(record.schedule_id, at), finding_event_at(record.schedule_id, at))
+        if run is None and event is None and at not in record.buffered and not is_fire(record, at):
+            return at
         at += _MICROSECOND
-    return at
 
 
-def _runs_told(events: Sequence[tuple[str, dict[str, Any]]]) -> set[str]:
+def _runs_of(events: Sequence[tuple[str, dict[str, Any]]]) -> set[str]:
     """The runs that these events tell of."""
-    told = [data.get("run_id") for type_, data in events if type_ == "schedule.triggered"]
-    return {run_id for run_id in told if run_id is not None}
+    made = [data.get("run_id") for type_, data in events if type_ == "schedule.triggered"]
+    return {run_id for run_id in made if run_id is not None}
 
 
+@work
 def _carry_out(
-    connection: Connection,
     record: ScheduleRecord,
     decision: Decision,
     running: Sequence[str],
+    position: Row,
     at: datetime,
     *,
     planned: Plan | None = None,
+    missed: int = 0,
     call: str | None = None,
-) -> Fired:
-    """Write what was decided: of a plan, or of a fire by hand at this instant, which a call has asked for."""
-    runs = _accepted(connection, record, decision.starts, at)
-    missed = 0 if planned is None else _missed(connection, record, planned)
+) -> Steps[Fired]:
+    """Write what was decided: of a plan, or of a fire by hand at this instant, which a call has asked for.
+
+    Args:
+        position: Of the schedule's next event.
+        missed: How many fires of the plan were too late, and have no run.
+    """
+    runs = yield from _accepted(record, decision.starts, at)
     reason = "triggered" if planned is None else "due"
-    events = [("schedule.triggered", _told(run, reason)) for run in runs]
+    events = [("schedule.triggered", _said_of(run, reason)) for run in runs]
     if planned is None and at in decision.buffered:
         waits = {"run_id": None, "scheduled_at": at.isoformat(), "reason": reason}
         events.append(("schedule.triggered", waits))
     if planned is not None and missed:
-        events.append(("schedule.skipped", _told_missed(planned, missed)))
+        events.append(("schedule.skipped", _said_of_missed(planned, missed)))
     why = _why_skipped(record.overlap_policy, [*running, *(run.run_id for run in runs)])
     events += [
         ("schedule.skipped", {"reason": why, "scheduled_at": skipped.isoformat()})
@@ -224,9 +238,7 @@ def _carry_out(
     ]
     if call is not None:
         events = [(type_, data | {"call": call}) for type_, data in events]
-    note_events(connection, record.schedule_id, at, events)
-    _NOTE_FIRES.execute(
-        connection,
+    note_fires = _NOTE_FIRES.change(
         schedule_id=record.schedule_id,
         buffered=_buffered_text(decision.buffered),
         started=len(runs),
@@ -235,32 +247,31 @@ def _carry_out(
         last_run_at=runs[-1].created_at if runs else None,
         last_run_id=runs[-1].run_id if runs else None,
     )
+    yield last(*noting_events(record.schedule_id, position, at, events), note_fires)
     cancelled = list(running) if decision.is_cancelling else []
     return Fired(runs, cancelled, skipped=len(decision.skipped) + missed)
 
 
-def _accepted(
-    connection: Connection, record: ScheduleRecord, fires: Sequence[datetime], at: datetime
-) -> list[RunRecord]:
+@work
+def _accepted(record: ScheduleRecord, fires: Sequence[datetime], at: datetime) -> Steps[list[RunRecord]]:
     """The runs of fires that have none, which are there from now on; none of a fire whose run has gone while
     the one in which it continued, and which holds its key, has not."""
     like = run_of_text(record.run)
     news = [msgspec.structs.replace(_run_of(record, like, fire_at), created_at=at) for fire_at in fires]
-    runs = [accept(new).on(connection).run for new in news]
+    runs = [each.run for each in (yield from together(*(accept(new) for new in news)))]
     return [run for run, new in zip(runs, news, strict=True) if run.run_id == new.run_id]
 
 
-def _missed(connection: Connection, record: ScheduleRecord, planned: Plan) -> int:
-    """How many of the fires that are too late have no run: a backfill may have been here."""
+def _finding_missed(planned: Plan) -> list[Bound]:
+    """What finds the runs of the fires that are too late; a backfill may have made some."""
     if not planned.missed:
-        return 0
+        return []
     assert planned.missed_from is not None
     assert planned.missed_until is not None
-    made = count_made(connection, record, planned.missed_from, planned.missed_until)
-    return max(planned.missed - made, 0)
+    return [finding_made(planned.schedule_id, planned.missed_from, planned.missed_until)]
 
 
-def _told_missed(planned: Plan, count: int) -> dict[str, Any]:
+def _said_of_missed(planned: Plan, count: int) -> dict[str, Any]:
     assert planned.missed_from is not None
     assert planned.missed_until is not None
     return {
@@ -279,7 +290,7 @@ def _why_skipped(policy: OverlapPolicy, running: Sequence[str]) -> str:
     return "another fire waits for its turn"
 
 
-def _told(run: RunRecord, reason: str) -> dict[str, Any]:
+def _said_of(run: RunRecord, reason: str) -> dict[str, Any]:
     at = None if run.scheduled_at is None else run.scheduled_at.isoformat()
     return {"run_id": run.run_id, "scheduled_at": at, "reason": reason}
 
@@ -297,8 +308,9 @@ def run_id_of(schedule_id: str, fire_at: datetime) -> str:
     return f"run_{hashlib.sha256(fire_key(schedule_id, fire_at).encode()).hexdigest()[:16]}"
 
 
-def _has_run(connection: Connection, record: ScheduleRecord, fire_at: datetime) -> bool:
-    return _HAS_RUN.row(connection, run_id=run_id_of(record.schedule_id, fire_at)) is not None
+def _finding_run(schedule_id: str, fire_at: datetime) -> Bound:
+    """What finds a row if a fire has a run."""
+    return _HAS_RUN.find(run_id=run_id_of(schedule_id, fire_at))
 
 
 def _run_of(record: ScheduleRecord, like: NewRun, fire_at: datetime) -> NewRun:

@@ -6,12 +6,12 @@ from datetime import datetime, timedelta
 from itertools import islice
 
 import msgspec
-from sqlalchemy.engine import Connection
 
 from pyworkflow_ray.recurrences.specs import ScheduleSpec
 from pyworkflow_ray.storage.dialects import decode_time
 from pyworkflow_ray.storage.schedules import ScheduleRecord
 from pyworkflow_ray.storage.statements import Statement
+from pyworkflow_ray.storage.works import Steps, last, work
 
 MOST_DUE = 500
 """Fires of one schedule that are decided in one transaction."""
@@ -72,29 +72,32 @@ class Plan(msgspec.Struct, frozen=True):
         return self.due[-1] if self.due else self.missed_until
 
 
+@work
 def due_schedules(
-    connection: Connection,
     environment: str,
     horizon_seconds: float = 0.0,
     limit: int = 1000,
     *,
     now: datetime | None = None,
-) -> list[DueSchedule]:
+) -> Steps[list[DueSchedule]]:
     """The schedules of an environment that are to be looked at within the horizon, earliest first."""
     if now is None:
-        rows = _DUE.rows(connection, environment=environment, horizon=horizon_seconds, limit=limit)
+        due = _DUE.find_all(environment=environment, horizon=horizon_seconds, limit=limit)
     else:
         until = now + timedelta(seconds=horizon_seconds)
-        rows = _DUE_AT.rows(connection, environment=environment, now=now, until=until, limit=limit)
+        due = _DUE_AT.find_all(environment=environment, now=now, until=until, limit=limit)
+    (rows,) = yield last(due)
     return [
         DueSchedule(id_, (decode_time(look_at) - decode_time(at)).total_seconds())
         for id_, look_at, at in rows
     ]
 
 
-def other_environments(connection: Connection, environment: str) -> set[str]:
+@work
+def other_environments(environment: str) -> Steps[set[str]]:
     """The environments, apart from this one, whose schedules are to be looked at now."""
-    return {row[0] for row in _OTHERS.rows(connection, environment=environment)}
+    (rows,) = yield last(_OTHERS.find_all(environment=environment))
+    return {row[0] for row in rows}
 
 
 def plan(record: ScheduleRecord, now: datetime) -> Plan:

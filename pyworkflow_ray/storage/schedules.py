@@ -8,7 +8,6 @@ from itertools import islice
 from typing import Any
 
 import msgspec
-from sqlalchemy.engine import Connection
 
 from pyworkflow_ray.recurrences.specs import ScheduleSpec
 from pyworkflow_ray.statuses import OverlapPolicy, RunStatus, ScheduleStatus
@@ -17,6 +16,7 @@ from pyworkflow_ray.storage.codes import Code, saving_code
 from pyworkflow_ray.storage.dialects import decode_time
 from pyworkflow_ray.storage.schema import HAS_ENDED
 from pyworkflow_ray.storage.statements import Bound, Row, Statement
+from pyworkflow_ray.storage.works import Steps, ask, last, work
 
 KEPT_EVENTS = 1000
 """Events kept of one schedule; older ones go, since a schedule has no end."""
@@ -183,11 +183,16 @@ def _spec_text(spec: ScheduleSpec) -> str:
     return msgspec.json.encode(spec.to_dict()).decode()
 
 
-def database_now(connection: Connection) -> datetime:
+@work
+def database_now() -> Steps[datetime]:
     """The database's own clock, by which schedules fire."""
-    row = _NOW.row(connection)
-    assert row is not None
+    (row,) = yield last(finding_now())
     return decode_time(row[0])
+
+
+def finding_now() -> Bound:
+    """What finds the time of `database_now`, for `decode_time`."""
+    return _NOW.find()
 
 
 def fire_key(schedule_id: str, fire_at: datetime) -> str:
@@ -200,22 +205,26 @@ def is_fire(record: ScheduleRecord, at: datetime) -> bool:
     return record.spec.next_after(at - _MICROSECOND, record.anchor_at) == at
 
 
-def count_made(connection: Connection, record: ScheduleRecord, first: datetime, last: datetime) -> int:
-    """How many of the schedule's fires, from the first to the last, have a run; none by hand is counted."""
-    rows = _RUNS_BETWEEN.rows(
-        connection,
-        schedule_id=record.schedule_id,
-        first_key=fire_key(record.schedule_id, first),
-        last_key=fire_key(record.schedule_id, last),
+def finding_made(schedule_id: str, first: datetime, until: datetime) -> Bound:
+    """What finds the runs of the schedule's fires from the first to the last; its answer is for
+    `count_made`."""
+    return _RUNS_BETWEEN.find_all(
+        schedule_id=schedule_id,
+        first_key=fire_key(schedule_id, first),
+        last_key=fire_key(schedule_id, until),
     )
+
+
+def count_made(record: ScheduleRecord, rows: Sequence[Row]) -> int:
+    """How many of the schedule's fires have a run; runs that were made by hand do not count."""
     return sum(is_fire(record, decode_time(row[0])) for row in rows)
 
 
 # --- keeping schedules ----------------------------------------------------------------------------
 
 
+@work
 def create_schedule(
-    connection: Connection,
     schedule_id: str,
     run: NewRun,
     spec: ScheduleSpec,
@@ -226,7 +235,7 @@ def create_schedule(
     declared: str | None = None,
     note: str | None = None,
     now: datetime | None = None,
-) -> ScheduleRecord | None:
+) -> Steps[ScheduleRecord | None]:
     """Make a schedule, or make one anew that was deleted; None when there is one with this id.
 
     Args:
@@ -235,12 +244,10 @@ def create_schedule(
         declared: A hash of what a decorator says, for the next one who declares it.
         now: Instead of the database's clock, for a test that owns the time.
     """
-    for statement in saving_code(code):
-        statement.on(connection)
-    at = now or database_now(connection)
+    *_, row = yield ask(*saving_code(code), finding_now())
+    at = now or decode_time(row[0])
     first = spec.next_after(at, at)
-    row = _INSERT.row(
-        connection,
+    insert = _INSERT.find(
         schedule_id=schedule_id,
         workflow_name=run.workflow_name,
         spec=_spec_text(spec),
@@ -254,6 +261,7 @@ def create_schedule(
         next_fire_at=first,
         look_at=None if first is None else spec.jittered(schedule_id, first),
     )
+    row, position = yield ask(insert, finding_next_position(schedule_id))
     if row is None:
         return None
     said = {
@@ -261,54 +269,68 @@ def create_schedule(
         "spec": spec.to_dict(),
         "overlap_policy": overlap_policy.value,
     }
-    note_events(connection, schedule_id, at, [("schedule.created", said)])
+    yield last(*noting_events(schedule_id, position, at, [("schedule.created", said)]))
     return schedule_record(row)
 
 
-def get_schedule(connection: Connection, schedule_id: str) -> ScheduleRecord | None:
+@work
+def get_schedule(schedule_id: str) -> Steps[ScheduleRecord | None]:
     """The schedule, or None; a deleted one is there until it is made anew."""
-    row = _GET.row(connection, schedule_id=schedule_id)
+    (row,) = yield last(finding_schedule(schedule_id))
     return None if row is None else schedule_record(row)
 
 
-def locked_schedule(connection: Connection, schedule_id: str) -> ScheduleRecord | None:
+def finding_schedule(schedule_id: str) -> Bound:
+    """What finds the row of `get_schedule`, for `schedule_record`."""
+    return _GET.find(schedule_id=schedule_id)
+
+
+@work
+def locked_schedule(schedule_id: str) -> Steps[ScheduleRecord | None]:
     """The schedule, which nobody else changes until this transaction ends; None if it was deleted."""
-    row = _LOCKED.row(connection, schedule_id=schedule_id)
+    (row,) = yield ask(_LOCKED.find(schedule_id=schedule_id))
     return None if row is None else schedule_record(row)
 
 
+@work
 def list_schedules(
-    connection: Connection,
     status: ScheduleStatus | None = None,
     workflow: str | None = None,
     limit: int = 100,
     after: str = "",
-) -> list[ScheduleRecord]:
+) -> Steps[list[ScheduleRecord]]:
     """Schedules by their ids, from the one behind `after` on; without a status, all but deleted ones."""
-    rows = _LIST.rows(
-        connection,
+    found = _LIST.find_all(
         status=None if status is None else status.value,
         workflow=workflow,
         limit=limit,
         after=after,
     )
+    (rows,) = yield last(found)
     return [schedule_record(row) for row in rows]
 
 
-def running_runs(connection: Connection, schedule_id: str) -> list[str]:
+@work
+def running_runs(schedule_id: str) -> Steps[list[str]]:
     """The runs of a schedule that have not ended, oldest first."""
-    return [row[0] for row in _RUNNING.rows(connection, schedule_id=schedule_id)]
+    (rows,) = yield last(finding_running(schedule_id))
+    return [row[0] for row in rows]
 
 
+def finding_running(schedule_id: str) -> Bound:
+    """What finds the ids of the runs of a schedule that have not ended, oldest first, one a row."""
+    return _RUNNING.find_all(schedule_id=schedule_id)
+
+
+@work
 def change_schedule(
-    connection: Connection,
     record: ScheduleRecord,
     type_: str,
     *,
     code: Code | None = None,
     counts_anew: bool = True,
     now: datetime | None = None,
-) -> ScheduleRecord | None:
+) -> Steps[ScheduleRecord | None]:
     """Write a schedule that was read and changed; None when somebody else has changed it meanwhile.
 
     Args:
@@ -318,20 +340,18 @@ def change_schedule(
             say, is not made up then. A fire that was due before, and still waited for its jitter or for
             somebody to look, is counted as skipped.
     """
-    for statement in saving_code(code):
-        statement.on(connection)
-    at = now or database_now(connection)
+    *_, row = yield ask(*saving_code(code), finding_now())
+    at = now or decode_time(row[0])
     following, look_at = record.next_fire_at, record.look_at
     overtaken, events = 0, list[tuple[str, dict[str, Any]]]()
     if counts_anew:
-        before = locked_schedule(connection, record.schedule_id)
+        before = yield from locked_schedule(record.schedule_id)
         if before is None or before.version != record.version:
             return None
-        overtaken, events = _overtaken(connection, before, at)
+        overtaken, events = yield from _overtaken(before, at)
         following = record.spec.next_after(at, record.anchor_at)
         look_at = None if following is None else record.spec.jittered(record.schedule_id, following)
-    row = _UPDATE.row(
-        connection,
+    update = _UPDATE.find(
         schedule_id=record.schedule_id,
         version=record.version,
         workflow_name=record.workflow_name,
@@ -349,25 +369,28 @@ def change_schedule(
         overtaken=overtaken,
         now=at,
     )
+    row, position = yield ask(update, finding_next_position(record.schedule_id))
     if row is None:
         return None
     said: dict[str, Any] = {} if record.note is None else {"note": record.note}
     if type_ == "schedule.updated":
         said |= {"spec": record.spec.to_dict(), "overlap_policy": record.overlap_policy.value}
-    note_events(connection, record.schedule_id, at, [*events, (type_, said)])
+    yield last(*noting_events(record.schedule_id, position, at, [*events, (type_, said)]))
     return schedule_record(row)
 
 
-def _overtaken(
-    connection: Connection, record: ScheduleRecord, at: datetime
-) -> tuple[int, list[tuple[str, dict[str, Any]]]]:
+@work
+def _overtaken(record: ScheduleRecord, at: datetime) -> Steps[tuple[int, list[tuple[str, dict[str, Any]]]]]:
     """How many fires of the schedule, as it was, have come and are not decided; and the event of that."""
     first = record.next_fire_at
     if record.status is not ScheduleStatus.ACTIVE or first is None or first > at:
         return 0, []
     fires = record.spec.between(first, at + _MICROSECOND, record.anchor_at)
     found = list(islice(fires, MOST_OVERTAKEN))
-    count = len(found) - (count_made(connection, record, found[0], found[-1]) if found else 0)
+    if not found:
+        return 0, []
+    (made,) = yield ask(finding_made(record.schedule_id, found[0], found[-1]))
+    count = len(found) - count_made(record, made)
     if count <= 0:
         return 0, []
     told = {
@@ -379,66 +402,75 @@ def _overtaken(
     return count, [("schedule.skipped", told)]
 
 
-def delete_schedule(connection: Connection, schedule_id: str, *, now: datetime | None = None) -> bool:
+@work
+def delete_schedule(schedule_id: str, *, now: datetime | None = None) -> Steps[bool]:
     """Whether there was such a schedule; it fires no more. Its runs go on."""
-    at = now or database_now(connection)
-    if _DELETE.row(connection, schedule_id=schedule_id, now=at) is None:
+    at = now or (yield from database_now())
+    row, position = yield ask(
+        _DELETE.find(schedule_id=schedule_id, now=at), finding_next_position(schedule_id)
+    )
+    if row is None:
         return False
-    note_events(connection, schedule_id, at, [("schedule.deleted", {})])
+    yield last(*noting_events(schedule_id, position, at, [("schedule.deleted", {})]))
     return True
 
 
-def schedule_events(
-    connection: Connection, schedule_id: str, limit: int = KEPT_EVENTS
-) -> list[ScheduleEvent]:
+@work
+def schedule_events(schedule_id: str, limit: int = KEPT_EVENTS) -> Steps[list[ScheduleEvent]]:
     """The latest events of a schedule, oldest first."""
-    rows = _EVENTS.rows(connection, schedule_id=schedule_id, limit=limit)
+    (rows,) = yield last(_EVENTS.find_all(schedule_id=schedule_id, limit=limit))
     return [
         ScheduleEvent(id_, position, decode_time(timestamp), type_, data)
         for id_, position, timestamp, type_, data in reversed(rows)
     ]
 
 
-def has_event_at(connection: Connection, schedule_id: str, at: datetime) -> bool:
-    """Whether something has happened to a schedule at this very instant."""
-    return _HAS_EVENT_AT.row(connection, schedule_id=schedule_id, at=at) is not None
+def finding_event_at(schedule_id: str, at: datetime) -> Bound:
+    """What finds a row if something has happened to a schedule at this very instant."""
+    return _HAS_EVENT_AT.find(schedule_id=schedule_id, at=at)
 
 
-def events_of(connection: Connection, schedule_id: str, call: str) -> list[tuple[str, dict[str, Any]]]:
+@work
+def events_of(schedule_id: str, call: str) -> Steps[list[tuple[str, dict[str, Any]]]]:
     """Type and data of what a call has done to a schedule, by the `call` in the data (a hexadecimal name)."""
-    rows = _EVENTS_OF.rows(connection, schedule_id=schedule_id, said=f'%"call":"{call}"%')
+    (rows,) = yield last(_EVENTS_OF.find_all(schedule_id=schedule_id, said=f'%"call":"{call}"%'))
     return [(type_, msgspec.json.decode(data)) for type_, data in rows]
 
 
+@work
 def note_once(
-    connection: Connection,
-    schedule_id: str,
-    type_: str,
-    data: dict[str, Any],
-    call: str,
-    *,
-    now: datetime | None = None,
-) -> bool:
-    """Tell of something in a schedule's events, once for a call; False when there is no such schedule."""
-    if locked_schedule(connection, schedule_id) is None:
+    schedule_id: str, type_: str, data: dict[str, Any], call: str, *, now: datetime | None = None
+) -> Steps[bool]:
+    """Add an event to a schedule, once for a call; False when there is no such schedule."""
+    if (yield from locked_schedule(schedule_id)) is None:
         return False
-    if type_ not in [type_ for type_, _ in events_of(connection, schedule_id, call)]:
-        at = now or database_now(connection)
-        note_events(connection, schedule_id, at, [(type_, data | {"call": call})])
+    if type_ in [noted for noted, _ in (yield from events_of(schedule_id, call))]:
+        return True
+    row, position = yield ask(finding_now(), finding_next_position(schedule_id))
+    at = now or decode_time(row[0])
+    yield last(*noting_events(schedule_id, position, at, [(type_, data | {"call": call})]))
     return True
 
 
-def note_events(
-    connection: Connection, schedule_id: str, at: datetime, events: Sequence[tuple[str, dict[str, Any]]]
-) -> None:
-    """Tell in a schedule's events what has happened to it: `(type, data)` each, data in JSON's types.
+def finding_next_position(schedule_id: str) -> Bound:
+    """What finds the position of a schedule's next event, for `noting_events`.
 
-    The caller holds the schedule's row, by having changed or locked it: positions are counted on.
+    The caller holds the schedule's row, by having changed or locked it: nobody else counts on from there.
+    """
+    return _NEXT_POSITION.find(schedule_id=schedule_id)
+
+
+def noting_events(
+    schedule_id: str, next_position: Row, at: datetime, events: Sequence[tuple[str, dict[str, Any]]]
+) -> list[Bound]:
+    """What adds to a schedule's events what has happened to it: `(type, data)` each, data in JSON's types.
+
+    Args:
+        next_position: The answer to `finding_next_position`, of the same transaction.
     """
     if not events:
-        return
-    first = _NEXT_POSITION.row(connection, schedule_id=schedule_id)
-    position = 0 if first is None else int(first[0])
+        return []
+    position = int(next_position[0])
     rows = [
         {
             "schedule_id": schedule_id,
@@ -449,9 +481,11 @@ def note_events(
         }
         for number, (type_, data) in enumerate(events)
     ]
-    _INSERT_EVENT.change_each(rows).on(connection)
-    if (position + len(rows)) // 100 > position // 100:
-        _TRIM_EVENTS.execute(connection, schedule_id=schedule_id, position=position + len(rows) - KEPT_EVENTS)
+    statements = [_INSERT_EVENT.change_each(rows)]
+    following = position + len(rows)
+    if following // 100 > position // 100:
+        statements.append(_TRIM_EVENTS.change(schedule_id=schedule_id, position=following - KEPT_EVENTS))
+    return statements
 
 
 def counting_end(schedule_id: str, run_id: str, status: RunStatus) -> Bound:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from datetime import datetime
 
 import msgspec
-from sqlalchemy.engine import Connection
 
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage.dialects import decode_time
 from pyworkflow_ray.storage.placements import GRACE
 from pyworkflow_ray.storage.schema import IS_LIVE
 from pyworkflow_ray.storage.statements import Statement
+from pyworkflow_ray.storage.works import Steps, last, work
 
 _DUE_COLUMNS = "run_id, coordinator, environment, wake_at"
 _IS_WAITING = "wake_at IS NOT NULL AND status IN ('suspended', 'pending') AND lease_expires_at IS NULL"
@@ -74,19 +74,19 @@ class Orphan(msgspec.Struct, frozen=True):
     reason: str
 
 
-def due(
-    connection: Connection, horizon_seconds: float = 0.0, limit: int = 1000, *, now: datetime | None = None
-) -> list[Due]:
+@work
+def due(horizon_seconds: float = 0.0, limit: int = 1000, *, now: datetime | None = None) -> Steps[list[Due]]:
     """The suspended runs (and those to be started later) whose time comes within the horizon, earliest first.
 
     Args:
         now: Instead of the database's clock, for a test that owns the time.
     """
     if now is None:
-        rows = _DUE.rows(connection, horizon=horizon_seconds, limit=limit)
+        found = _DUE.find_all(horizon=horizon_seconds, limit=limit)
     else:
         until = datetime.fromtimestamp(now.timestamp() + horizon_seconds, now.tzinfo)
-        rows = _DUE_AT.rows(connection, now=now, until=until, limit=limit)
+        found = _DUE_AT.find_all(now=now, until=until, limit=limit)
+    (rows,) = yield last(found)
     return [
         Due(
             run_id,
@@ -99,18 +99,21 @@ def due(
     ]
 
 
-def orphans(connection: Connection, limit: int = 1000, *, grace: float = GRACE) -> list[Orphan]:
+@work
+def orphans(limit: int = 1000, *, grace: float = GRACE) -> Steps[list[Orphan]]:
     """Live runs whose lease has run out or that were never picked up, and sleeping ones with an unread inbox.
 
     Sleeping are suspended runs, and those that start later. Of what comes for a run that was set aside
     (interrupted), a request to cancel counts alone.
     """
     found: dict[str, Orphan] = {}
-    for reason, rows in (
-        ("lease_expired", _EXPIRED.rows(connection, limit=limit)),
-        ("never_picked_up", _NEVER_PICKED_UP.rows(connection, limit=limit, grace=grace)),
-        ("unread_inbox", _UNREAD.rows(connection, limit=limit)),
-    ):
+    answers = yield last(
+        _EXPIRED.find_all(limit=limit),
+        _NEVER_PICKED_UP.find_all(limit=limit, grace=grace),
+        _UNREAD.find_all(limit=limit),
+    )
+    reasons = ("lease_expired", "never_picked_up", "unread_inbox")
+    for reason, rows in zip(reasons, answers, strict=True):
         for run_id, status, coordinator, environment, owner in rows:
             found.setdefault(
                 run_id, Orphan(run_id, RunStatus(status), coordinator, environment, owner, reason)

@@ -1,11 +1,11 @@
-"""The codec: values of the user's as JSON text that keeps value and type, and back.
+"""The codec: the user's values as JSON text that keeps value and type, and back.
 
-`decode(encode(x)) == x`, with the same types all the way down. Plain JSON values are written as they are,
-so that a person can read them in SQL; `value_tags` has the forms of everything else.
+`decode(encode(x)) == x`, with the same types at every depth. Plain JSON values are written as they are, so
+that a person can read them in SQL. `values/tags.py` has the forms of everything else.
 
-What stands in a row may be one of two wrappings instead of a value: a *blob reference* where the value
-itself is in the `blobs` table, and a *sealed* value, which went through the user's payload codec.
-Both are objects whose first key is ``$``; a dict of the user's never is, so the two cannot be confused.
+A row may hold one of two wrappings instead of a value: a *blob reference*, if the value itself is in the
+`blobs` table, or a *sealed* value, which the user's payload codec has encoded. Both are objects whose first
+key is ``$``. A dict of the user's is never written so, and cannot be taken for one of them.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def encode(value: Any, *, path: str = "$") -> bytes:
 
     Args:
         value: Anything that is plain data, or that can be pickled.
-        path: What an error calls the value itself; places inside it are told from there.
+        path: The value's name in errors. The path of a place inside the value begins with it.
 
     Raises:
         SerializationError: The value, or something in it, cannot be stored.
@@ -68,7 +68,7 @@ def encode(value: Any, *, path: str = "$") -> bytes:
         if is_plain(value):
             return _write(value)
     except (UnicodeEncodeError, RecursionError):
-        pass  # text that UTF-8 cannot hold, or little stack left: the long way tells which
+        pass  # text that UTF-8 cannot hold, or little stack left: the code below finds out which
     try:
         return _write(_tagged(value))
     except UnstorableError as error:
@@ -88,8 +88,8 @@ def _tagged(value: Any) -> Any:
         return tagged(value, None)
     except TooDeepError:
         pass
-    # Deeper than MAX_DEPTH, or without end because it contains itself. A pickle can hold the second and
-    # some of the first.
+    # The value is nested deeper than MAX_DEPTH, or contains itself. A pickle can hold the latter, and some of
+    # the former.
     try:
         return pickled(value, None)
     except UnstorableError as error:
@@ -101,8 +101,8 @@ def decode(data: Data) -> Any:
     """The value that `encode` was given.
 
     Raises:
-        SerializationError: The text is damaged, a class is not there any more, or the value is still
-            wrapped (a blob reference, or sealed).
+        SerializationError: The text is damaged, a class no longer exists, or the value is still wrapped (a
+            blob reference, or sealed).
     """
     text = _bytes_of(data)
     plain = _parsed(text)
@@ -122,24 +122,24 @@ def _bytes_of(data: Data) -> bytes:
     try:
         return data.encode() if isinstance(data, str) else bytes(data)
     except UnicodeEncodeError as error:
-        raise SerializationError(f"Cannot read a stored value: it is no UTF-8 text: {error}.") from error
+        raise SerializationError(f"Cannot read a stored value: it is not UTF-8 text: {error}.") from error
 
 
 def _parsed(text: bytes) -> Any:
     try:
         return _read(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise SerializationError(f"Cannot read a stored value: it is no JSON text: {error}.") from error
+        raise SerializationError(f"Cannot read a stored value: it is not JSON text: {error}.") from error
 
 
 # --- looking, without running anything ----------------------------------------------------------------
 
 
 def describe(data: Data) -> Any:
-    """What a stored value looks like, as plain JSON, for tools that only look.
+    """A stored value as plain JSON, for tools that only look.
 
-    Never unpickles and never imports: a pickled value shows its type and repr, an instance its class and
-    fields. Text that cannot be read is described as such.
+    It never unpickles and never imports. A pickled value shows its type and repr, and an instance its class
+    and fields. Text that cannot be read is described as unreadable.
     """
     try:
         return view(_parsed(_bytes_of(data)))
@@ -172,7 +172,7 @@ def blob_reference(data: Data) -> str | None:
 
 
 def make_blob_reference(data: bytes) -> tuple[str, bytes]:
-    """The hash that names `data` among the blobs, and the reference to store in its stead."""
+    """The hash of `data`, which is its key among the blobs, and the reference to store instead of it."""
     digest = hashlib.sha256(data).hexdigest()
     return digest, b'{"$":"blob","hash":"%s","size":%d}' % (digest.encode(), len(data))
 
@@ -181,21 +181,21 @@ def make_blob_reference(data: bytes) -> tuple[str, bytes]:
 
 
 def seal(data: bytes, codec: PayloadCodec) -> bytes:
-    """`data` as the codec writes it, wrapped so that every reader sees it is sealed."""
+    """`data` encoded by the codec, and wrapped so that every reader sees that it is sealed."""
     return _SEALED_PREFIX + base64.b64encode(_coded(codec, "encode", data)) + b'"}'
 
 
 def unseal(data: Data, codec: PayloadCodec | None) -> bytes:
-    """The bytes that `seal` was given; data that is not sealed, from before there was a codec, as it is.
+    """The bytes that `seal` was given. Data from before there was a codec is not sealed, and stays as it is.
 
     Raises:
-        SerializationError: There is no codec, or it cannot read the data (another key, mostly).
+        SerializationError: There is no codec, or it cannot read the data (usually: it has another key).
     """
     text = _bytes_of(data)
     if not text.startswith(_SEALED_PREFIX):
         return text
     if codec is None:
-        untagged({"$": "sealed"})  # raises, and says what to do
+        untagged({"$": "sealed"})  # raises an error that names the cure
     try:
         inner = base64.b64decode(_taken_from_seal(text), validate=True)
     except ValueError as error:
@@ -227,11 +227,11 @@ def _coded(codec: PayloadCodec, verb: str, data: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """The codec as a deployment has configured it: with its payload codec, and with its size limit.
+    """The codec of one deployment, with its payload codec and its size limit.
 
     Args:
-        payload_codec: What seals each stored value, if anything does.
-        limit: The most bytes that one stored value may have, as it is stored.
+        payload_codec: Seals each stored value. None stores values unsealed.
+        limit: How many bytes one stored value may have. None means no limit.
     """
 
     payload_codec: PayloadCodec | None = None
@@ -242,7 +242,7 @@ class Values:
 
         Args:
             value: Anything that is plain data, or that can be pickled.
-            what: What errors call it, such as "the result of step 'charge'".
+            what: The value's name in errors, such as "the result of step 'charge'".
 
         Raises:
             SerializationError: The value, or something in it, cannot be stored.
@@ -262,5 +262,5 @@ class Values:
         return data
 
     def decode(self, data: Data) -> Any:
-        """The value that `encode` was given; raises as the function `decode` does."""
+        """The value that `encode` was given. It raises the errors of the function `decode`."""
         return decode(unseal(data, self.payload_codec))

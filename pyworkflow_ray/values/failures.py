@@ -1,7 +1,7 @@
-"""Errors as data: what a failure tells when its exception cannot travel, and the exception where it can.
+"""Errors as data: readable text, and the exception itself if it can be pickled.
 
-`capture` is called where something has already gone wrong, often with an exception of a kind nobody has
-seen before, so nothing that the exception does can make it raise.
+`capture` is called where something has already gone wrong, often with an unknown kind of exception. So
+nothing that the exception does can make `capture` raise.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ MAX_CAUSES = 5
 MAX_TEXT = 20_000
 MAX_PICKLE = 256 * 1024
 NOTE = "Traceback where it was raised:\n"
+"""The beginning of the note with a restored exception's own traceback."""
 GAVE_UP = " gave up after "
-"""In the note that tells of a step's attempts."""
-"""How the note begins that tells a restored exception's own traceback."""
+"""A part of the note about a step's attempts."""
 
 _PYTHON = ".".join(platform.python_version_tuple()[:2])
 _OURS = "pyworkflow_ray"
@@ -39,10 +39,10 @@ _T = TypeVar("_T")
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An error as it travels and is stored.
+    """An error as it is sent and stored.
 
-    `exception` is the pickled exception itself when it round-trips; `python` is the version that
-    pickled it, as "3.11".
+    `exception` is the pickled exception, if unpickling gives an equal one. `python` is the version that
+    pickled it, such as "3.11".
     """
 
     error: str
@@ -59,12 +59,12 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def capture(error: BaseException, *, skip_frames_of: tuple[str, ...] = ()) -> Failure:
-    """All that can be told of an exception, its causes included; never raises.
+    """The exception as data, its causes included. This never raises.
 
     Args:
         error: The exception, just caught.
-        skip_frames_of: Modules and packages, by name, whose frames at the top of the stack only say how
-            the user's code came to be called. This package's own are always left out.
+        skip_frames_of: Names of modules and packages whose frames at the top of the stack only show how the
+            user's code was called. They are left out, as this package's own frames always are.
     """
     return _captured(error, (_OURS, *skip_frames_of), MAX_CAUSES)
 
@@ -76,7 +76,7 @@ def _captured(error: BaseException, skipped: tuple[str, ...], causes: int) -> Fa
         error=_text_of(error),
         error_type=_storable(error_type_name(type(error))),
         traceback=_or("", lambda: _traceback_of(error, skipped)),
-        # A run that is being cancelled would not thank anyone for another attempt.
+        # A run that is being cancelled wants no other attempt.
         is_retryable=not isinstance(error, (FatalError, CancellationError)),
         retry_after=_or(None, lambda: _retry_after(error)),
         exception=exception,
@@ -91,10 +91,10 @@ def _cause_of(error: BaseException) -> BaseException | None:
     return error.__context__
 
 
-def _or(default: _T, told: Callable[[], _T]) -> _T:
-    """What `told` tells, or the default: an exception's own methods may raise anything."""
+def _or(default: _T, function: Callable[[], _T]) -> _T:
+    """What the function returns; the default if it raises. An exception's own methods may raise anything."""
     try:
-        return told()
+        return function()
     except Exception:
         return default
 
@@ -122,7 +122,7 @@ def _traceback_of(error: BaseException, skipped: tuple[str, ...]) -> str:
         type(error), error, _from_user_code(error.__traceback__, skipped), chain=False
     )
     text = _storable("".join(lines))
-    # The end names the error; what led there is the part that can go.
+    # The end names the error. The frames before it can be cut.
     return text if len(text) <= MAX_TEXT else "..." + text[3 - MAX_TEXT :]
 
 
@@ -130,7 +130,7 @@ def _from_user_code(top: TracebackType | None, skipped: tuple[str, ...]) -> Trac
     here = top
     while here is not None and _is_of(here.tb_frame.f_globals.get("__name__"), skipped):
         here = here.tb_next
-    return here or top  # an error of this package's own keeps its frames
+    return here or top  # an error that this package itself raised keeps its frames
 
 
 def _is_of(module_name: Any, packages: tuple[str, ...]) -> bool:
@@ -149,7 +149,7 @@ def _retry_after(error: BaseException) -> float | None:
 
 
 def _pickled(error: BaseException) -> bytes | None:
-    """The exception's pickle, if it comes back as what it was; traceback and causes are not in it."""
+    """The exception's pickle, if unpickling gives an equal exception. It holds no traceback and no causes."""
     plain = _or(None, lambda: _round_trip(error, error))
     return plain if plain is not None else _or(None, lambda: _round_trip(_ByState(error), error))
 
@@ -160,10 +160,10 @@ def _round_trip(form: Any, error: BaseException) -> bytes | None:
 
 
 class _ByState:
-    """Stands for an exception in a pickle that calls no `__init__`.
+    """An exception in the form of a pickle that calls no `__init__`.
 
-    Exceptions are pickled as a call with their `args`, which fails, or doubles the message, for each
-    class with ``super().__init__(f"...")`` in an `__init__` of its own: so for most.
+    Python pickles an exception as a call of its class with its `args`. That fails, or doubles the message,
+    for each class whose own `__init__` calls ``super().__init__(f"...")``, and most do.
     """
 
     def __init__(self, error: BaseException) -> None:
@@ -172,7 +172,7 @@ class _ByState:
     def __reduce__(self) -> tuple[Any, ...]:
         error = self.error
         if not _is_pickled_as_usual(type(error)):
-            raise TypeError(f"{type(error).__qualname__} says itself how to pickle it.")
+            raise TypeError(f"{type(error).__qualname__} defines how it is pickled.")
         args = error.args
         if isinstance(error, BaseExceptionGroup):
             args = (error.message, [_form_of(part) for part in error.exceptions])
@@ -205,7 +205,7 @@ def _are_alike(one: Any, other: Any) -> bool:
         return one.__dict__.keys() == other.__dict__.keys() and _are_alike(one.args, other.args)
     if isinstance(one, (tuple, list)):
         return len(one) == len(other) and all(map(_are_alike, one, other))
-    # An object without an `__eq__` equals no copy of it, and NaN not even itself.
+    # An object without an `__eq__` equals no copy of it. NaN does not even equal itself.
     has_equality: bool = type(one).__eq__ is not object.__eq__  # type: ignore[comparison-overlap]
     return not has_equality or bool(one == other) or bool(one != one and other != other)  # noqa: PLR0124
 
@@ -216,11 +216,11 @@ def _are_alike(one: Any, other: Any) -> bool:
 def restore(
     failure: Failure, *, fallback: type[StepFailedError] | type[WorkflowFailedError]
 ) -> BaseException:
-    """The exception that `capture` saw, with its causes, and its traceback in a note.
+    """The exception that `capture` was given, with its causes, and with its traceback as a note.
 
     Args:
-        failure: What `capture` told.
-        fallback: What stands for an exception that cannot be rebuilt here, or must not be raised here.
+        failure: What `capture` returned.
+        fallback: The class to use if the exception cannot be rebuilt here, or must not be raised here.
     """
     error = _or(None, lambda: _unpickled(failure))
     if error is None:
@@ -239,13 +239,13 @@ def restore(
 
 def _unpickled(failure: Failure) -> BaseException | None:
     error = None if failure.exception is None else unpickle(failure.exception)
-    # SystemExit, KeyboardInterrupt or CancelledError would end whoever raises them here, a coordinator
-    # with all its runs; StopIteration cannot pass through a coroutine or a future.
+    # SystemExit, KeyboardInterrupt or CancelledError would end the process that raises them here, which may
+    # be a coordinator with all its runs. StopIteration cannot pass through a coroutine or a future.
     return error if isinstance(error, Exception) and not isinstance(error, StopIteration) else None
 
 
 def _note(error: BaseException, text: str) -> None:
-    # An exception that was restored, raised and captured again has notes already; the text of the later
+    # An exception that was restored, raised and captured again has notes already. The text of the later
     # traceback ends with them.
     notes = getattr(error, "__notes__", [])
     notes[:] = [note for note in notes if not _is_ours(str(note))]

@@ -1,8 +1,8 @@
 """Where a class or function lives, and whether every process of a cluster can import it.
 
-What can be imported everywhere travels as a reference, ``"module:qualname"``. What lives in `__main__`, a
-notebook, a local file, an editable install or a job's `working_dir` will not be there when a run resumes
-days later in another process, so it travels by value.
+What every process can import is stored as a reference, ``"module:qualname"``. Code in `__main__`, a notebook,
+a local file, an editable install or a job's `working_dir` will not be there when a run resumes days later
+in another process. So it is stored by value.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ def _installed_folders() -> tuple[str, ...]:
 
 
 _FOLDERS = _installed_folders()
-# A verdict holds as long as the module keeps its spec and file: a reload may move it.
+# A verdict is valid as long as the module keeps its spec and file: a reload may move it.
 _verdicts: dict[str, tuple[Any, Any, bool]] = {}
 
 
 def is_importable_everywhere(module_name: str) -> bool:
     """Whether any process of a cluster can import this module by name.
 
-    True for built-in modules, the standard library, installed packages, and this package itself, which
-    every worker has by definition, even from a source checkout.
+    True for built-in modules, the standard library, installed packages, and this package itself: every worker
+    has it, even from a source checkout.
     """
     if module_name in _NEVER:
         return False
@@ -64,7 +64,7 @@ def is_importable_everywhere(module_name: str) -> bool:
     module = sys.modules.get(module_name)
     if not _is_module(module):
         return _can_be_found(module_name)
-    # Straight from the dict: an attribute of a lazy module would load it.
+    # Read from the dict, because access to an attribute of a lazy module would load it.
     names = object.__getattribute__(module, "__dict__")
     spec, file = names.get("__spec__"), names.get("__file__")
     known = _verdicts.get(module_name)
@@ -76,18 +76,18 @@ def is_importable_everywhere(module_name: str) -> bool:
 
 
 def _is_module(thing: Any) -> bool:
-    # By its type: what extensions put among the modules may claim to be one, and have no `__dict__`.
+    # By its type: an extension may put an object among the modules that only claims to be a module.
     return issubclass(type(thing), ModuleType)
 
 
 def _can_be_found(module_name: str) -> bool:
     parent = module_name.rpartition(".")[0]
-    # `find_spec` imports the parents, and a local parent makes the answer no anyway.
+    # `find_spec` imports the parents. With a local parent the answer is no anyway.
     if parent and not is_importable_everywhere(parent):
         return False
     try:
         spec = importlib.util.find_spec(module_name)
-    except Exception:  # whatever a finder or a parent's import raises, the module is not there
+    except Exception:  # whatever a finder or the import of a parent raises, the module is not there
         return False
     return spec is not None and _is_installed(module_name, spec, None)
 
@@ -121,7 +121,7 @@ def reference_of(obj: Any) -> str | None:
     if type(module_name) is not str or type(qualname) is not str:
         return None
     found: Any = sys.modules.get(module_name)
-    # A class that arrived by value names a module that is not here; looking for it on disk would be slow.
+    # A class that arrived by value names a module that is not here. A search on disk would be slow.
     if found is None or not is_importable_everywhere(module_name):
         return None
     for part in qualname.split("."):
@@ -133,10 +133,10 @@ def reference_of(obj: Any) -> str | None:
 
 
 def load_reference(ref: str) -> Any:
-    """What a reference made by `reference_of` names, its module imported.
+    """The class or function that a reference of `reference_of` names. Its module is imported.
 
     Raises:
-        SerializationError: The text is no reference, or nothing is there.
+        SerializationError: The text is no reference, or there is nothing of this name.
     """
     module_name, _, qualname = ref.partition(":")
     names = [*module_name.split("."), *qualname.split(".")]
@@ -163,16 +163,16 @@ def load_reference(ref: str) -> Any:
 
 
 def pickle_by_value(obj: Any) -> bytes:
-    """A pickle that carries along the code of every local module it needs.
+    """A pickle that holds the code of every local module it needs.
 
     Raises:
-        Exception: Whatever the object raises when pickled; `TypeError` and `PicklingError` mostly.
+        Exception: Whatever the object raises when it is pickled, usually `TypeError` or `PicklingError`.
     """
     for _ in range(_TRIES - 1):
         try:
             return _pickled(obj)
         except RuntimeError as error:
-            # Another thread imports or defines something while this one walks over what it changes.
+            # Another thread imports or defines something while this one iterates over it.
             if "changed size during iteration" not in str(error):
                 raise
     return _pickled(obj)
@@ -192,9 +192,12 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     def reducer_override(self, obj: Any) -> Any:
         if type(obj) is CodeType:
-            return _made_code, (self.dispatch_table[CodeType](obj)[1], *self._place_of(obj))
-        # By value, a module's logger would take its sinks along: one more copy of them in each process, or
-        # an open file that cannot travel. It is to be the logger of wherever the code runs.
+            file, *text = self._place_of(obj)
+            # Some versions of cloudpickle write the file too, and others a name that stands for none.
+            _, parts = self.dispatch_table[CodeType](obj.replace(co_filename=file))
+            return _made_code, (parts, file, *text)
+        # By value, a module's logger would take its sinks with it: one more copy of them in each process, or
+        # an open file that cannot be pickled. So it becomes the logger of the process where the code runs.
         if type(obj) is type(logger) and obj._core is logger._core:  # type: ignore[attr-defined]
             return _own_logger, (obj._options,)  # type: ignore[attr-defined]
         return super().reducer_override(obj)
@@ -287,7 +290,7 @@ _MOVED = {
         "engine.logs": "authoring.logs",
     }.items()
 }
-"""Where modules of this package are that had other names when code and values were stored."""
+"""The present names of modules of this package that had others when code and values were stored."""
 
 
 class _Unpickler(pickle.Unpickler):
@@ -318,8 +321,8 @@ _registered: list[ModuleType] = []
 
 @contextmanager
 def _local_modules_by_value() -> Iterator[None]:
-    # The lock is not held while pickling: that runs code of the user's, which may wait for another
-    # thread that pickles. The last one out takes back what the others registered.
+    # The lock is not held while pickling, because that runs code of the user, which may wait for another
+    # thread that pickles. The last thread to leave unregisters what the others have registered.
     with _lock:
         _register_local_modules()
     try:
@@ -333,7 +336,7 @@ def _register_local_modules() -> None:
     global _pickling
     known = cloudpickle.list_registry_pickle_by_value()
     for module in _local_modules():
-        # What the user has registered is theirs to take back.
+        # What the user has registered stays registered.
         if module.__name__ not in known and module.__name__ in sys.modules:
             cloudpickle.register_pickle_by_value(module)
             _registered.append(module)
@@ -357,17 +360,17 @@ _local: tuple[ModuleType, ...] = ()
 
 
 def _local_modules() -> tuple[ModuleType, ...]:
-    """Stand-ins for the loaded modules to register: local ones, the topmost of each package."""
+    """Stand-ins for the modules to register: the local ones that are loaded, the topmost of each package."""
     global _seen_modules, _local
     seen = tuple(sys.modules.values())
-    # The same modules in the same order need no second look; telling so costs microseconds.
+    # If the modules and their order are the same, the answer is too. This check takes microseconds.
     if len(seen) == len(_seen_modules) and all(map(operator.is_, seen, _seen_modules)):
         return _local
     found = {
         name for name, module in list(sys.modules.items()) if _is_module(module) and _is_local(name, module)
     }
-    # cloudpickle keeps the name only, and takes a package's modules along with it. Asking a lazy module
-    # for its name would load it, so it is not asked.
+    # cloudpickle keeps the name only, and takes all modules of a package with it. The name is not read from
+    # the module itself, because that would load a lazy one.
     _local = tuple(ModuleType(name) for name in sorted(found) if name.rpartition(".")[0] not in found)
     _seen_modules = seen
     return _local
@@ -378,8 +381,8 @@ def _is_local(name: str, module: ModuleType) -> bool:
         return False
     names = object.__getattribute__(module, "__dict__")
     if names.get("__file__") is None:
-        # A namespace package has no code; registering it would take its installed portions along. A
-        # module that an extension made without a file (`cython_runtime`) holds nothing that has a value
-        # form; one that ran Python code was given builtins.
+        # A namespace package has no code, and registering it would include its installed portions. A module
+        # that an extension made without a file (`cython_runtime`) holds nothing that can be pickled by value.
+        # A module that has run Python code has builtins.
         return "__path__" not in names and "__builtins__" in names
     return True

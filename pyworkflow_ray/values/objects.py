@@ -1,8 +1,8 @@
 """Taking instances of classes apart into named parts, and putting them together again.
 
-Only where nothing is lost: the class can be imported everywhere by the reference that is written, and the
-instance holds just what its kind of class declares. Whatever keeps other state, or says itself how it
-wants to be pickled, is left to the pickle.
+This is done only where nothing is lost: every process can import the class by the reference that is written,
+and the instance holds exactly what its kind of class declares. An instance that has other state, or defines
+how it is pickled, is pickled.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Parts(NamedTuple):
 
 
 def take_apart(value: Any) -> Parts | None:
-    """The parts of an instance, or None where parts would not be the whole of it."""
+    """The parts of an instance; None if something of it would be lost."""
     cls = type(value)
     kind = _kind_of(cls)
     if kind is None:
@@ -44,8 +44,8 @@ def put_together(tag: str, ref: Any, state: dict[str, Any]) -> Any:
     """The instance that `take_apart` was given.
 
     Raises:
-        SerializationError: The class is not there, or is not of the kind that the tag says.
-        Exception: The state does not fit; the class's own code may raise anything.
+        SerializationError: The class is not there, or is not of the tag's kind.
+        Exception: The state does not fit. The class's own code may raise anything.
     """
     if type(ref) is not str:
         raise ValueError("its 'class' is not text")
@@ -93,7 +93,7 @@ def _take_enum(value: Enum) -> dict[str, Any] | None:
     name = value._name_
     if type(value).__members__.get(name) is value:
         return {"name": name}
-    if isinstance(value, Flag) and type(value._value_) is int:  # a combination: the name is for the reader
+    if isinstance(value, Flag) and type(value._value_) is int:  # a combination: its name is for people
         return {"name": name, "value": value._value_}
     return None
 
@@ -122,9 +122,9 @@ def _slots_of(cls: type) -> set[str]:
 
 
 def _attributes_of(value: Any) -> dict[str, Any] | None:
-    """All that the instance holds, from its dict and its slots, read without running its code.
+    """All that the instance holds, in its dict and its slots, read without running its code.
 
-    None when two classes of its line have a slot of the same name: one hides the other.
+    None if two of its base classes have a slot of the same name, because one hides the other.
     """
     attributes: dict[str, Any] = {}
     for base in type(value).__mro__:
@@ -149,7 +149,7 @@ def _take_dataclass(value: Any) -> dict[str, Any] | None:
     if attributes is None:
         return None
     for field in fields:
-        # Such a field's default stands on the class until someone sets the field.
+        # The default of such a field is on the class until somebody sets the field.
         if not field.init and field.default is not dataclasses.MISSING:
             attributes.setdefault(field.name, field.default)
     if attributes.keys() != {field.name for field in fields}:
@@ -161,7 +161,7 @@ def _put_dataclass(cls: Any, state: dict[str, Any]) -> Any:
     stored = _names(state, "fields")
     values = {}
     for field in dataclasses.fields(cls):
-        # The class may have gained a field since; one with a default says itself what was meant.
+        # The class may have gained a field since then. If it has a default, that is what was meant.
         if field.name in stored:
             values[field.name] = stored.pop(field.name)
         elif field.default is not dataclasses.MISSING:
@@ -184,8 +184,8 @@ def _put_dataclass(cls: Any, state: dict[str, Any]) -> Any:
 def _take_model(value: BaseModel) -> dict[str, Any] | None:
     held = object.__getattribute__(value, "__dict__")
     extra, private = value.__pydantic_extra__, value.__pydantic_private__
-    # More than the fields is a cached property or the like; less is a model that skipped validation.
-    # Only a pickle keeps these.
+    # More than the fields is a cached property or the like. Less is a model that skipped validation. Only a
+    # pickle keeps these.
     if held.keys() != type(value).model_fields.keys() or _slots_of(type(value)) - _MODEL_SLOTS:
         return None
     state: dict[str, Any] = {"fields": dict(held), "set": sorted(value.__pydantic_fields_set__)}
@@ -211,7 +211,7 @@ def _put_model(cls: Any, state: dict[str, Any]) -> Any:
     if unknown:
         raise _changed(cls, f"the class has no {', '.join(map(repr, sorted(unknown)))}")
     for name, field in cls.model_fields.items():
-        if name not in fields:  # gained since, as for dataclasses
+        if name not in fields:  # the class has gained it since then, as for dataclasses
             if field.is_required():
                 raise _changed(cls, f"the stored value has no {name!r}")
             fields[name] = field.get_default(call_default_factory=True, validated_data=fields)
@@ -229,7 +229,7 @@ def _put_model(cls: Any, state: dict[str, Any]) -> Any:
 def _take_struct(value: Any) -> dict[str, Any] | None:
     try:
         fields = {name: getattr(value, name) for name in type(value).__struct_fields__}
-    except AttributeError:  # a field was deleted; the constructor could not make it so again
+    except AttributeError:  # a field was deleted, which the constructor could not repeat
         return None
     state: dict[str, Any] = {"fields": fields}
     attributes = getattr(value, "__dict__", None)

@@ -23,7 +23,7 @@ def _adapter(schema: Any) -> TypeAdapter[Any]:
 
 
 def schema_text(schema: Any) -> str | None:
-    """The JSON schema of such a type, by which a tool asks for a payload; None where there is none."""
+    """The JSON schema of a type, by which a tool asks for a payload; None if the type has none."""
     if schema is None:
         return None
     try:
@@ -38,7 +38,7 @@ def validated(schema: Any, payload: Any, name: str) -> Any:
     """The payload as a value of the type.
 
     Raises:
-        HookValidationError: It does not fit; the error names the field and what was expected.
+        HookValidationError: It does not fit. The error names the field and what was expected.
     """
     try:
         return _adapter(schema).validate_python(payload)
@@ -51,5 +51,5 @@ def validated(schema: Any, payload: Any, name: str) -> Any:
 
 
 def plain(payload: Any) -> Any:
-    """The payload as whoever validates it again can read it without knowing its class."""
+    """The payload in a form that can be validated again without its class."""
     return payload.model_dump(mode="json") if isinstance(payload, BaseModel) else payload

@@ -1,12 +1,12 @@
 """Values as JSON that keeps their types: what JSON has no form for becomes an object with the key ``$``.
 
-`tagged` gives the plain form (dicts, lists, text, numbers) of any value, and `untagged` the value of a
-plain form. A tag says what the other keys of its object mean; the tags and their keys are a storage
-format, and rows written today must be read by every later version. So a tag is never given a second
-meaning: a new form gets a new tag.
+`tagged` returns the plain form (dicts, lists, text, numbers) of any value, and `untagged` the value of a
+plain form. A tag defines the meaning of the other keys of its object. The tags and their keys are a storage
+format: every later version must read the rows of today. So a tag never gets a second meaning. A new form gets
+a new tag.
 
-Only exact types are tagged. An instance of a subclass (`OrderedDict`, an int with a unit, a str enum) is
-not its base, and comes back from a pickle if `value_objects` has no parts for it.
+Only exact types are tagged. An instance of a subclass (`OrderedDict`, an int with a unit, a str enum) is not
+its base. It is pickled if `values/objects.py` cannot take it apart.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ PYTHON = ".".join(platform.python_version_tuple()[:2])
 _MIN_INT, _MAX_INT = -(2**63), 2**64 - 1
 _REPR_LENGTH = 200
 
-# A place inside a value: the place of its container, and what leads from there to it. Only an error
-# makes text of it.
+# A place inside a value: the place of its container, and the step from there. Only an error makes text of
+# it.
 Place = tuple[Any, str]
 Plain = Any
 
 
 class TooDeepError(Exception):
-    """A value is nested deeper than `MAX_DEPTH`, or contains itself; only a pickle may hold it."""
+    """A value is nested deeper than `MAX_DEPTH`, or contains itself. Only a pickle may hold it."""
 
 
 class UnstorableError(Exception):
-    """A value has no stored form; tells its place and type."""
+    """A value has no stored form. The error has its place and type."""
 
     def __init__(self, place: str, type_name: str, reason: str) -> None:
         super().__init__(place, type_name, reason)
@@ -56,7 +56,7 @@ _ATOMS = frozenset({str, bool, type(None)})
 
 
 def is_plain(value: Any, depth: int = MAX_DEPTH) -> bool:  # flat because every value passes
-    """Whether JSON holds this value as it is, type and all; text is taken to be well-formed."""
+    """Whether JSON holds this value with its type. Text is assumed to be well-formed."""
     kind = type(value)
     if kind in _ATOMS:
         return True
@@ -103,7 +103,7 @@ def tagged(value: Any, place: Place | None, depth: int = MAX_DEPTH) -> Plain:
         return pickled(value, place)
     form: dict[str, Plain] = {TAG: parts.tag, "class": parts.ref}
     for name, state in parts.state.items():
-        # The parts are ours; to the user a field stands right below the instance.
+        # The parts are ours. To the user, a field is right below the instance.
         form[name] = tagged(state, place, depth - 1)
     return form
 
@@ -184,7 +184,7 @@ def _tagged_tuple(value: tuple[Any, ...], place: Place | None, depth: int) -> Pl
 
 
 def _tagged_set(value: set[Any] | frozenset[Any], place: Place | None, depth: int) -> Plain:
-    # Equal sets give equal text, whatever order they iterate in.
+    # Equal sets give equal text, in whatever order they iterate.
     kinds = {type(item) for item in value}
     if kinds <= {int} or kinds <= {str}:
         items = _tagged_items(sorted(value), place, depth)
@@ -208,7 +208,7 @@ _CONTAINERS: dict[type, Callable[[Any, Place | None, int], Plain]] = {
 def _tagged_int(value: int) -> Plain:
     if _MIN_INT <= value <= _MAX_INT:
         return value
-    # Python refuses to write thousands of decimal digits; hexadecimal ones have no limit.
+    # Python refuses to write thousands of decimal digits. Hexadecimal digits have no limit.
     return {TAG: "int", "value": str(value) if value.bit_length() < 2000 else hex(value)}
 
 
@@ -221,7 +221,7 @@ def _tagged_str(value: str) -> Plain:
 
 
 def _is_text(value: str) -> bool:
-    """Whether UTF-8 holds the text: a lone surrogate (an undecodable file name) it does not."""
+    """Whether UTF-8 can hold the text. It cannot hold a lone surrogate (of an undecodable file name)."""
     if value.isascii():
         return True
     try:
@@ -258,11 +258,11 @@ def _tagged_clock(value: datetime | time) -> Plain:
 
 
 def _zone_of(zone: tzinfo | None) -> dict[str, Any] | None:
-    """What tells the zone beside the ISO text; None for a kind of zone that only a pickle keeps."""
+    """The keys for the zone, beside the ISO text; None for a kind of zone that only a pickle keeps."""
     if zone is None:
         return {}
     if type(zone) is timezone:
-        # The one way to tell a name that was given from one that is made up from the offset.
+        # Only this distinguishes a name that was given from one that Python derives from the offset.
         named = zone.__getinitargs__()[1:]  # type: ignore[attr-defined]
         return {"zone_name": _tagged_str(named[0])} if named and type(named[0]) is str else {}
     if type(zone) is ZoneInfo and type(zone.key) is str:
@@ -312,11 +312,11 @@ _SCALARS: dict[type, Callable[[Any], Plain]] = {
 
 
 _OF_A_PROCESS = ("ray.ObjectRef", "ray._raylet.ObjectRef", "ray._raylet.ObjectRefGenerator")
-"""Types that could be pickled and mean nothing later."""
+"""Types that could be pickled, but mean nothing later."""
 
 
 def pickled(value: Any, place: Place | None) -> Plain:
-    """The value as a pickle, with what a person can read beside it."""
+    """The value as a pickle, with text beside it that a person can read."""
     if type_name(value) in _OF_A_PROCESS:
         reason = (
             "it ends with the process that made it, and the history lasts longer. Return the value, or "

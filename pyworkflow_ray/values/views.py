@@ -1,7 +1,7 @@
 """Stored values for people to look at: plain JSON in, plain JSON out, and nothing is run or imported.
 
-Works on text alone, so it is safe for values from anywhere. It is lenient where the codec is strict: what
-it does not know, a newer version's tag or a damaged object, it shows as it stands.
+It works on text alone, so it is safe for values from anywhere. It is lenient where the codec is strict: a tag
+of a newer version, or a damaged object, is shown as it is stored.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ Plain = Any
 
 
 def view(plain: Plain) -> Plain:
-    """The parsed text of a stored value in the form that a person wants to see."""
+    """The parsed text of a stored value, in a form for people."""
     if isinstance(plain, list):
         return [view(item) for item in plain]
     if not isinstance(plain, dict):

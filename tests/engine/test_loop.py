@@ -270,6 +270,7 @@ def test_as_completed_of_asyncio_is_refused_with_coroutines() -> None:
 
     with pytest.raises(FatalError, match=r"pyworkflow_ray\.as_completed"):
         run(workflow)
+    gc.collect()  # the coroutines are part of a cycle, and would be collected during another test
 
 
 def test_async_generators_work() -> None:

@@ -125,10 +125,10 @@ def test_a_long_or_odd_repr_is_cut() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "no JSON"),
-        ("{", "no JSON"),
-        ("nope", "no JSON"),
-        ("\ud800", "no UTF-8"),
+        ("", "not JSON"),
+        ("{", "not JSON"),
+        ("nope", "not JSON"),
+        ("\ud800", "not UTF-8"),
         ('{"$":"tuple2"}', "its tag 'tuple2' is unknown"),
         ('{"$":3}', "its tag 3 is unknown"),
         ('{"$":null}', "is unknown"),

@@ -129,7 +129,7 @@ async def test_a_run_that_is_held_and_not_driven_loses_its_lease(local: Path) ->
         driven = await pr.start(dozes)
         await coordinator.wake([driven])
         claimed = _lease_of(storage, driven)
-        while [run.run_id for run in storage.read(orphans)] != ["run_1"]:
+        while [run.run_id for run in storage.read(orphans())] != ["run_1"]:
             await asyncio.sleep(0.01)
         while _lease_of(storage, driven) == claimed:  # it is renewed
             await asyncio.sleep(0.01)

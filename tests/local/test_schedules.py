@@ -684,7 +684,7 @@ async def test_a_schedule_that_cannot_be_fired_does_not_keep_others_from_firing(
     for name in ("first", "guilty", "last"):
         schedule = await made(schedule_id=name)
     too_deep = Statement("UPDATE schedules SET run = :run WHERE schedule_id = 'guilty'")
-    record = await session().storage.write(lambda c: schedules.get_schedule(c, "guilty"))
+    record = await session().storage.write(schedules.get_schedule("guilty"))
     assert record is not None
     run = record.run.replace('"nesting_depth":0', f'"nesting_depth":{2**63}')
     await session().storage.write(lambda c: too_deep.execute(c, run=run))

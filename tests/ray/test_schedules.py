@@ -117,7 +117,7 @@ def test_cancel_other_cancels_what_runs_and_starts_the_latest() -> None:
 def test_hundreds_of_schedules_fire_at_one_instant(on: EngineUnderTest) -> None:
     made(sched_tells_time, NEVER_BY_ITSELF, "like-this", "skip")
     with on.storage as storage:
-        like = storage.read(lambda c: schedules.get_schedule(c, "like-this"))
+        like = storage.read(schedules.get_schedule("like-this"))
         assert like is not None
         run = run_of_text(like.run)
         at = datetime.now(UTC) + 2 * SECOND
@@ -125,8 +125,8 @@ def test_hundreds_of_schedules_fire_at_one_instant(on: EngineUnderTest) -> None:
 
         def make_all(connection: Any) -> None:
             for number in range(MANY):
-                schedules.create_schedule(
-                    connection, f"many-{number}", run, spec, pr.OverlapPolicy.SKIP, 3600.0
+                schedules.create_schedule(f"many-{number}", run, spec, pr.OverlapPolicy.SKIP, 3600.0).on(
+                    connection
                 )
 
         storage.submit(make_all).result(30)

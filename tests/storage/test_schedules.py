@@ -187,7 +187,7 @@ def test_who_holds_the_schedule_is_not_waited_for(postgresql_url: str) -> None:
         entered, gate = Event(), Event()
 
         def hold(connection: Connection) -> None:
-            schedules.locked_schedule(connection, "nightly")
+            schedules.locked_schedule("nightly").on(connection)
             entered.set()
             assert gate.wait(30)
 
@@ -283,7 +283,7 @@ def test_an_end_that_comes_while_a_fire_is_put_off_is_not_lost(shared_url: str) 
         put_off, gate = Event(), Event()
 
         def slowly(connection: Connection) -> None:
-            fire(connection, planned, now=NOON + 2 * MINUTE)
+            fire(planned, now=NOON + 2 * MINUTE).on(connection)
             put_off.set()
             gate.wait(0.3)
 
