@@ -274,7 +274,7 @@ def _new_run(
 
 
 async def _require_same(of: Session, existing: RunRecord, new: NewRun) -> None:
-    """A key, or a run id, belongs to one input: that of its first run, where that has continued."""
+    """Check that an existing run has the same input. A key or a run id belongs to one input."""
     chain = await asyncio.to_thread(of.storage.read, get_chain(existing.run_id))
     first = chain[0] if chain else existing
     if first.input_hash != new.input_hash or first.workflow_name != new.workflow_name:
