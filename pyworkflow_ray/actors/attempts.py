@@ -11,10 +11,10 @@ from typing import Any
 
 from msgspec import Raw
 
-from pyworkflow_ray.actors.dispatchers import Ticket
 from pyworkflow_ray.actors.observers import AttemptDispatched, AttemptEnded
 from pyworkflow_ray.actors.runner import KILL_GRACE, Attempt
 from pyworkflow_ray.actors.services import Services
+from pyworkflow_ray.actors.tickets import Ticket
 from pyworkflow_ray.engine.attempts import AttemptCompleted, AttemptFailed, AttemptOutcome
 from pyworkflow_ray.engine.pending_steps import PendingStep
 from pyworkflow_ray.exceptions import WorkerDiedError
@@ -104,6 +104,7 @@ class Attempts:
             step_id=command.step_id,
             step_name=command.step_name,
             attempt=pending.attempt,
+            is_retry=pending.failures + pending.losses > 0,
             args=await self._resolve(command.args),
             kwargs=await self._resolve(command.kwargs),
             timeout=None if options.timeout is None else options.timeout.total_seconds(),

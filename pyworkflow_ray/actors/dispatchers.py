@@ -12,24 +12,17 @@ from typing import Any, Protocol
 
 import msgspec
 
+from pyworkflow_ray.actors.batch_tickets import Batches
+from pyworkflow_ray.actors.batches import Batch, run_batch
 from pyworkflow_ray.actors.codes import pack
-from pyworkflow_ray.actors.runner import KILL_GRACE, Attempt, joined, remote_runners, run_async
-from pyworkflow_ray.engine.attempts import AttemptFailed, AttemptOutcome, decode_outcome
+from pyworkflow_ray.actors.runner import Attempt, joined, remote_runners, run_async
+from pyworkflow_ray.actors.tickets import Landed, OnOutcome, Ticket, ray_failure
+from pyworkflow_ray.engine.attempts import AttemptFailed, decode_outcome
 from pyworkflow_ray.engine.options import StepOptions
-from pyworkflow_ray.exceptions import StepTimeoutError, WorkerDiedError
-from pyworkflow_ray.values.failures import Failure, capture
+from pyworkflow_ray.values.failures import capture
 
-OnOutcome = Callable[[AttemptOutcome], None]
 INLINE_CODE = 64 * 1024
 """Code up to this many bytes travels with each task; larger code goes through Ray's object store once."""
-
-
-class Ticket(Protocol):
-    """An attempt that is under way."""
-
-    def cancel(self, force: bool = False) -> None:
-        """Stop it: interrupt the step, or with `force` end its process."""
-        ...
 
 
 class Dispatcher(Protocol):
@@ -80,44 +73,62 @@ class RayDispatcher:
     """Runs attempts as Ray tasks, each under the name ``workflow/step#n``."""
 
     def __init__(self, local: Dispatcher | None = None) -> None:
-        self._runner, self._gpu_runner = remote_runners()
+        self._runners, self._batch_runners = remote_runners(), remote_runners(run_batch)
         self._local = local or LocalDispatcher()
         self._codes: dict[int, tuple[Any, Any]] = {}
-        self._options: dict[int, tuple[StepOptions, dict[str, Any]]] = {}
+        self._options: dict[tuple[int, int], tuple[StepOptions, dict[str, Any]]] = {}
         self._landing = _Landing()
+        self.batches = Batches(self._dispatch_alone, self._send_batch)
 
     def dispatch(
         self, attempt: Attempt, function: Any, options: StepOptions, on_outcome: OnOutcome
     ) -> Ticket:
         if options.local:
             return self._local.dispatch(attempt, function, options, on_outcome)
+        if options.batch_size is not None and not attempt.is_retry:
+            return self.batches.gather(attempt, function, options, on_outcome)
+        return self._dispatch_alone(attempt, function, options, on_outcome)
+
+    def _dispatch_alone(
+        self, attempt: Attempt, function: Any, options: StepOptions, on_outcome: OnOutcome
+    ) -> Ticket:
+        name = f"{attempt.workflow_name}/{attempt.step_id}"
+        name = name if attempt.attempt == 1 else f"{name} (attempt {attempt.attempt})"
         try:
-            reference = self._submit(attempt, function, options)
+            reference = self._submit(self._runners, name, attempt, function, options)
         except Exception as error:
             asyncio.get_running_loop().call_soon(on_outcome, AttemptFailed(failure=capture(error)))
             return _Refused()
-        return self._landing.expect(reference, attempt, options, on_outcome)
+        ticket = RayTicket(reference, attempt, options, on_outcome)
+        self._landing.expect(reference, ticket)
+        return ticket
 
-    def _submit(self, attempt: Attempt, function: Any, options: StepOptions) -> Any:
-        runner = self._gpu_runner if options.ray_options.get("num_gpus") else self._runner
-        task_options = dict(self._task_options(runner, options))
-        name = f"{attempt.workflow_name}/{attempt.step_id}"
-        task_options["name"] = name if attempt.attempt == 1 else f"{name} (attempt {attempt.attempt})"
-        data, code = msgspec.msgpack.encode(attempt), self._code(function)
+    def _send_batch(self, batch: Batch, function: Any, options: StepOptions, landed: Landed) -> Any:
+        first, others = batch.attempts[0], len(batch.attempts) - 1
+        name = f"{first.workflow_name}/{first.step_id} and {others} more"
+        reference = self._submit(self._batch_runners, name, batch, function, options)
+        self._landing.expect(reference, landed)
+        return reference
+
+    def _submit(self, runners: Any, name: str, work: Any, function: Any, options: StepOptions) -> Any:
+        """Have a Ray task do this work, an attempt or a batch; its reference."""
+        runner = runners[1] if options.ray_options.get("num_gpus") else runners[0]
+        task_options = {**self._task_options(runner, options), "name": name}
+        data, code = msgspec.msgpack.encode(work), self._code(function)
         arguments = (joined(data, code),) if isinstance(code, bytes) else (data, code)
         # `.options(...).remote(...)` calls `_remote` in the end. Building options for each call would cost
         # a fifth of a small task's time.
         return runner._remote(arguments, {}, **task_options)
 
     def _task_options(self, runner: Any, options: StepOptions) -> dict[str, Any]:
-        known = self._options.get(id(options))
+        known = self._options.get((id(runner), id(options)))
         if known is not None and known[0] is options:
             return known[1]
         built = {**runner._default_options, "num_returns": 1, **options.ray_options}
         runner.options(**options.ray_options)  # raises what Ray has against an option
         if len(self._options) > 1000:
             self._options.clear()
-        self._options[id(options)] = (options, built)
+        self._options[id(runner), id(options)] = (options, built)
         return built
 
     def _code(self, function: Any) -> Any:
@@ -145,20 +156,16 @@ class _Landing:
     """Brings results from Ray's callback thread to the event loop, many in one wake-up."""
 
     def __init__(self) -> None:
-        self._arrived: deque[tuple[RayTicket, Any]] = deque()
+        self._arrived: deque[tuple[Landed, Any]] = deque()
         self._lock = threading.Lock()
         self._scheduled = False
 
-    def expect(
-        self, reference: Any, attempt: Attempt, options: StepOptions, on_outcome: OnOutcome
-    ) -> RayTicket:
+    def expect(self, reference: Any, ticket: Landed) -> None:
         loop = asyncio.get_running_loop()
-        ticket = RayTicket(reference, attempt, options, on_outcome)
         # The callback holds the ticket, and the ticket the reference: Ray drops a task without references.
         reference._on_completed(lambda result: self._land(loop, ticket, result))
-        return ticket
 
-    def _land(self, loop: asyncio.AbstractEventLoop, ticket: RayTicket, result: Any) -> None:
+    def _land(self, loop: asyncio.AbstractEventLoop, ticket: Landed, result: Any) -> None:
         with self._lock:
             self._arrived.append((ticket, result))
             if self._scheduled:
@@ -207,32 +214,3 @@ class RayTicket:
             return
         elapsed = timedelta(seconds=asyncio.get_running_loop().time() - self._dispatched_at)
         self._on_outcome(ray_failure(result, self._attempt, self._options, elapsed))
-
-
-def ray_failure(error: Any, attempt: Attempt, options: StepOptions, elapsed: timedelta) -> AttemptFailed:
-    """The failure of an attempt whose worker could not answer."""
-    from ray import exceptions as ray_errors
-
-    what = f"Attempt {attempt.attempt} of step {attempt.step_id!r}"
-    if isinstance(error, ray_errors.OutOfMemoryError):
-        died = WorkerDiedError(f"{what} was ended by Ray because its node ran out of memory: {error}")
-        return AttemptFailed(failure=capture(died), cause="out_of_memory")
-    crashed = isinstance(error, ray_errors.WorkerCrashedError)
-    if crashed and options.timeout is not None and elapsed >= options.timeout + timedelta(seconds=KILL_GRACE):
-        late = StepTimeoutError(f"{what} ignored its timeout of {options.timeout}; its process was ended.")
-        return AttemptFailed(failure=capture(late), cause="timeout")
-    lost = (
-        ray_errors.WorkerCrashedError,
-        ray_errors.NodeDiedError,
-        ray_errors.LocalRayletDiedError,
-        ray_errors.ObjectLostError,
-        ray_errors.TaskCancelledError,
-    )
-    if isinstance(error, lost):
-        died = WorkerDiedError(f"The worker of {what[0].lower()}{what[1:]} died before it answered: {error}")
-        return AttemptFailed(failure=capture(died), cause="worker_died")
-    if isinstance(error, BaseException):
-        return AttemptFailed(failure=capture(error))
-    return AttemptFailed(
-        failure=Failure(error=f"{what} answered with {type(error).__name__}", error_type="ProtocolError")
-    )

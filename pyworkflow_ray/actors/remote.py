@@ -118,6 +118,12 @@ class CoordinatorActor(Coordinator):
         await self.close()
         ray.actor.exit_actor()  # type: ignore[no-untyped-call]
 
+    async def take_answers(self, batch_id: str, node: str, answers: list[tuple[int, bytes]]) -> bool:
+        """Take outcomes of a batch; whether this process waits for it. The batch's worker calls this."""
+        if not isinstance(self._dispatcher, RayDispatcher):
+            return False  # this process has just begun
+        return self._dispatcher.batches.take_answers(batch_id, node, answers)
+
     @ray.method(concurrency_group="health")
     async def status(self) -> dict[str, Any]:  # type: ignore[override]
         return await super().status()

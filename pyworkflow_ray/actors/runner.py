@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -34,6 +34,8 @@ from pyworkflow_ray.storage.codes import Code
 from pyworkflow_ray.values.codec import Values
 from pyworkflow_ray.values.failures import capture
 
+_Work = TypeVar("_Work", bound=msgspec.Struct)
+
 LOCAL_THREADS = 64
 """Local `def` steps that run at once in one process."""
 KILL_GRACE = 5.0
@@ -48,6 +50,8 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     step_id: str
     step_name: str
     attempt: int
+    is_retry: bool = False
+    """Whether an earlier attempt has failed, or has lost its worker. Such an attempt has a task to itself."""
     args: bytes
     kwargs: bytes
     timeout: float | None = None
@@ -201,9 +205,15 @@ async def _in_time(call: Awaitable[Any], attempt: Attempt) -> Any:
         raise
 
 
-def run_blocking(function: Any, attempt: Attempt, node: str) -> AttemptOutcome:
-    """Run an attempt in the main thread of a worker. The process ends if the step ignores its timeout."""
-    with _ended_after(attempt.timeout):
+def run_blocking(
+    function: Any, attempt: Attempt, node: str, before_kill: Callable[[], None] | None = None
+) -> AttemptOutcome:
+    """Run an attempt in the main thread of a worker. The process ends if the step ignores its timeout.
+
+    Args:
+        before_kill: Called before the process is ended.
+    """
+    with _ended_after(attempt.timeout, before_kill):
         if inspect.iscoroutinefunction(function):
             return _run_loop(function, attempt, node)
         return _run_plain(function, attempt, node)
@@ -285,12 +295,18 @@ def _alarm(timeout: float | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _ended_after(timeout: float | None) -> Iterator[None]:
+def _ended_after(timeout: float | None, before_kill: Callable[[], None] | None) -> Iterator[None]:
     """End the process if a step goes on long after its timeout: stuck in C code, or catching everything."""
     if timeout is None:
         yield
         return
-    watchdog = threading.Timer(timeout + KILL_GRACE, os._exit, args=(1,))
+
+    def kill() -> None:
+        if before_kill is not None:
+            before_kill()
+        os._exit(1)
+
+    watchdog = threading.Timer(timeout + KILL_GRACE, kill)
     watchdog.daemon = True
     watchdog.start()
     try:
@@ -310,18 +326,31 @@ def run_attempt(attempt_data: bytes, code_data: bytes | None = None) -> bytes:
     Small code comes in one argument with the attempt (see `joined`). Large code is an argument of its own.
     """
     started_at = datetime.now(UTC)
-    node = _node_id()
+    node = node_id()
     try:
-        if code_data is None:
-            attempt_data, code_data = _parted(attempt_data)
-        attempt = msgspec.msgpack.decode(attempt_data, type=Attempt)
-        keep_warm(attempt.worker_ttl)
-        follow(attempt.logging)
-        definition = _loader.load(msgspec.msgpack.decode(code_data, type=Code))
-        function = getattr(definition, "fn", definition)
+        attempt, function = load_step(attempt_data, code_data, Attempt, lambda attempt: attempt)
     except BaseException as error:
         return encode_outcome(failed(error, started_at, node))
     return encode_outcome(run_blocking(function, attempt, node))
+
+
+def load_step(
+    data: bytes, code_data: bytes | None, kind: type[_Work], first: Callable[[_Work], Attempt]
+) -> tuple[_Work, Any]:
+    """The work that was sent to this worker, and the step's function. The worker is made ready for both.
+
+    Args:
+        kind: What `data` is: an attempt, or several.
+        first: One attempt of it.
+    """
+    if code_data is None:
+        data, code_data = _parted(data)
+    work = msgspec.msgpack.decode(data, type=kind)
+    attempt = first(work)
+    keep_warm(attempt.worker_ttl)
+    follow(attempt.logging)
+    definition = _loader.load(msgspec.msgpack.decode(code_data, type=Code))
+    return work, getattr(definition, "fn", definition)
 
 
 def joined(attempt_data: bytes, code_data: bytes) -> bytes:
@@ -335,7 +364,8 @@ def _parted(data: bytes) -> tuple[bytes, bytes]:
 
 
 @lru_cache(maxsize=1)
-def _node_id() -> str:
+def node_id() -> str:
+    """The Ray node of this worker."""
     import ray
 
     return str(ray.get_runtime_context().get_node_id())
@@ -375,13 +405,13 @@ def _cool_down() -> None:
         time.sleep(left)
 
 
-def remote_runners() -> tuple[Any, Any]:
-    """The runner as two Ray remote functions: for steps without and with GPUs.
+def remote_runners(body: Callable[..., bytes] = run_attempt) -> tuple[Any, Any]:
+    """The body of a task as two Ray remote functions: for steps without and with GPUs.
 
     `max_calls=1` frees a GPU's memory with the process, and Ray takes it from the declaration alone.
     """
     import ray
 
-    plain = ray.remote(max_retries=0, num_cpus=1)(run_attempt)
-    gpu = ray.remote(max_retries=0, num_cpus=1, num_gpus=1, max_calls=1)(run_attempt)
+    plain = ray.remote(max_retries=0, num_cpus=1)(body)
+    gpu = ray.remote(max_retries=0, num_cpus=1, num_gpus=1, max_calls=1)(body)
     return plain, gpu

@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any, Generic, ParamSpec, TypeVar, overload
+from typing import Any, Generic, Literal, ParamSpec, TypeVar, overload
 
 from pyworkflow_ray.authoring.arguments import Arguments
 from pyworkflow_ray.authoring.definitions import Registry
@@ -106,14 +106,68 @@ class StepFunction(Generic[P, T]):
         changed._arguments = self._arguments
         return changed
 
-    async def map(self, items: Iterable[Any], max_in_flight: int | None = None) -> list[T]:
+    @overload
+    async def map(
+        self,
+        *iterables: Iterable[Any],
+        max_in_flight: int | None = None,
+        batch_size: int | None = None,
+        return_exceptions: Literal[False] = False,
+    ) -> list[T]: ...
+    @overload
+    async def map(
+        self,
+        *iterables: Iterable[Any],
+        max_in_flight: int | None = None,
+        batch_size: int | None = None,
+        return_exceptions: bool,
+    ) -> list[T | Exception]: ...
+    async def map(
+        self,
+        *iterables: Iterable[Any],
+        max_in_flight: int | None = None,
+        batch_size: int | None = None,
+        return_exceptions: bool = False,
+    ) -> list[Any]:
         """The results of one call for each item, in the items' order.
 
         Args:
-            items: Each is the call's only argument.
+            iterables: One for each argument of the call. As with the builtin `map`, the shortest ends it.
             max_in_flight: How many calls may be unfinished at once; None is all.
+            batch_size: How many calls may share one Ray task, in which they run one after another. Each is
+                still a step of its own. It pays for steps of a few milliseconds; see docs/steps.md.
+            return_exceptions: Whether errors of steps stand in the places of their results. Otherwise the
+                first one cancels the other calls and is raised. A cancellation is always raised.
+
+        Raises:
+            ValueError: `max_in_flight` or `batch_size` is not a whole number of 1 or more.
+            ConfigurationError: The step is local or must not run twice, and cannot share a Ray task.
         """
-        return await bounded_map(self, items, max_in_flight)
+        if not iterables:
+            raise TypeError(f"{self.name}.map() needs at least one iterable.")
+        step = self if batch_size is None else self._in_batches(batch_size)
+        called: Callable[..., Any] = step
+        calls: Iterable[tuple[Any, ...]] = zip(*iterables, strict=False)
+        return await bounded_map(lambda args: called(*args), calls, max_in_flight, return_exceptions)
+
+    def _in_batches(self, size: int) -> StepFunction[P, T]:
+        """The same step, with attempts that share Ray tasks."""
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"batch_size is {size!r}: give a whole number of 1 or more, or None.")
+        if self.step_options.local:
+            raise ConfigurationError(
+                f"{self.name}.map(batch_size={size}): a local step has no Ray task that several calls could "
+                "share. Drop batch_size or local=True."
+            )
+        if not self.step_options.idempotent:
+            raise ConfigurationError(
+                f"{self.name}.map(batch_size={size}): the step must not run twice (idempotent=False), and a "
+                "lost worker would fail all calls that share it. Drop batch_size."
+            )
+        options = replace(self.step_options, batch_size=size)
+        copy: StepFunction[P, T] = StepFunction(self.fn, self.name, options, self.metadata, self.compensate)
+        copy._arguments = self._arguments = self._arguments or Arguments(self.fn, f"step {self.name!r}")
+        return copy
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # A step of an installed package is imported wherever it is needed; any other carries its code.

@@ -29,6 +29,8 @@ class StepOptions:
     on_cancel: str = "wait"
     idempotent: bool = True
     step_id: str | None = None
+    batch_size: int | None = None
+    """How many first attempts of the step may share a Ray task. None: each has its own."""
     ray_options: Mapping[str, Any] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
@@ -40,6 +42,8 @@ class StepOptions:
             summary["max_retries"] = self.max_retries
         if self.timeout is not None:
             summary["timeout"] = format_duration(self.timeout)
+        if self.batch_size is not None:
+            summary["batch_size"] = self.batch_size
         if not self.idempotent:
             summary["idempotent"] = False
         for name, value in self.ray_options.items():

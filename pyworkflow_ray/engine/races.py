@@ -7,10 +7,13 @@ here keep the order in which the caller gave the awaitables. `asyncio.gather` an
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, TypeVar
 
 from pyworkflow_ray.durations import Duration, parse_duration
+from pyworkflow_ray.exceptions import CancellationError
 
 T = TypeVar("T")
 
@@ -75,21 +78,31 @@ async def as_completed(
 
 
 async def bounded_map(
-    function: Callable[[Any], Awaitable[T]], items: Iterable[Any], max_in_flight: int | None = None
-) -> list[T]:
+    function: Callable[..., Any],
+    items: Iterable[Any],
+    max_in_flight: int | None = None,
+    return_exceptions: bool = False,
+) -> list[Any]:
     """The results of one call for each item, in order, with at most `max_in_flight` unfinished at once.
 
-    The first call that raises cancels the others, and its error is raised.
+    The first call that raises cancels the others, and its error is raised. With `return_exceptions` errors
+    stand in the places of results instead. A cancellation is always raised.
     """
     if max_in_flight is not None and max_in_flight < 1:
         raise ValueError(f"max_in_flight is {max_in_flight}: give 1 or more, or None for no bound.")
-    gate = None if max_in_flight is None else asyncio.Semaphore(max_in_flight)
+    gate = contextlib.nullcontext() if max_in_flight is None else asyncio.Semaphore(max_in_flight)
 
-    async def call(item: Any) -> T:
-        if gate is None:
-            return await function(item)
+    async def call(item: Any) -> Any:
         async with gate:
-            return await function(item)
+            try:
+                result = function(item)
+                return await result if inspect.isawaitable(result) else result
+            except (asyncio.CancelledError, CancellationError):
+                raise
+            except Exception as error:
+                if return_exceptions:
+                    return error
+                raise
 
     tasks = [asyncio.ensure_future(call(item)) for item in items]
     try:

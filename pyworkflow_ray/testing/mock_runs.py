@@ -15,9 +15,9 @@ from typing import Any
 
 from msgspec import Raw
 
-from pyworkflow_ray.actors.dispatchers import Ticket
 from pyworkflow_ray.actors.logs import log_notes
 from pyworkflow_ray.actors.runner import Attempt
+from pyworkflow_ray.actors.tickets import Ticket
 from pyworkflow_ray.authoring.workflows import WorkflowFunction
 from pyworkflow_ray.engine.attempts import AttemptFailed, AttemptOutcome
 from pyworkflow_ray.engine.commands import (

@@ -8,8 +8,9 @@ from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from pyworkflow_ray.actors.dispatchers import LocalDispatcher, OnOutcome, Ticket
+from pyworkflow_ray.actors.dispatchers import LocalDispatcher
 from pyworkflow_ray.actors.runner import Attempt
+from pyworkflow_ray.actors.tickets import OnOutcome, Ticket
 from pyworkflow_ray.authoring.workflows import caller
 from pyworkflow_ray.config import Settings
 from pyworkflow_ray.engine.executions import current

@@ -19,8 +19,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from pyworkflow_ray.actors.dispatchers import Dispatcher, OnOutcome, Ticket
+from pyworkflow_ray.actors.dispatchers import Dispatcher
 from pyworkflow_ray.actors.runner import Attempt, timeout_error
+from pyworkflow_ray.actors.tickets import OnOutcome, Ticket
 from pyworkflow_ray.engine.attempts import AttemptFailed, AttemptOutcome
 from pyworkflow_ray.engine.evictions import evict_suspended
 from pyworkflow_ray.engine.options import StepOptions

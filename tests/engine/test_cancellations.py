@@ -631,7 +631,7 @@ def test_all_steps_of_a_gather_are_waited_for() -> None:
 @pytest.mark.parametrize("max_in_flight", [None, 2])
 def test_all_steps_of_a_map_are_waited_for(max_in_flight: int | None) -> None:
     async def workflow() -> Any:
-        await echo.map([1, 2, 3], max_in_flight)
+        await echo.map([1, 2, 3], max_in_flight=max_in_flight)
 
     simulation = begun(workflow)
     scheduled = sorted(simulation.steps)

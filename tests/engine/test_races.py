@@ -19,6 +19,7 @@ from pyworkflow_ray.engine.races import (
     gather,
     wait,
 )
+from pyworkflow_ray.exceptions import ConfigurationError
 from tests.engine.simulator import Simulation, assert_replays, outcome_of
 
 
@@ -223,3 +224,92 @@ def test_the_winner_of_a_race_is_the_recorded_one_whatever_comes_later() -> None
 
     winners = {run(workflow, seed=seed) for seed in range(20)}
     assert winners == {"a", "b", "c"}
+
+
+@step(name="race_power")
+def power(base: int, exponent: int) -> int:
+    return int(base**exponent)
+
+
+def test_map_of_several_iterables_ends_with_the_shortest() -> None:
+    async def workflow() -> list[int]:
+        return await power.map([2, 3, 4], iter([5, 2]))
+
+    assert run(workflow) == [32, 9]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("batch_size", [None, 4])
+def test_map_gives_exceptions_in_the_places_of_results(seed: int, batch_size: int | None) -> None:
+    async def workflow() -> list[str]:
+        results = await fail.map(range(5), batch_size=batch_size, return_exceptions=True)
+        return [repr(each) for each in results]
+
+    assert run(workflow, seed=seed) == ["0", "1", "2", "ValueError('three')", "4"]
+
+
+def test_a_cancellation_is_not_given_in_the_place_of_a_result() -> None:
+    async def workflow() -> str:
+        call = asyncio.ensure_future(square.map(range(3), return_exceptions=True))
+        await sleep(0)
+        call.cancel()
+        try:
+            await call
+        except asyncio.CancelledError:
+            return "cancelled"
+        return "not cancelled"
+
+    assert run(workflow) == "cancelled"
+
+
+def test_arguments_that_do_not_fit_are_an_exception_in_their_place() -> None:
+    async def workflow() -> list[str]:
+        results = await square.map([2, "two", 3], return_exceptions=True)
+        return [type(each).__name__ for each in results]
+
+    assert run(workflow) == ["int", "StepValidationError", "int"]
+
+
+def test_steps_of_a_batch_are_recorded_each_with_the_batch_size() -> None:
+    async def workflow() -> list[int]:
+        return await square.map(range(3), batch_size=2)
+
+    simulation = Simulation(workflow)
+    assert simulation.run() == [0, 1, 4]
+    scheduled = simulation.events(StepScheduled)
+    assert [(event.step_id, event.options) for event in scheduled] == [
+        (f"race_square#{number}", {"batch_size": 2}) for number in (1, 2, 3)
+    ]
+    assert_replays(simulation)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 1.5, "32", True])
+def test_map_refuses_a_batch_size_that_is_no_count(batch_size: Any) -> None:
+    async def workflow() -> list[int]:
+        return await square.map([1], batch_size=batch_size)
+
+    with pytest.raises(ValueError, match="batch_size is"):
+        run(workflow)
+
+
+@pytest.mark.parametrize("options", [{"local": True}, {"idempotent": False}])
+def test_map_refuses_batches_of_steps_that_cannot_share_a_task(options: dict[str, Any]) -> None:
+    async def workflow() -> list[int]:
+        return await square.options(**options).map([1], batch_size=2)
+
+    simulation = Simulation(workflow)
+    with pytest.raises(ConfigurationError, match=r"race_square\.map\(batch_size=2\)"):
+        simulation.run()
+    assert not simulation.events(StepScheduled)
+
+
+def test_map_without_an_iterable_is_refused() -> None:
+    async def workflow() -> list[int]:
+        return await square.map()
+
+    with pytest.raises(TypeError, match="at least one iterable"):
+        run(workflow)
+
+
+async def test_map_outside_of_a_workflow_calls_the_plain_function() -> None:
+    assert await square.map([1, 2], batch_size=2) == [1, 4]

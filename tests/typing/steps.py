@@ -41,6 +41,8 @@ async def code() -> None:
     assert_type(await bare_def.options(timeout="1s")(1), str)
     assert_type(await bare_def.map([1, 2], max_in_flight=1), list[str])
     assert_type(await called.map(range(3)), list[float])
+    assert_type(await bare.map([1], ["a"], batch_size=2), list[list[int]])
+    assert_type(await called.map([1], return_exceptions=True), list[float | Exception])
     called_only = assert_type(bare_def(1), Coroutine[object, None, str])
     assert_type(await called_only, str)
     assert_type(await run_step(len, "abc"), Any)
