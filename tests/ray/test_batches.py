@@ -106,14 +106,14 @@ def test_a_killed_worker_loses_no_outcome_that_was_made(shared_engine: EngineUnd
     assert len(outcomes(run)) == COUNT
 
 
-@pr.step(timeout="300ms", max_retries=0)
+@pr.step(timeout="2s", max_retries=0)
 def slow_in_the_middle(number: int) -> int:
     if number == 2:
         time.sleep(60)
     return number
 
 
-@pr.step(timeout="300ms", max_retries=0)
+@pr.step(timeout="2s", max_retries=0)
 def stuck_in_the_middle(number: int) -> int:
     while number == 2:
         try:
