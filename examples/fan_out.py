@@ -1,4 +1,4 @@
-"""Many steps at once: all together, a few at a time, and each result as soon as it is there.
+"""Many steps at once: all together, a few at a time, in batches, and each result as soon as it is there.
 
     python examples/fan_out.py
 
@@ -36,6 +36,12 @@ async def a_few_at_a_time(count: int) -> int:
 
 
 @workflow
+async def in_batches(count: int) -> int:
+    # A step this small costs less than its Ray task. Here 32 of them share one task, and each is still a step.
+    return sum(await square.map(range(count), batch_size=32))
+
+
+@workflow
 async def first_come(pages: dict[str, float]) -> list[str]:
     done = []
     async for page in as_completed([crawl(page, seconds) for page, seconds in pages.items()]):
@@ -44,7 +50,7 @@ async def first_come(pages: dict[str, float]) -> list[str]:
 
 
 if __name__ == "__main__":
-    for many in (all_together, a_few_at_a_time):
+    for many in (all_together, a_few_at_a_time, in_batches):
         print(f"{many.name}: the sum of 200 squares is {run_workflow(many, 200)}")
     for line in run_workflow(first_come, {"slow": 1.5, "quick": 0.1, "middling": 0.7}):
         print(f"first_come: {line}")

@@ -118,7 +118,7 @@ def test_long_sleep(run: Run) -> None:
 
 def test_fan_out(run: Run) -> None:
     output = run("fan_out")
-    assert output.count("the sum of 200 squares is 2646700") == 2
+    assert output.count("the sum of 200 squares is 2646700") == 3
     assert len(re.findall(r"^first_come: (?:quick|middling|slow) in process \d+$", output, re.MULTILINE)) == 3
 
 
