@@ -9,11 +9,11 @@ from clusters import EngineSettings, start_ray
 from distances import near_and_far
 from floors import make_floor
 from measurements import Line, Setting, compared, in_turns, progress
-from workloads import ARGUMENT, all_at_once, in_batches, pause
+from workloads import ARGUMENT, all_at_once, in_batches
 
 AT_LEAST = 0.90
 AT_LEAST_IN_BATCHES = 2
-BATCH = 50
+BATCH = 32
 
 
 async def measure(setting: Setting) -> list[Line]:
@@ -59,10 +59,6 @@ async def _in_batches(setting: Setting, floor: Any) -> list[Line]:
 
     count = 1_000 if setting.quick else 10_000
     name = f"{count:,} remote steps of 1 ms at once, batch_size={BATCH}"
-    if not hasattr(pause, "map"):
-        return [
-            Line(name, None, "steps/s", "this version has no batch_size", bar=f"≥ {AT_LEAST_IN_BATCHES:g}x")
-        ]
     expected = sum(range(count))
 
     async def ours() -> float:

@@ -60,8 +60,7 @@ async def all_at_once(count: int) -> int:
 @workflow
 async def in_batches(count: int, size: int) -> int:
     """The sum of the numbers below `count`, each given by a step of a millisecond, in batches of `size`."""
-    step_of_all: Any = pause
-    return sum(await step_of_all.map(range(count), batch_size=size))
+    return sum(await pause.map(range(count), batch_size=size))
 
 
 @workflow

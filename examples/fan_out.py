@@ -37,7 +37,7 @@ async def a_few_at_a_time(count: int) -> int:
 
 @workflow
 async def in_batches(count: int) -> int:
-    # A step this small costs less than its Ray task. Here 32 of them share one task, and each is still a step.
+    # So small a step costs less than a Ray task. Here 32 share a task, and each is still a step of its own.
     return sum(await square.map(range(count), batch_size=32))
 
 

@@ -75,7 +75,9 @@ class BatchRun:
         self._lock = threading.Lock()
         self._is_running = False
         """Whether an attempt is under way, which a signal interrupts."""
+        self._is_interrupted = False
         self._is_stopped = False
+        """Whether no other attempt is to begin."""
         self._has_ended = threading.Event()
 
     def run(self) -> list[Answer]:
@@ -131,7 +133,8 @@ class BatchRun:
             signal.signal(signal.SIGINT, previous)
 
     def _on_signal(self, _signal: int, _frame: Any) -> None:
-        is_first, self._is_stopped = not self._is_stopped, True
+        is_first, self._is_interrupted = not self._is_interrupted, True
+        self._is_stopped = True
         if is_first and self._is_running:
             raise KeyboardInterrupt
 
