@@ -138,7 +138,7 @@ def events_of(storage: Storage, run_id: str) -> int:
 
 def statuses_of(storage: Storage, run_ids: Sequence[str]) -> list[str]:
     """The runs' statuses, in no order."""
-    found = storage.read(lambda connection: get_runs(connection, run_ids))
+    found = storage.read(get_runs(run_ids))
     return [run.status.value for run in found.values()]
 
 

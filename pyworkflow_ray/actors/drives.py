@@ -132,7 +132,7 @@ class Drive:
 
     @property
     def in_flight(self) -> int:
-        """How many attempts are under way, or have ended and are not fed yet; unread mail counts as one."""
+        """How many attempts are under way, or have ended and are not fed. An unread inbox counts as one."""
         return self._attempts.under_way + self._attempts.arrived + self._has_unread
 
     @property

@@ -64,7 +64,7 @@ class Nudger:
     async def nudge_ids(self, storage: Storage, run_ids: Iterable[str]) -> int:
         """As `nudge`, by the runs' ids."""
         wanted = list(run_ids)
-        runs = await asyncio.to_thread(storage.read, lambda connection: get_runs(connection, wanted))
+        runs = await asyncio.to_thread(storage.read, get_runs(wanted))
         return await self.nudge(storage, [run for run in runs.values() if not run.status.is_terminal])
 
 

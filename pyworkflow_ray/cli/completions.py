@@ -41,15 +41,13 @@ def workflows(ctx: typer.Context, incomplete: str) -> list[str]:
 
 def workflows_with_runs(ctx: typer.Context, incomplete: str) -> list[str]:
     """Workflows that the storage has runs of."""
-    found = _offered(ctx, lambda _: _storage().read(workflow_names))
+    found = _offered(ctx, lambda _: _storage().read(workflow_names()))
     return [name for name in found if name.startswith(incomplete)]
 
 
 def runs(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     """The newest runs, with their workflows and states."""
-    found = _offered(
-        ctx, lambda _: _storage().read(lambda c: list_runs(c, query=incomplete or None, limit=MOST))[0]
-    )
+    found = _offered(ctx, lambda _: _storage().read(list_runs(query=incomplete or None, limit=MOST))[0])
     return [
         (run.run_id, f"{run.workflow_name}, {run.status.value}")
         for run in found

@@ -170,9 +170,7 @@ def _runs(url: str, has_engine: bool) -> list[Check]:
     with Storage(url, create=False) as storage:
         lost = storage.read(orphans(MOST_COUNTED))
         late = storage.read(due(-LATE, MOST_COUNTED))
-        aside, _ = storage.read(
-            lambda connection: list_runs(connection, status=RunStatus.INTERRUPTED, limit=MOST_COUNTED)
-        )
+        aside, _ = storage.read(list_runs(status=RunStatus.INTERRUPTED, limit=MOST_COUNTED))
     mend = f"{PROGRAM} up"
     return [
         _counted(

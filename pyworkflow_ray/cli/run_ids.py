@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated
 
 import typer
@@ -34,7 +33,7 @@ def full_id(given: str) -> str:
     if storage.read(get_run(given)) is not None:
         return given
     for prefix in (given, f"run_{given}"):
-        found = storage.read(partial(ids_that_begin, prefix=prefix))
+        found = storage.read(ids_that_begin(prefix))
         if len(found) > 1:
             raise WorkflowError(
                 f"Several runs begin with {given!r}: {', '.join(found)}. Give more of the id."

@@ -69,9 +69,7 @@ class StorageBackend:
 
     async def get_run_by_idempotency_key(self, key: str, workflow: str | None = None) -> WorkflowRun | None:
         """The run that holds this key, or None. If runs of several workflows hold it, the newest one."""
-        record = await self._read(
-            "get_run_by_idempotency_key", lambda c: runs.get_by_idempotency_key(c, key, workflow)
-        )
+        record = await self._read("get_run_by_idempotency_key", runs.get_by_idempotency_key(key, workflow))
         return None if record is None else WorkflowRun.of(record)
 
     async def list_runs(
@@ -103,7 +101,7 @@ class StorageBackend:
     async def get_children(self, run_id: str, status: Statuses = None) -> list[WorkflowRun]:
         """The child runs of a run, oldest first."""
         wanted = statuses_of(status)
-        found = await self._read("get_children", lambda c: runs.get_children(c, str(run_id)))
+        found = await self._read("get_children", runs.get_children(str(run_id)))
         return [WorkflowRun.of(record) for record in found if wanted is None or record.status in wanted]
 
     async def get_parent(self, run_id: str) -> WorkflowRun | None:

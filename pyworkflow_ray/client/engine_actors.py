@@ -125,7 +125,7 @@ async def bring_up() -> list[EngineActor]:
     known = set(await asyncio.to_thread(actor_names, of.settings.namespace))
     await of.runtime.open()
     cluster, settings = of.runtime.cluster, of.runtime.engine_settings
-    # A coordinator with nothing to do ends after a while; this one stays, so that runs start at once.
+    # An idle coordinator leaves after a while. This one stays, so that runs start at once.
     lasting = cluster_of(replace(settings, coordinator_ttl=FOR_GOOD))
     first = lasting.coordinator_callee(settings.first_coordinator(), settings.environment)
     calls = [(cluster, cluster.timer_callee()), (cluster, cluster.hook_registry_callee()), (lasting, first)]

@@ -156,6 +156,6 @@ async def page_of_hooks(
     of_run = None if run_id is None else str(run_id)
     found, following = await asyncio.to_thread(
         storage.read,
-        lambda c: hooks.list_hooks(c, run_id=of_run, status=wanted, limit=limit, cursor=cursor),
+        hooks.list_hooks(run_id=of_run, status=wanted, limit=limit, cursor=cursor),
     )
     return [Hook.of(record) for record in found], following

@@ -99,9 +99,7 @@ async def page_of_runs(
     equal = {key: codec.encode(value).decode() for key, value in (attributes or {}).items()}
     found, following = await asyncio.to_thread(
         storage.read,
-        lambda connection: runs.list_runs(
-            connection, status=wanted, attributes=equal, limit=limit, **conditions
-        ),
+        runs.list_runs(status=wanted, attributes=equal, limit=limit, **conditions),
     )
     return [WorkflowRun.of(record) for record in found], following
 
@@ -211,16 +209,14 @@ async def get_workflow_chain(run_id: str, *, storage: Any = None) -> list[Workfl
 async def get_children(run_id: str) -> list[WorkflowRun]:
     """The child runs of a run, oldest first. Needs no Ray."""
     refuse_in_workflow("get_children")
-    found = await asyncio.to_thread(session().storage.read, lambda c: runs.get_children(c, str(run_id)))
+    found = await asyncio.to_thread(session().storage.read, runs.get_children(str(run_id)))
     return [WorkflowRun.of(record) for record in found]
 
 
 async def get_workflow_run_by_idempotency_key(key: str, workflow: str | None = None) -> WorkflowRun | None:
     """The run that holds this key, or None. Of several workflows' runs, the newest. Needs no Ray."""
     refuse_in_workflow("get_workflow_run_by_idempotency_key")
-    record = await asyncio.to_thread(
-        session().storage.read, lambda c: runs.get_by_idempotency_key(c, key, workflow)
-    )
+    record = await asyncio.to_thread(session().storage.read, runs.get_by_idempotency_key(key, workflow))
     return None if record is None else WorkflowRun.of(record)
 
 

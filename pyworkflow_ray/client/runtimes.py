@@ -81,18 +81,18 @@ class RayRuntime:
                     "Ray deletes after the job. Give an absolute path elsewhere, or PostgreSQL: "
                     "configure(storage='...') or PYWORKFLOW_STORAGE."
                 )
-            # Absolute: it must mean the same in another process's working directory.
+            # An absolute path: it must mean the same in another process, with another working directory.
             settings = replace(settings, storage_url=database.secret_url)
             self._storage_id = self._storage.facts()["storage_id"]
             environment, data = job_environment()
             if environment:
-                # Others than this job may have to make a coordinator for its runs: the timer, another driver.
+                # The timer or another job's driver may have to create a coordinator for the runs of this job.
                 self._storage.submit(save_environment(environment, data)).result()
             self._joined = joined_job()
             self._clients.clear()
             is_file, slots = database.path is not None, self._settings.coordinators
             self._cluster = cluster_of(placed_on(settings, is_file, slots))
-            # Not waited for: it wakes what sleeps, and picks up what a driver that vanished has left.
+            # This does not wait for the timer, which wakes sleeping runs and finds those of vanished drivers.
             self._cluster.timer()
 
     def now(self) -> datetime:
@@ -107,7 +107,7 @@ class RayRuntime:
         timer.arm.remote(0)
 
     async def wake_all(self, runs: Sequence[RunRecord]) -> None:
-        """Have runs go on that were accepted and placed nowhere."""
+        """Wake runs that were accepted and not placed with a coordinator."""
         await self._wake(runs)
 
     async def _wake(self, runs: Sequence[Placed]) -> None:
@@ -130,9 +130,9 @@ class RayRuntime:
         return self.cluster.settings
 
     def placing(self, run_id: str, isolated: bool, start_at: datetime | None) -> dict[str, Any]:
-        """What a new run's row says of where it lives, and from when on."""
+        """The fields of a new run's row that say which coordinator has it, and from when on."""
         environment = self.engine_settings.environment
-        if start_at is not None:  # nobody holds it until then
+        if start_at is not None:  # no coordinator holds it until then
             later = {
                 "start_at": start_at,
                 "wake_at": start_at,
@@ -189,7 +189,7 @@ class RayRuntime:
             del waking[run.run_id]
 
     async def query(self, run: RunRecord, name: str, args: bytes, kwargs: bytes) -> bytes:
-        """What the run's query function returns or raises, as an outcome."""
+        """The outcome of the run's query function: what it returns or raises."""
         where = run.coordinator or self.engine_settings.first_coordinator(run.environment)
         callee = self.cluster.coordinator_callee(where, run.environment)
         outcome: bytes = await self.cluster.handles.call(callee, "query", run.run_id, name, args, kwargs)

@@ -31,7 +31,7 @@ from pyworkflow_ray.storage.acceptances import Accepted, NewRun, accept
 from pyworkflow_ray.storage.placements import Loads
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.runs import delete_run, get_by_idempotency_key, get_chain, releasing_key
-from pyworkflow_ray.storage.works import Steps, ask, called, work
+from pyworkflow_ray.storage.works import Steps, ask, work
 
 P = ParamSpec("P")
 CONFLICTS = ("use_existing", "fail", "replace")
@@ -233,7 +233,7 @@ def _accept(new: NewRun, conflict: str, loads: Loads) -> Steps[tuple[Accepted, R
     replaced = None
     if conflict == "replace" and new.idempotency_key is not None:
         key, workflow = new.idempotency_key, new.workflow_name
-        holder = yield from called(lambda c: get_by_idempotency_key(c, key, workflow))
+        holder = yield from get_by_idempotency_key(key, workflow)
         if holder is not None and holder.run_id != new.run_id:
             yield ask(releasing_key(holder.run_id))
             if not holder.status.is_terminal:
@@ -274,7 +274,7 @@ def _new_run(
 
 
 async def _require_same(of: Session, existing: RunRecord, new: NewRun) -> None:
-    """A key, or a run id, belongs to one input: that of its first run, where that has continued."""
+    """Check that an existing run has the same input. A key or a run id belongs to one input."""
     chain = await asyncio.to_thread(of.storage.read, get_chain(existing.run_id))
     first = chain[0] if chain else existing
     if first.input_hash != new.input_hash or first.workflow_name != new.workflow_name:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -48,7 +47,7 @@ from pyworkflow_ray.storage.schedules import (
     schedule_record,
 )
 from pyworkflow_ray.storage.statements import Bound, Row, Statement
-from pyworkflow_ray.storage.works import Steps, ask, called, last, together, work
+from pyworkflow_ray.storage.works import Steps, ask, last, together, work
 
 # The first write of the transaction: whoever comes second finds another version. One who holds the row now,
 # such as a run that ends, is not waited for: it may itself wait for a row that this transaction holds.
@@ -133,7 +132,7 @@ def trigger(
     if record is None:
         return None
     if earlier := (yield from events_of(schedule_id, call)):
-        runs = yield from called(partial(get_runs, run_ids=_runs_of(earlier)))
+        runs = yield from get_runs(_runs_of(earlier))
         return Fired(list(runs.values()), [])
     running_rows, position, row = yield ask(
         finding_running(schedule_id), finding_next_position(schedule_id), finding_now()
@@ -166,7 +165,7 @@ def backfill(
     if record is None:
         return None
     ids = {run_id_of(schedule_id, at): at for at in fires}
-    there = yield from called(partial(get_runs, run_ids=list(ids)))
+    there = yield from get_runs(ids)
     earlier = _runs_of((yield from events_of(schedule_id, call)))
     missing = [at for run_id, at in ids.items() if run_id not in there and run_id not in earlier]
     position, row = yield ask(finding_next_position(schedule_id), finding_now())

@@ -13,7 +13,6 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import select
-from sqlalchemy.engine import Connection
 
 from pyworkflow_ray.exceptions import (
     HookAlreadyReceivedError,
@@ -25,6 +24,7 @@ from pyworkflow_ray.statuses import HookStatus
 from pyworkflow_ray.storage import schema
 from pyworkflow_ray.storage.dialects import decode_time
 from pyworkflow_ray.storage.pages import before, cursor_behind
+from pyworkflow_ray.storage.selections import selecting
 from pyworkflow_ray.storage.statements import Bound, Statement
 from pyworkflow_ray.storage.works import Steps, Work, last, together, work
 
@@ -316,14 +316,14 @@ def get_hook(token: str) -> Steps[HookRecord | None]:
     return None if row is None else _record(row)
 
 
+@work
 def list_hooks(
-    connection: Connection,
     *,
     run_id: str | None = None,
     status: HookStatus | None = None,
     limit: int = 100,
     cursor: str | None = None,
-) -> tuple[list[HookRecord], str | None]:
+) -> Steps[tuple[list[HookRecord], str | None]]:
     """A page of hooks, newest first, and the cursor of the next page (None behind the last).
 
     Raises:
@@ -337,7 +337,8 @@ def list_hooks(
         query = query.where(_C.status == status.value)
     if cursor is not None:
         query = query.where(before(cursor, *order))
-    found = [_record(row) for row in connection.execute(query).fetchall()]
+    (rows,) = yield last(selecting(query))
+    found = list(map(_record, rows))
     page = found[:limit]
     if not page or len(found) <= limit:
         return page, None

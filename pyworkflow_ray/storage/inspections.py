@@ -20,6 +20,7 @@ from pyworkflow_ray.storage.dialects import (
 )
 from pyworkflow_ray.storage.migrations import newest_version, read_facts
 from pyworkflow_ray.storage.statements import Statement
+from pyworkflow_ray.storage.works import Steps, last, work
 
 _CLOCK = Statement("SELECT <now>")
 _ID_RANGE = Statement(
@@ -109,13 +110,16 @@ def _inspect(connection: Connection, url: str) -> Inspection:
     )
 
 
-def ids_that_begin(connection: Connection, prefix: str, limit: int = 5) -> list[str]:
+@work
+def ids_that_begin(prefix: str, limit: int = 5) -> Steps[list[str]]:
     """The ids of runs that begin with this text, in their order."""
     # The largest character there is stands behind every other.
-    rows = _ID_RANGE.rows(connection, first=prefix, last=prefix + chr(0x10FFFF), limit=limit)
+    (rows,) = yield last(_ID_RANGE.find_all(first=prefix, last=prefix + chr(0x10FFFF), limit=limit))
     return [str(run_id) for (run_id,) in rows]
 
 
-def workflow_names(connection: Connection, limit: int = 200) -> list[str]:
+@work
+def workflow_names(limit: int = 200) -> Steps[list[str]]:
     """The names of the workflows that have runs, in their order."""
-    return [str(name) for (name,) in _WORKFLOW_NAMES.rows(connection, limit=limit)]
+    (rows,) = yield last(_WORKFLOW_NAMES.find_all(limit=limit))
+    return [str(name) for (name,) in rows]

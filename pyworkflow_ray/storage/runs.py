@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from itertools import chain
+from typing import Any
 
 from sqlalchemy import ColumnElement, Select, TextClause, delete, func, or_, select
 from sqlalchemy.engine import Connection
@@ -15,6 +17,7 @@ from pyworkflow_ray.storage.blobs import blob_hashes, delete_unused_blobs
 from pyworkflow_ray.storage.dialects import attribute_equals
 from pyworkflow_ray.storage.pages import before, cursor_behind
 from pyworkflow_ray.storage.records import COLUMNS, FIELDS, RunRecord, run_record
+from pyworkflow_ray.storage.selections import Selection, selecting
 from pyworkflow_ray.storage.statements import Bound, Statement
 from pyworkflow_ray.storage.works import Steps, last, work
 
@@ -80,23 +83,21 @@ def finding_latest_of_chain(run_id: str) -> Bound:
     return _LATEST_OF_CHAIN.find(run_id=run_id)
 
 
-def get_runs(connection: Connection, run_ids: Iterable[str]) -> dict[str, RunRecord]:
+@work
+def get_runs(run_ids: Iterable[str]) -> Steps[dict[str, RunRecord]]:
     """The runs of these ids that exist, by their ids."""
-    wanted = list(dict.fromkeys(run_ids))
-    found = {}
-    for start in range(0, len(wanted), _MOST_IDS):
-        for run in _fetch(connection, _ALL.where(_C.run_id.in_(wanted[start : start + _MOST_IDS]))):
-            found[run.run_id] = run
-    return found
+    rows = yield last(*(_GET.find(run_id=run_id) for run_id in dict.fromkeys(run_ids)))
+    return {run.run_id: run for run in (run_record(row) for row in rows if row is not None)}
 
 
-def get_by_idempotency_key(connection: Connection, key: str, workflow: str | None = None) -> RunRecord | None:
+@work
+def get_by_idempotency_key(key: str, workflow: str | None = None) -> Steps[RunRecord | None]:
     """The run that holds the key; the newest of them when several workflows have one and none is named."""
     query = _ALL.where(_C.idempotency_key == key)
     if workflow is not None:
         query = query.where(_C.workflow_name == workflow)
-    runs = _fetch(connection, query.order_by(_C.created_at.desc()).limit(1))
-    return runs[0] if runs else None
+    (rows,) = yield last(selecting(query.order_by(_C.created_at.desc()).limit(1)))
+    return run_record(rows[0]) if rows else None
 
 
 @work
@@ -108,9 +109,12 @@ def get_parent(run_id: str) -> Steps[RunRecord | None]:
     return (yield from get_run(run.parent_run_id).at_end())
 
 
-def get_children(connection: Connection, run_id: str) -> list[RunRecord]:
+@work
+def get_children(run_id: str) -> Steps[list[RunRecord]]:
     """The child runs of a run, oldest first."""
-    return _fetch(connection, _ALL.where(_C.parent_run_id == run_id).order_by(_C.created_at, _C.run_id))
+    query = _ALL.where(_C.parent_run_id == run_id).order_by(_C.created_at, _C.run_id)
+    (rows,) = yield last(selecting(query))
+    return list(map(run_record, rows))
 
 
 @work
@@ -128,8 +132,8 @@ def get_chain(run_id: str) -> Steps[list[RunRecord]]:
     return [run_record(row) for row in rows]
 
 
+@work
 def list_runs(
-    connection: Connection,
     *,
     query: str | None = None,
     status: RunStatus | Collection[RunStatus] | None = None,
@@ -140,7 +144,7 @@ def list_runs(
     parent: str | None = None,
     limit: int = 100,
     cursor: str | None = None,
-) -> tuple[list[RunRecord], str | None]:
+) -> Steps[tuple[list[RunRecord], str | None]]:
     """A page of runs, newest first, and the cursor of the next page (None behind the last).
 
     Runs that come and go between two pages neither repeat nor hide others.
@@ -165,18 +169,20 @@ def list_runs(
         conditions.append(_C.created_at < end_time)
     if parent is not None:
         conditions.append(_C.parent_run_id == parent)
-    dialect = connection.dialect.name
-    conditions += [attribute_equals(dialect, key, value) for key, value in (attributes or {}).items()]
     if cursor is not None:
         conditions.append(before(cursor, _C.created_at, _C.run_id))
-    newest_first = _ALL.where(*conditions).order_by(_C.created_at.desc(), _C.run_id.desc()).limit(limit + 1)
-    if status is None:
-        found = _fetch(connection, newest_first)
-    else:
-        # Each status has its runs in order in an index; all of several at once would have to be sorted.
-        wanted = {status} if isinstance(status, RunStatus) else set(status)
-        pages = [_fetch(connection, newest_first.where(_C.status == each.value)) for each in wanted]
-        found = sorted(chain(*pages), key=lambda run: (run.created_at, run.run_id), reverse=True)
+
+    def newest_first(more: list[ColumnElement[bool]], dialect: str) -> Select[Any]:
+        equal = [attribute_equals(dialect, key, value) for key, value in (attributes or {}).items()]
+        query = _ALL.where(*conditions, *equal, *more)
+        return query.order_by(_C.created_at.desc(), _C.run_id.desc()).limit(limit + 1)
+
+    # Each status has its runs in order in an index; all of several at once would have to be sorted.
+    wanted = {status} if isinstance(status, RunStatus) else set(status or ())
+    parts = [[_C.status == each.value] for each in wanted] if status is not None else [[]]
+    pages = yield last(*(Selection(partial(newest_first, part)) for part in parts))
+    runs = map(run_record, chain(*pages))
+    found = sorted(runs, key=lambda run: (run.created_at, run.run_id), reverse=True)
     page = found[:limit]
     is_last = not page or len(found) <= limit
     return page, None if is_last else cursor_behind(page[-1].created_at, page[-1].run_id)
@@ -232,7 +238,3 @@ def _delete(connection: Connection, run_ids: Sequence[str]) -> int:
         deleted += connection.execute(delete(schema.runs).where(_C.run_id.in_(some))).rowcount
         delete_unused_blobs(connection, hashes)
     return deleted
-
-
-def _fetch(connection: Connection, query: Select[tuple[object, ...]]) -> list[RunRecord]:
-    return [run_record(row) for row in connection.execute(query).fetchall()]

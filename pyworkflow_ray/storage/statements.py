@@ -113,14 +113,18 @@ class Bound:
 
     def run(self, driver: Any, dialect: str) -> Any:
         """As `on`, with the driver's connection."""
-        sql = self.statement.text(dialect)
         if self.kind == "change each":
             if self.parameters:
                 cursor = driver.cursor()
+                sql = self.statement.text(dialect)
                 cursor.executemany(sql, [encode(dialect, row) for row in self.parameters])
                 cursor.close()
             return None
-        return self.answer(driver.execute(sql, encode(dialect, self.parameters)))
+        return self.answer(driver.execute(*self.resolved(dialect)))
+
+    def resolved(self, dialect: str) -> tuple[str, Parameters]:
+        """The text and the parameters as the driver of this database takes them."""
+        return self.statement.text(dialect), encode(dialect, self.parameters)
 
     def queue(self, driver: Any) -> Any:
         """Send the statement to PostgreSQL and do not wait; the cursor, for `answer`. None if there is
@@ -132,9 +136,8 @@ class Bound:
                 return None
             cursor.executemany(self.statement.text("postgresql"), rows)
             return cursor
-        is_guarded = self.kind == "require"
-        sql = self.statement.guarded_text() if is_guarded else self.statement.text("postgresql")
-        cursor.execute(sql, encode("postgresql", self.parameters))
+        sql, parameters = self.resolved("postgresql")
+        cursor.execute(self.statement.guarded_text() if self.kind == "require" else sql, parameters)
         return cursor
 
     def answer(self, cursor: Any) -> Any:

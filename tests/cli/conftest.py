@@ -20,7 +20,7 @@ from pyworkflow_ray.exceptions import ConfigurationError
 
 
 @dataclass(frozen=True)
-class Told:
+class Answer:
     """What a command answered."""
 
     code: int
@@ -36,18 +36,18 @@ class Told:
         return self.out.splitlines()
 
 
-Call = Callable[..., Told]
+Call = Callable[..., Answer]
 
 
 @pytest.fixture
 def cli() -> Call:
     """Calls the command line: `cli("runs", "list")`; an error that it does not tell fails the test."""
 
-    def call(*args: str, input: str | None = None, **environment: str) -> Told:
+    def call(*args: str, input: str | None = None, **environment: str) -> Answer:
         done = CliRunner().invoke(app, list(args), input=input, env=environment, prog_name="pyworkflow-ray")
         if done.exception is not None and not isinstance(done.exception, SystemExit):
             raise done.exception
-        return Told(done.exit_code, done.stdout, done.stderr)
+        return Answer(done.exit_code, done.stdout, done.stderr)
 
     return call
 

@@ -14,15 +14,15 @@ from tests.cli import flows
 from tests.cli.conftest import Call
 
 
-def test_the_version_is_told(cli: Call) -> None:
+def test_the_version_is_reported(cli: Call) -> None:
     assert cli("--version").out == f"pyworkflow-ray {pr.__version__}\n"
 
 
 def test_help_is_an_answer_of_every_group(cli: Call) -> None:
     for group in ((), ("runs",), ("workflows",), ("hooks",), ("db",), ("runs", "list")):
-        told = cli(*group, "--help")
-        assert (told.code, told.err) == (0, ""), group
-        assert "Usage: pyworkflow-ray" in told.out
+        answer = cli(*group, "--help")
+        assert (answer.code, answer.err) == (0, ""), group
+        assert "Usage: pyworkflow-ray" in answer.out
 
 
 @pytest.mark.parametrize(
@@ -57,20 +57,20 @@ def test_options_win_over_the_environment_and_that_over_the_file(cli: Call, loca
 
 def test_an_unreachable_database_is_one_message_without_a_password(cli: Call) -> None:
     url = "postgresql://user:s3cret@127.0.0.1:1/nothing?connect_timeout=1"
-    told = cli("--storage", url, "runs", "list")
-    assert (told.code, told.out) == (1, "")
-    assert "s3cret" not in told.err
-    assert "Traceback" not in told.err
-    assert told.err.startswith("Error: The database postgresql")
-    assert told.err.endswith("Next: pyworkflow-ray doctor\n")
+    answer = cli("--storage", url, "runs", "list")
+    assert (answer.code, answer.out) == (1, "")
+    assert "s3cret" not in answer.err
+    assert "Traceback" not in answer.err
+    assert answer.err.startswith("Error: The database postgresql")
+    assert answer.err.endswith("Next: pyworkflow-ray doctor\n")
 
 
 def test_broken_settings_are_told_with_their_place(cli: Call, tmp_path: Path) -> None:
     (tmp_path / "pyworkflow.config.yaml").write_text("storag: here.db\n")
-    told = cli("runs", "list")
-    assert told.code == 1
-    assert "'storage'" in told.err
-    assert "Traceback" not in told.err
+    answer = cli("runs", "list")
+    assert answer.code == 1
+    assert "'storage'" in answer.err
+    assert "Traceback" not in answer.err
 
 
 def test_a_traceback_is_shown_when_it_is_asked_for(cli: Call, local: Path) -> None:
@@ -81,9 +81,9 @@ def test_a_traceback_is_shown_when_it_is_asked_for(cli: Call, local: Path) -> No
 
 
 def test_what_is_no_command_is_a_usage_error(cli: Call) -> None:
-    told = cli("runs", "lst")
-    assert (told.code, told.out) == (2, "")
-    assert "lst" in told.err
+    answer = cli("runs", "lst")
+    assert (answer.code, answer.out) == (2, "")
+    assert "lst" in answer.err
 
 
 def test_an_error_nobody_expected_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
@@ -105,12 +105,12 @@ def test_an_error_nobody_expected_is_one_line_and_exit_code_1(tmp_path: Path) ->
 def completed(cli: Call, *words: str) -> list[str]:
     """What the shell offers for the last of these words."""
     line = ["pyworkflow-ray", *words]
-    told = cli(
+    answer = cli(
         _PYWORKFLOW_RAY_COMPLETE="complete_bash",
         COMP_WORDS=" ".join(line),
         COMP_CWORD=str(len(line) - 1),
     )
-    return [offer for offer in told.lines if offer]
+    return [offer for offer in answer.lines if offer]
 
 
 def test_states_workflows_and_runs_are_completed(cli: Call, local: Path) -> None:
@@ -137,6 +137,6 @@ def test_an_engine_is_not_looked_for_in_clusters_that_others_have_for_themselves
     cli: Call, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     monkeypatch.setattr("pyworkflow_ray.client.engine_actors.address_of_local_cluster", lambda: None)
-    told = cli(command)
-    assert (told.code, told.out) == (1, "")
-    assert "ray start --head" in told.err
+    answer = cli(command)
+    assert (answer.code, answer.out) == (1, "")
+    assert "ray start --head" in answer.err

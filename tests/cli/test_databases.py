@@ -12,10 +12,10 @@ from tests.cli.conftest import Call
 
 
 def test_looking_at_the_version_makes_nothing(cli: Call, tmp_path: Path) -> None:
-    told = cli("db", "current", "--output", "json")
-    assert told.code == 0
-    assert (told.json["exists"], told.json["schema_version"]) == (False, 0)
-    assert "db upgrade" in told.err
+    answer = cli("db", "current", "--output", "json")
+    assert answer.code == 0
+    assert (answer.json["exists"], answer.json["schema_version"]) == (False, 0)
+    assert "db upgrade" in answer.err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -30,13 +30,13 @@ def test_tables_are_made_and_brought_up_once(
     assert "version 0" in made.err
     again = cli("db", "upgrade", "--storage", url)
     assert "already" in again.err
-    told = cli("db", "current", "--storage", url, "--output", "json")
-    assert told.err == ""
+    answer = cli("db", "current", "--storage", url, "--output", "json")
+    assert answer.err == ""
     with Storage(url) as storage:
-        assert told.json["storage_id"] == storage.facts()["storage_id"]
+        assert answer.json["storage_id"] == storage.facts()["storage_id"]
 
 
 def test_a_storage_in_memory_has_nothing_to_upgrade(cli: Call) -> None:
-    told = cli("db", "upgrade", "--storage", "memory")
-    assert told.code == 1
-    assert "memory" in told.err
+    answer = cli("db", "upgrade", "--storage", "memory")
+    assert answer.code == 1
+    assert "memory" in answer.err

@@ -1,4 +1,4 @@
-"""`pyworkflow-ray doctor`: each thing that is wrong, and how to mend it. A cluster is told here, not had."""
+"""`pyworkflow-ray doctor`: each thing that is wrong, and how to mend it. The cluster here is made up."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch, local: Path) -> Any:
 
 def checks(cli: Call, *options: str) -> tuple[int, dict[str, tuple[str, str]]]:
     """The exit code, and state and text of each check."""
-    told = cli("doctor", "--output", "json", *options)
-    return told.code, {
-        each["name"]: (each["status"], f"{each['found']} {each['mend']}") for each in told.json
+    answer = cli("doctor", "--output", "json", *options)
+    return answer.code, {
+        each["name"]: (each["status"], f"{each['found']} {each['mend']}") for each in answer.json
     }
 
 
@@ -61,10 +61,10 @@ def test_without_ray_and_storage_the_doctor_works_and_makes_nothing(
 
 
 def test_a_cluster_that_is_named_and_away_is_a_problem(cli: Call, no_cluster: None) -> None:
-    told = cli("doctor", "--address", "10.0.0.7:6379")
-    assert told.code == 1
-    assert "✗ Ray" in told.out
-    assert "1 problem." in told.err
+    answer = cli("doctor", "--address", "10.0.0.7:6379")
+    assert answer.code == 1
+    assert "✗ Ray" in answer.out
+    assert "1 problem." in answer.err
 
 
 def test_all_is_well_where_an_engine_uses_the_same_storage(cli: Call, cluster: Any, local: Path) -> None:
@@ -96,7 +96,7 @@ def test_where_no_storage_is_named_it_is_the_engines(cli: Call, cluster: Any, lo
     assert "cli.db" in found["storage"][1]
 
 
-def test_a_storage_that_cannot_be_read_is_a_problem_and_the_rest_is_told(
+def test_a_storage_that_cannot_be_read_is_a_problem_and_the_rest_is_reported(
     cli: Call, cluster: Any, local: Path
 ) -> None:
     (local / "cli.db").write_text("no database" * 100)
@@ -107,7 +107,7 @@ def test_a_storage_that_cannot_be_read_is_a_problem_and_the_rest_is_told(
     assert found["Ray"][0] == "ok"
 
 
-def test_an_engine_that_is_away_or_deaf_is_told(cli: Call, cluster: Any, local: Path) -> None:
+def test_an_engine_that_is_away_or_deaf_is_reported(cli: Call, cluster: Any, local: Path) -> None:
     pr.start_sync(flows.cli_counts, 3)
     cluster(url=None)
     code, found = checks(cli)

@@ -34,32 +34,32 @@ def test_hooks_are_listed_with_the_tokens_that_answer_them(cli: Call, local: Pat
     assert cli("hooks", "list", "--run", run[:12], "--output", "plain").lines[0].split("\t")[5] == hook.token
     assert hook.token in cli("hooks", "list", "--status", "pending").out
     pr.resume_hook_sync(hook.token, {"approved": True, "by": "Ada"})
-    told = cli("hooks", "list", "--status", "received", "--output", "json").json
-    assert [each["hook_id"] for each in told] == ["cli_approval#1"]
+    answer = cli("hooks", "list", "--status", "received", "--output", "json").json
+    assert [each["hook_id"] for each in answer] == ["cli_approval#1"]
     assert cli("hooks", "list", "--status", "expired", "--output", "json").json == []
 
 
 def test_a_hook_is_shown_with_what_its_payload_must_be(cli: Call, local: Path) -> None:
     run, hook = waiting(flows.cli_asks)
-    told = cli("hooks", "info", hook.token, "--output", "json").json
-    assert (told["run_id"], told["status"], told["metadata"]) == (run, "pending", {"order": 7})
-    assert sorted(told["payload_schema"]["properties"]) == ["approved", "by", "level", "share"]
+    answer = cli("hooks", "info", hook.token, "--output", "json").json
+    assert (answer["run_id"], answer["status"], answer["metadata"]) == (run, "pending", {"order": 7})
+    assert sorted(answer["payload_schema"]["properties"]) == ["approved", "by", "level", "share"]
     assert "Who decides" in cli("hooks", "info", hook.token).out
 
 
 def test_an_unknown_token_is_told_and_not_repeated(cli: Call, local: Path) -> None:
     waiting(flows.cli_hears)
     for command in (("info", "secret"), ("resume", "secret", "-p", "1")):
-        told = cli("hooks", *command)
-        assert told.code == 1
-        assert "secret" not in told.err
-        assert "pyworkflow-ray hooks list --status pending" in told.err
+        answer = cli("hooks", *command)
+        assert answer.code == 1
+        assert "secret" not in answer.err
+        assert "pyworkflow-ray hooks list --status pending" in answer.err
 
 
 def test_a_payload_wakes_the_run(cli: Call, local: Path) -> None:
     run, hook = waiting(flows.cli_hears)
-    told = cli("hooks", "resume", hook.token, "-p", '{"a": [1, 2.5, null]}', "--output", "json")
-    assert told.json == {"run_id": run, "hook_id": "cli_ear#1", "status": "resumed"}
+    answer = cli("hooks", "resume", hook.token, "-p", '{"a": [1, 2.5, null]}', "--output", "json")
+    assert answer.json == {"run_id": run, "hook_id": "cli_ear#1", "status": "resumed"}
     assert run.wait() == {"a": [1, 2.5, None]}
     again = cli("hooks", "resume", hook.token, "-p", "1")
     assert again.code == 1
@@ -77,16 +77,16 @@ def test_a_payload_comes_from_a_file_or_from_standard_input(cli: Call, local: Pa
 
 def test_a_hook_is_rejected_with_a_text(cli: Call, local: Path) -> None:
     run, hook = waiting(flows.cli_hears)
-    told = cli("hooks", "resume", hook.token, "--reject", "not today")
-    assert told.out == f"cli_ear#1 of {run} is rejected\n"
+    answer = cli("hooks", "resume", hook.token, "--reject", "not today")
+    assert answer.out == f"cli_ear#1 of {run} is rejected\n"
     assert run.wait() == "rejected: not today"
 
 
 def test_a_payload_that_does_not_fit_is_refused_and_the_hook_stays_open(cli: Call, local: Path) -> None:
     _, hook = waiting(flows.cli_asks)
-    told = cli("hooks", "resume", hook.token, "-p", '{"approved": "perhaps", "by": "Ada"}')
-    assert told.code == 1
-    assert "approved" in told.err
+    answer = cli("hooks", "resume", hook.token, "-p", '{"approved": "perhaps", "by": "Ada"}')
+    assert answer.code == 1
+    assert "approved" in answer.err
     found = pr.run_sync(pr.get_hook(hook.token))
     assert found is not None
     assert found.status is pr.HookStatus.PENDING
@@ -105,9 +105,9 @@ def test_a_payload_that_does_not_fit_is_refused_and_the_hook_stays_open(cli: Cal
 def test_without_a_terminal_what_is_missing_is_a_usage_error(
     cli: Call, local: Path, options: tuple[str, ...], said: str
 ) -> None:
-    told = cli("hooks", "resume", *options)
-    assert (told.code, told.out) == (2, "")
-    assert said in told.err
+    answer = cli("hooks", "resume", *options)
+    assert (answer.code, answer.out) == (2, "")
+    assert said in answer.err
 
 
 def test_an_answer_is_stored_where_no_cluster_runs(cli: Call, local: Path, no_cluster: None) -> None:
@@ -115,9 +115,9 @@ def test_an_answer_is_stored_where_no_cluster_runs(cli: Call, local: Path, no_cl
     pr.configure(default_runtime="ray")
     refused = cli("hooks", "resume", hook.token, "-p", "{}")
     assert refused.code == 1
-    told = cli("hooks", "resume", hook.token, "-p", '{"approved": true, "by": "Ada"}')
-    assert told.code == 0
-    assert "is stored" in told.err
+    answer = cli("hooks", "resume", hook.token, "-p", '{"approved": true, "by": "Ada"}')
+    assert answer.code == 0
+    assert "is stored" in answer.err
     assert run.status_sync() is pr.RunStatus.SUSPENDED
     pr.configure(default_runtime="local")
     pr.run_sync(pr.resume(run))

@@ -27,9 +27,9 @@ def typed(folder: Path, command: str, suspend_after: str = "3s") -> subprocess.C
 
 
 def test_the_project_runs_by_the_command_that_is_printed(cli: Call, tmp_path: Path) -> None:
-    told = cli("quickstart", "shop")
-    assert told.code == 0
-    change, _, command = told.out.strip().partition(" && ")
+    answer = cli("quickstart", "shop")
+    assert answer.code == 0
+    change, _, command = answer.out.strip().partition(" && ")
     assert change == "cd shop"
     done = typed(tmp_path / "shop", command)
     assert (done.returncode, done.stdout) == (0, "order A-17 is on its way, in 8 parcels\n"), done.stderr
@@ -52,8 +52,8 @@ def test_its_large_orders_wait_for_an_answer(cli: Call, tmp_path: Path) -> None:
 def test_nothing_is_overwritten(cli: Call, tmp_path: Path) -> None:
     (tmp_path / "shop").mkdir()
     (tmp_path / "shop" / "orders.py").write_text("mine")
-    told = cli("quickstart", "shop")
-    assert told.code == 1
-    assert "not overwritten" in told.err
+    answer = cli("quickstart", "shop")
+    assert answer.code == 1
+    assert "not overwritten" in answer.err
     assert [path.name for path in (tmp_path / "shop").iterdir()] == ["orders.py"]
     assert (tmp_path / "shop" / "orders.py").read_text() == "mine"

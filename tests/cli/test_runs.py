@@ -24,10 +24,10 @@ def failed(local: Path) -> str:
 
 
 def test_a_default_install_lists_no_runs_and_makes_no_database(cli: Call, tmp_path: Path) -> None:
-    told = cli("runs", "list")
-    assert (told.code, told.out) == (0, "")
-    assert str(tmp_path / ".pyworkflow" / "pyworkflow.db") in told.err
-    assert "quickstart" in told.err
+    answer = cli("runs", "list")
+    assert (answer.code, answer.out) == (0, "")
+    assert str(tmp_path / ".pyworkflow" / "pyworkflow.db") in answer.err
+    assert "quickstart" in answer.err
     assert cli("runs", "list", "--output", "json").json == []
     assert cli("hooks", "list", "--output", "json").json == []
     assert list(tmp_path.iterdir()) == []
@@ -42,10 +42,10 @@ def test_every_look_at_a_run_is_json_alone(cli: Call, local: Path) -> None:
         ("children", run),
         ("chain", run),
     ):
-        told = cli("runs", *command, "--output", "json")
-        assert told.code == 0
-        assert told.json, command
-        assert told.err == ""
+        answer = cli("runs", *command, "--output", "json")
+        assert answer.code == 0
+        assert answer.json, command
+        assert answer.err == ""
 
 
 # --- list -----------------------------------------------------------------------------------------
@@ -56,8 +56,8 @@ def test_runs_are_found_by_state_workflow_text_and_age(cli: Call, failed: str) -
     waiting = pr.start_sync(flows.cli_sleeps)
 
     def found(*options: str) -> list[str]:
-        told = cli("runs", "list", *options, "--output", "plain")
-        return [line.split("\t")[0] for line in told.lines]
+        answer = cli("runs", "list", *options, "--output", "plain")
+        return [line.split("\t")[0] for line in answer.lines]
 
     assert found() == [waiting, done, failed]
     assert found("--status", "failed", "--status", "suspended") == [waiting, failed]
@@ -84,9 +84,9 @@ def test_plain_times_are_in_iso_form_and_a_tables_are_relative(cli: Call, failed
 def test_an_option_that_cannot_be_read_is_a_usage_error(
     cli: Call, local: Path, option: tuple[str, ...]
 ) -> None:
-    told = cli("runs", "list", *option)
-    assert (told.code, told.out) == (2, "")
-    assert option[0] in told.err
+    answer = cli("runs", "list", *option)
+    assert (answer.code, answer.out) == (2, "")
+    assert option[0] in answer.err
 
 
 # --- ids ------------------------------------------------------------------------------------------
@@ -100,17 +100,17 @@ def test_an_id_may_be_shortened_to_what_tells_it(cli: Call, failed: str) -> None
 def test_a_beginning_of_several_ids_is_refused_with_them(cli: Call, local: Path) -> None:
     for run_id in ("order-1", "order-2"):
         pr.run_sync(pr.start.options(run_id=run_id)(flows.cli_counts, 3))
-    told = cli("runs", "status", "order")
-    assert told.code == 1
-    assert "order-1, order-2" in told.err
+    answer = cli("runs", "status", "order")
+    assert answer.code == 1
+    assert "order-1, order-2" in answer.err
     assert cli("runs", "status", "order-1").code == 0
 
 
 def test_an_unknown_run_is_told_with_what_to_type_next(cli: Call, local: Path) -> None:
     pr.start_sync(flows.cli_counts, 3)
-    told = cli("runs", "status", "run_nothing")
-    assert (told.code, told.out) == (1, "")
-    assert told.err == (
+    answer = cli("runs", "status", "run_nothing")
+    assert (answer.code, answer.out) == (1, "")
+    assert answer.err == (
         "Error: There is no run 'run_nothing' in this storage.\nNext: pyworkflow-ray runs list\n"
     )
 
@@ -119,20 +119,20 @@ def test_an_unknown_run_is_told_with_what_to_type_next(cli: Call, local: Path) -
 
 
 def test_a_failed_run_is_told_with_its_steps_its_error_and_the_way_on(cli: Call, failed: str) -> None:
-    told = cli("runs", "status", failed)
-    assert "ValueError: no space left" in told.out
-    assert "raise ValueError(text)" in told.out
-    rows = [line.split() for line in told.lines if line.startswith("cli_")]
+    answer = cli("runs", "status", failed)
+    assert "ValueError: no space left" in answer.out
+    assert "raise ValueError(text)" in answer.out
+    rows = [line.split() for line in answer.lines if line.startswith("cli_")]
     assert [row[:2] for row in rows] == [["cli_double#1", "completed"], ["cli_break#1", "failed"]]
-    assert f"runs fork {failed} --code current" in told.err
+    assert f"runs fork {failed} --code current" in answer.err
 
 
 def test_a_run_that_waits_tells_for_what_and_what_to_type(cli: Call, local: Path) -> None:
     asks, sleeps = pr.start_sync(flows.cli_asks), pr.start_sync(flows.cli_sleeps)
     hooks, _ = pr.run_sync(pr.list_hooks(asks))
-    told = cli("runs", "status", asks)
-    assert "cli_approval#1 until" in told.out
-    assert f"pyworkflow-ray hooks resume {hooks[0].token}" in told.out
+    answer = cli("runs", "status", asks)
+    assert "cli_approval#1 until" in answer.out
+    assert f"pyworkflow-ray hooks resume {hooks[0].token}" in answer.out
     assert "nap#1 until" in cli("runs", "status", sleeps).out
     (wait,) = cli("runs", "status", sleeps, "--output", "json").json["waits_for"]
     assert (wait["kind"], wait["id"]) == ("sleep", "nap#1")
@@ -175,9 +175,9 @@ def test_a_history_shows_no_token(cli: Call, local: Path) -> None:
     run = pr.start_sync(flows.cli_asks)
     hooks, _ = pr.run_sync(pr.list_hooks(run))
     for form in ("table", "plain"):
-        told = cli("runs", "logs", run, "--output", form)
-        assert "hook.created" in told.out
-        assert hooks[0].token not in told.out
+        answer = cli("runs", "logs", run, "--output", form)
+        assert "hook.created" in answer.out
+        assert hooks[0].token not in answer.out
 
 
 @pytest.mark.parametrize("form", ["json", "plain", "table"])
@@ -185,8 +185,8 @@ def test_following_goes_on_through_the_chain_to_its_end(cli: Call, local: Path, 
     run = pr.start_sync(flows.cli_counts, 1)
     lines = cli("runs", "logs", run, "--follow", "--filter", "workflow", "--output", form).lines
     if form == "json":
-        told = [json.loads(line) for line in lines]
-        assert len({event["run_id"] for event in told}) == 3
+        answer = [json.loads(line) for line in lines]
+        assert len({event["run_id"] for event in answer}) == 3
     assert [word for line in lines for word in ("continued_as_new", "completed") if word in line] == [
         "continued_as_new",
         "continued_as_new",
@@ -196,8 +196,8 @@ def test_following_goes_on_through_the_chain_to_its_end(cli: Call, local: Path, 
 
 def test_a_chain_and_children_are_listed_oldest_first(cli: Call, local: Path) -> None:
     chain = pr.run_sync(pr.get_workflow_chain(pr.start_sync(flows.cli_counts, 1)))
-    told = cli("runs", "chain", chain[1].run_id, "--output", "json").json
-    assert [run["run_id"] for run in told] == [run.run_id for run in chain]
+    answer = cli("runs", "chain", chain[1].run_id, "--output", "json").json
+    assert [run["run_id"] for run in answer] == [run.run_id for run in chain]
     parent = pr.start_sync(flows.cli_has_children)
     (child,) = cli("runs", "children", parent, "--output", "json").json
     assert child["parent_run_id"] == parent
@@ -209,15 +209,15 @@ def test_a_chain_and_children_are_listed_oldest_first(cli: Call, local: Path) ->
 
 def test_a_run_is_cancelled_with_a_reason_and_once(cli: Call, local: Path) -> None:
     run = pr.start_sync(flows.cli_sleeps)
-    told = cli("runs", "cancel", run, "--reason", "too late", "--wait", "--output", "json")
-    assert (told.code, told.json) == (0, {"run_id": run, "initiated": True, "status": "cancelled"})
+    answer = cli("runs", "cancel", run, "--reason", "too late", "--wait", "--output", "json")
+    assert (answer.code, answer.json) == (0, {"run_id": run, "initiated": True, "status": "cancelled"})
     assert "too late" in cli("runs", "status", run).out
     again = cli("runs", "cancel", run)
     assert again.code == 1
     assert "nothing to cancel" in again.err
 
 
-def test_a_run_that_takes_its_time_to_end_is_told(
+def test_a_run_that_takes_its_time_to_end_is_reported(
     cli: Call, local: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = pr.start_sync(flows.cli_sleeps)
@@ -226,17 +226,17 @@ def test_a_run_that_takes_its_time_to_end_is_told(
         raise TimeoutError
 
     monkeypatch.setattr("pyworkflow_ray.client.runs.cancel_workflow", cancel)
-    told = cli("runs", "cancel", run, "--wait", "--timeout", "5")
-    assert (told.code, told.out) == (1, "")
-    assert "has not ended after 5.0 s" in told.err
+    answer = cli("runs", "cancel", run, "--wait", "--timeout", "5")
+    assert (answer.code, answer.out) == (1, "")
+    assert "has not ended after 5.0 s" in answer.err
 
 
 def test_a_request_is_stored_where_no_cluster_runs(cli: Call, local: Path, no_cluster: None) -> None:
     run = pr.start_sync(flows.cli_sleeps)
     pr.configure(default_runtime="ray")
-    told = cli("runs", "cancel", run)
-    assert told.code == 0
-    assert "is stored" in told.err
+    answer = cli("runs", "cancel", run)
+    assert answer.code == 0
+    assert "is stored" in answer.err
     assert run.status_sync() is pr.RunStatus.SUSPENDED
     assert cli("runs", "cancel", run, "--wait").code == 2
     pr.configure(default_runtime="local")
@@ -248,28 +248,28 @@ def test_a_request_is_stored_where_no_cluster_runs(cli: Call, local: Path, no_cl
 def test_what_needs_a_cluster_says_so(cli: Call, local: Path, no_cluster: None, command: str) -> None:
     run = pr.start_sync(flows.cli_sleeps)
     pr.configure(default_runtime="ray")
-    told = cli("runs", command, run)
-    assert (told.code, told.out) == (1, "")
-    assert told.err.startswith("Error: The Ray cluster at this machine cannot be joined")
+    answer = cli("runs", command, run)
+    assert (answer.code, answer.out) == (1, "")
+    assert answer.err.startswith("Error: The Ray cluster at this machine cannot be joined")
 
 
 def test_a_run_is_run_again_and_shown(cli: Call, failed: str) -> None:
-    told = cli("runs", "rerun", failed)
-    assert (told.code, told.out.startswith("run_")) == (0, True)
-    told = cli("runs", "rerun", failed, "--wait")
-    assert (told.code, told.out) == (1, "")
-    assert "has failed: ValueError: no space left" in told.err
+    answer = cli("runs", "rerun", failed)
+    assert (answer.code, answer.out.startswith("run_")) == (0, True)
+    answer = cli("runs", "rerun", failed, "--wait")
+    assert (answer.code, answer.out) == (1, "")
+    assert "has failed: ValueError: no space left" in answer.err
     done = pr.start_sync(flows.cli_doubles, [4])
-    told = cli("runs", "rerun", done, "--wait")
-    assert (told.code, told.out) == (0, "nobody has [8]\n")
-    assert "✓ cli_double#1" in told.err
+    answer = cli("runs", "rerun", done, "--wait")
+    assert (answer.code, answer.out) == (0, "nobody has [8]\n")
+    assert "✓ cli_double#1" in answer.err
 
 
 def test_a_fork_goes_on_from_a_step(cli: Call, local: Path) -> None:
     done = pr.start_sync(flows.cli_doubles, [4, 5])
-    told = cli("runs", "fork", done, "--from-step", "cli_double#2", "--wait", "--output", "json")
-    assert told.json["result"] == "nobody has [8, 10]"
-    assert told.json["run_id"] != done
+    answer = cli("runs", "fork", done, "--from-step", "cli_double#2", "--wait", "--output", "json")
+    assert answer.json["result"] == "nobody has [8, 10]"
+    assert answer.json["run_id"] != done
     assert cli("runs", "fork", done, "--from-step", "cli_double#9").code == 1
     assert cli("runs", "fork", done, "--from-step", "x", "--from-position", "2").code == 2
     assert cli("runs", "fork", done, "--code", "newest").code == 2
@@ -287,15 +287,15 @@ def test_deleting_asks_and_without_a_terminal_wants_yes(cli: Call, failed: str) 
 
 def test_a_run_that_goes_on_is_not_deleted(cli: Call, local: Path) -> None:
     run = pr.start_sync(flows.cli_sleeps)
-    told = cli("runs", "delete", run, "--yes")
-    assert told.code == 1
-    assert "cancel it" in told.err
+    answer = cli("runs", "delete", run, "--yes")
+    assert answer.code == 1
+    assert "cancel it" in answer.err
 
 
 def test_old_runs_are_purged_by_how_they_ended(cli: Call, failed: str) -> None:
     done = pr.start_sync(flows.cli_doubles, [1])
     assert cli("runs", "purge", "--older-than", "30d", "--yes").out == "0 runs are deleted\n"
-    told = cli("runs", "purge", "--older-than", "0s", "--status", "failed", "--yes", "--output", "json")
-    assert told.json["deleted"] == 1
+    answer = cli("runs", "purge", "--older-than", "0s", "--status", "failed", "--yes", "--output", "json")
+    assert answer.json["deleted"] == 1
     assert cli("runs", "list", "--output", "plain").lines[0].startswith(done)
     assert cli("runs", "purge", "--older-than", "0s", "--status", "running", "--yes").code == 2

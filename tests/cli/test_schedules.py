@@ -45,8 +45,8 @@ def test_a_schedule_is_made_shown_changed_and_deleted(cli: Call, local: Path) ->
 def test_a_paused_schedule_says_so_and_why(cli: Call, local: Path) -> None:
     cli("schedules", "create", *DOUBLES, "--id", "hourly", "--interval", "1h")
     cli("schedules", "pause", "hourly", "--note", "holidays")
-    (told,) = cli("schedules", "list", "--status", "paused", "--output", "json").json
-    assert (told["status"], told["note"], told["next_run_time"]) == ("paused", "holidays", None)
+    (answer,) = cli("schedules", "list", "--status", "paused", "--output", "json").json
+    assert (answer["status"], answer["note"], answer["next_run_time"]) == ("paused", "holidays", None)
     assert "paused" in cli("schedules", "show", "hourly").out
     cli("schedules", "resume", "hourly")
     assert cli("schedules", "list", "--output", "plain").lines[0].split("\t")[2] == "active"
@@ -64,7 +64,7 @@ def test_a_schedule_is_triggered_and_backfilled_by_hand(cli: Call, local: Path) 
 
 
 @pytest.mark.parametrize(
-    ("command", "code", "told"),
+    ("command", "code", "answer"),
     [
         (("show", "nightly"), 1, "no schedule 'nightly'"),
         (("trigger", "nightly"), 1, "no schedule 'nightly'"),
@@ -76,12 +76,12 @@ def test_a_schedule_is_triggered_and_backfilled_by_hand(cli: Call, local: Path) 
         (("create", *DOUBLES, "--calendar", "{"), 2, "not JSON"),
     ],
 )
-def test_what_is_wrong_is_told(
-    cli: Call, local: Path, command: tuple[str, ...], code: int, told: str
+def test_what_is_wrong_is_reported(
+    cli: Call, local: Path, command: tuple[str, ...], code: int, answer: str
 ) -> None:
     done = cli("schedules", *command)
     assert (done.code, done.out) == (code, "")
-    assert told in " ".join(done.err.split())
+    assert answer in " ".join(done.err.split())
 
 
 def test_schedules_can_be_made_while_ray_is_away(cli: Call, tmp_path: Path, no_cluster: None) -> None:
@@ -95,8 +95,8 @@ def test_schedules_can_be_made_while_ray_is_away(cli: Call, tmp_path: Path, no_c
 
 
 def test_what_decorators_declare_is_activated(cli: Call, local: Path) -> None:
-    told = cli("schedules", "activate", "--module", "tests.cli.flows", "--output", "json").json
-    assert "cli_every_morning" in told
+    answer = cli("schedules", "activate", "--module", "tests.cli.flows", "--output", "json").json
+    assert "cli_every_morning" in answer
     assert "in Europe/Berlin" in cli("schedules", "show", "cli_every_morning").out
 
 
@@ -104,11 +104,11 @@ def test_recorded_histories_are_replayed(cli: Call, local: Path, tmp_path: Path)
     run = pr.start_sync(flows.cli_doubles, [1, 2])
     (tmp_path / "histories").mkdir()
     save_history(run, tmp_path / "histories" / "doubles.json")
-    told = cli("replay", str(tmp_path / "histories"), "--module", "tests.cli.flows", "--output", "json")
-    assert (told.code, [each["status"] for each in told.json]) == (0, ["ok"])
+    answer = cli("replay", str(tmp_path / "histories"), "--module", "tests.cli.flows", "--output", "json")
+    assert (answer.code, [each["status"] for each in answer.json]) == (0, ["ok"])
     text = (tmp_path / "histories" / "doubles.json").read_text()
     (tmp_path / "histories" / "doubles.json").write_text(text.replace("cli_double#2", "cli_triple#1"))
-    told = cli("replay", str(tmp_path / "histories"), "--module", "tests.cli.flows")
-    assert told.code == 1
-    assert "cli_triple#1" in told.err
+    answer = cli("replay", str(tmp_path / "histories"), "--module", "tests.cli.flows")
+    assert answer.code == 1
+    assert "cli_triple#1" in answer.err
     assert cli("replay", str(tmp_path / "nothing")).code == 2

@@ -140,9 +140,9 @@ async def test_a_run_that_waits_is_cancelled_and_cleans_up(place: str, tmp_path:
         assert caught.value.reason == "the test"
         assert (await run.refresh()).status is pr.RunStatus.CANCELLED
         assert notes(tmp_path)[-2:] == ["cleaning up after the test, asyncio's too: True", "finally"]
-        told = await types(run)
-        assert told.count("cancellation.requested") == 1
-        assert told[-1] == "workflow.cancelled"
+        recorded = await types(run)
+        assert recorded.count("cancellation.requested") == 1
+        assert recorded[-1] == "workflow.cancelled"
         assert await run.cancel("again") is False
 
 
@@ -305,7 +305,7 @@ async def runs_a_step(folder: str, on_cancel: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("on_cancel", "seen", "told"),
+    ("on_cancel", "seen", "recorded"),
     [
         ("wait", ["step began", "step ended", "cleaned up"], "step.completed"),
         ("interrupt", ["step began", "step interrupted", "cleaned up"], "step.cancelled"),
@@ -314,7 +314,7 @@ async def runs_a_step(folder: str, on_cancel: str) -> None:
     ],
 )
 async def test_a_step_under_way_is_dealt_with_as_it_says(
-    on_cancel: str, seen: list[str], told: str, tmp_path: Path
+    on_cancel: str, seen: list[str], recorded: str, tmp_path: Path
 ) -> None:
     async with WorkflowEnvironment() as environment:
         run = await environment.start(runs_a_step, str(tmp_path), on_cancel)
@@ -328,7 +328,7 @@ async def test_a_step_under_way_is_dealt_with_as_it_says(
         assert sorted(notes(tmp_path)) == sorted(seen)
         if on_cancel in ("wait", "abandon"):
             assert notes(tmp_path) == seen
-        assert told in await types(run)
+        assert recorded in await types(run)
 
 
 async def test_a_step_that_the_run_waits_for_is_not_tried_again(tmp_path: Path) -> None:

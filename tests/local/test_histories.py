@@ -85,8 +85,8 @@ async def test_a_saved_history_holds_what_was_recorded_in_text_that_one_can_read
     text = file.read_text()
     assert '\n      "type": "step.started",\n' in text
     assert "packing – ä" in text
-    told = json.loads(text)
-    assert (told["workflow"], told["run_id"], told["blobs"]) == ("history_order", str(run), {})
+    stored = json.loads(text)
+    assert (stored["workflow"], stored["run_id"], stored["blobs"]) == ("history_order", str(run), {})
     loaded = load_history(file)
     assert loaded.events == events
     assert [event.stored for event in loaded.events] == [event.stored for event in events]
@@ -209,11 +209,11 @@ async def test_a_folder_is_replayed_and_each_file_tells_its_result(tmp_path: Pat
 
 async def test_a_file_of_another_form_says_what_to_do(tmp_path: Path) -> None:
     file = await record(tmp_path)
-    told = json.loads(file.read_text())
-    file.write_text(json.dumps(told | {"format": "pyworkflow-ray history 2"}))
+    stored = json.loads(file.read_text())
+    file.write_text(json.dumps(stored | {"format": "pyworkflow-ray history 2"}))
     with pytest.raises(pr.SerializationError, match=r"history 2', and this version reads .* save it anew"):
         load_history(file)
-    file.write_text(json.dumps(told | {"events": told["events"][1:]}))
+    file.write_text(json.dumps(stored | {"events": stored["events"][1:]}))
     with pytest.raises(pr.SerializationError, match="does not begin with its run's start"):
         load_history(file)
 

@@ -39,7 +39,7 @@ def own_sinks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     sinks._added.clear()
 
 
-def told(records: list[Any], *names: str) -> list[tuple[Any, ...]]:
+def lines_of(records: list[Any], *names: str) -> list[tuple[Any, ...]]:
     """Message and fields of the test's own lines."""
     return [
         (record["message"], *(record["extra"].get(name) for name in names))
@@ -77,7 +77,7 @@ async def test_a_line_carries_the_run_and_step_that_it_comes_from(records: list[
         run = await env.start(logged)
         await run
     fields = ("run_id", "workflow", "step_id", "step", "attempt")
-    lines = told(records, *fields)
+    lines = lines_of(records, *fields)
     on_loop = (str(run), "logged", "logged_on_loop#1", "logged_on_loop", 1)
     in_thread = (str(run), "logged", "logged_in_thread#1", "logged_in_thread")
     assert lines[0] == ("=began", str(run), "logged", None, None, None)
@@ -126,7 +126,7 @@ async def test_a_run_that_is_replayed_repeats_no_line(
     while await run.status() is pr.RunStatus.SUSPENDED:
         await pr.resume(run)
     assert await run == "done"
-    assert told([r for r in records if "itself" not in r["message"]], "run_id") == [
+    assert lines_of([r for r in records if "itself" not in r["message"]], "run_id") == [
         ("=first", str(run)),
         ("=second", "another"),
         ("=third", str(run)),

@@ -101,7 +101,7 @@ async def statistics(schedule_id: str = "hourly") -> tuple[int, int, int, int]:
     return schedule.total_runs, schedule.successful_runs, schedule.failed_runs, schedule.skipped_runs
 
 
-async def told(schedule_id: str = "hourly") -> list[str]:
+async def types_of(schedule_id: str = "hourly") -> list[str]:
     return [event.type.removeprefix("schedule.") for event in await pr.get_schedule_events(schedule_id)]
 
 
@@ -295,7 +295,7 @@ async def test_schedules_are_listed_page_by_page() -> None:
         await pr.list_schedules(status="gone")
 
 
-async def test_what_is_not_there_is_told() -> None:
+async def test_what_is_not_there_is_reported() -> None:
     assert await pr.get_schedule("unknown") is None
     assert not await pr.delete_schedule("unknown")
     now = datetime.now(UTC)
@@ -325,7 +325,7 @@ async def test_an_update_changes_what_is_given_and_nothing_else() -> None:
     assert (later.total_runs, later.last_run_id) == (1, run)
     noted = await pr.update_schedule("hourly", note="for Bob")
     assert (noted.note, noted.overlap_policy) == ("for Bob", pr.OverlapPolicy.SKIP)
-    assert await told() == ["created", "triggered", "updated", "updated"]
+    assert await types_of() == ["created", "triggered", "updated", "updated"]
 
 
 async def test_another_spec_counts_from_now_on() -> None:
@@ -379,7 +379,7 @@ async def test_a_paused_schedule_makes_up_nothing_when_it_is_resumed() -> None:
     resumed = await pr.resume_schedule("hourly")
     assert (resumed.status, resumed.note) == (pr.ScheduleStatus.ACTIVE, "holidays")
     assert resumed.next_run_time == schedule.created_at + HOUR
-    assert await told() == ["created", "paused", "resumed"]
+    assert await types_of() == ["created", "paused", "resumed"]
 
 
 async def test_a_deleted_schedule_can_be_made_anew() -> None:
@@ -393,7 +393,7 @@ async def test_a_deleted_schedule_can_be_made_anew() -> None:
     assert await run.status() is pr.RunStatus.COMPLETED, "its runs stay"
     anew = await made(sched_other, "new")
     assert (anew.workflow_name, anew.total_runs, anew.last_run_id) == ("sched_other", 0, None)
-    assert await told() == ["created", "triggered", "deleted", "created"]
+    assert await types_of() == ["created", "triggered", "deleted", "created"]
 
 
 # --- by hand --------------------------------------------------------------------------------------
@@ -478,7 +478,7 @@ async def test_a_backfill_of_no_past_time_is_refused() -> None:
             await pr.backfill_schedule("hourly", start, end)
     with pytest.raises(pr.ConfigurationError, match=r"more than 10,000 fires\. Give a shorter time"):
         await pr.backfill_schedule("hourly", now - 10_002 * HOUR, now)
-    assert await told() == ["created"]
+    assert await types_of() == ["created"]
 
 
 async def test_a_fire_that_a_backfill_has_made_is_past() -> None:
@@ -520,7 +520,7 @@ async def test_calls_whose_commit_was_lost_do_once_what_they_say(lost_commits: N
     await pr.pause_schedule("hourly")
     assert await statistics() == (4, 0, 0, 1)
     types = ["triggered", "skipped", "backfill_started", *["triggered"] * 3, "backfill_completed", "paused"]
-    assert await told() == ["created", *types]
+    assert await types_of() == ["created", *types]
     with pytest.raises(pr.ConfigurationError, match="There is a schedule 'hourly'"):
         await made()
     assert await pr.delete_schedule("hourly")
@@ -580,7 +580,7 @@ async def test_a_second_activation_changes_nothing() -> None:
     declared()
     await pr.activate_scheduled_workflows()
     assert await now_of("sched_declared") == before
-    assert await told("sched_declared") == ["created"]
+    assert await types_of("sched_declared") == ["created"]
 
 
 async def test_a_changed_decorator_changes_the_schedule() -> None:
@@ -592,7 +592,7 @@ async def test_a_changed_decorator_changes_the_schedule() -> None:
     after = await now_of("sched_declared")
     assert (after.spec.interval, after.overlap_policy) == (2 * HOUR, pr.OverlapPolicy.BUFFER_ONE)
     assert (after.created_at, after.next_run_time) == (before.created_at, before.created_at + 2 * HOUR)
-    assert await told("sched_declared") == ["created", "updated"]
+    assert await types_of("sched_declared") == ["created", "updated"]
 
 
 async def test_a_decorator_whose_times_stay_keeps_the_missed_fire() -> None:
@@ -636,7 +636,7 @@ async def test_what_was_changed_by_hand_stays_until_the_decorator_says_something
 async def test_many_who_activate_at_once_make_one_schedule() -> None:
     declared()
     await asyncio.gather(*(pr.activate_scheduled_workflows() for _ in range(5)))
-    assert await told("sched_declared") == ["created"]
+    assert await types_of("sched_declared") == ["created"]
 
 
 def test_a_decorator_that_is_wrong_is_refused_where_it_is_written() -> None:
@@ -736,7 +736,7 @@ async def test_backfills_at_one_time_make_all_runs_between_them() -> None:
         spans = [(now - 6 * HOUR, now - 3 * HOUR), (now - 4 * HOUR, now)]
         filled = await asyncio.gather(*(pr.backfill_schedule("hourly", *span) for span in spans))
         assert len({run_id for each in filled for run_id in each}) == sum(map(len, filled)) == 6
-        types = [type_ for type_ in await told() if "backfill" in type_]
+        types = [type_ for type_ in await types_of() if "backfill" in type_]
         assert sorted(types) == ["backfill_completed"] * 2 + ["backfill_started"] * 2
 
 

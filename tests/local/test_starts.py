@@ -288,6 +288,6 @@ async def test_a_start_under_the_key_of_a_chain_finds_it_by_its_first_input() ->
 async def test_in_process_a_start_that_is_put_off_returns_at_once(tmp_path: Path) -> None:
     pr.configure(default_runtime="local", storage=tmp_path / "later.db")
     asked_at = datetime.now(UTC)
-    run = await pr.start.options(delay="300ms")(tells_when)
+    run = await pr.start.options(delay="1s")(tells_when)
     assert await run.status() is pr.RunStatus.PENDING
-    assert await run - asked_at >= timedelta(milliseconds=299)
+    assert await run - asked_at >= timedelta(milliseconds=999)

@@ -533,7 +533,7 @@ async def test_a_wait_for_a_signal_that_timed_out_loses_none() -> None:
         assert await run == ["nothing", 1, "nothing"]
 
 
-async def test_a_signal_to_a_run_that_has_ended_is_told() -> None:
+async def test_a_signal_to_a_run_that_has_ended_is_reported() -> None:
     async with WorkflowEnvironment() as environment:
         run = await environment.start(collects, 0)
         await run
