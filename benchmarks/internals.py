@@ -17,12 +17,13 @@ from typing import Any
 import msgspec
 from floors import event_texts
 
-from pyworkflow_ray.actors.hook_registry import HookRegistry
+from pyworkflow_ray.actors.hook_registry import HookAnswer, HookRegistry
 from pyworkflow_ray.actors.nudges import Nudger
 from pyworkflow_ray.actors.payloads import Payloads
 from pyworkflow_ray.actors.schedulers import fire_due
 from pyworkflow_ray.actors.settings import EngineSettings
 from pyworkflow_ray.actors.timer import Timer
+from pyworkflow_ray.client.hook_answers import hook_answers
 from pyworkflow_ray.client.inboxes import send
 from pyworkflow_ray.engine.attempts import AttemptCompleted
 from pyworkflow_ray.engine.events import (
@@ -213,7 +214,13 @@ def _engine(storage: Storage) -> EngineSettings:
 
 def hook_registry(storage: Storage) -> HookRegistry:
     """A hook registry in this process, which tells nobody."""
-    return HookRegistry(_engine(storage), lambda run_id: None, storage)
+    return HookRegistry(_engine(storage), lambda run_ids: None, storage)
+
+
+async def answer_hooks(registry: HookRegistry, tokens: Sequence[str], payload: bytes) -> None:
+    """Give hooks a payload, as one client does that has all of them at once."""
+    answers = hook_answers(registry.deliver_all)
+    await asyncio.gather(*(answers.send(HookAnswer(each, f"delivery:{each}", payload)) for each in tokens))
 
 
 def timer(storage: Storage, told: Callable[[list[str]], None]) -> Timer:

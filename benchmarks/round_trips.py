@@ -111,7 +111,7 @@ def _parts(storage: Any) -> list[_Part]:
     async def hook() -> Act:
         run_id = (await history()).run_id
         (token,) = await internals.make_hooks(storage, run_id, 1)
-        return lambda: internals.hook_registry(storage).resume(token, b'{"a":1}', f"delivery:{run_id}")
+        return lambda: internals.answer_hooks(internals.hook_registry(storage), [token], b'{"a":1}')
 
     async def signal() -> Act:
         run_id = (await history()).run_id

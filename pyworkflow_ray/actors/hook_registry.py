@@ -1,15 +1,19 @@
 """The hook registry: takes payloads for hooks, from whoever has a token.
 
-It keeps nothing in memory. A payload is checked. Then it is stored with the hook's new status and a row in
-the run's inbox, in one transaction. After that the sender is answered, and the run's coordinator is nudged.
-If the registry dies in between, the sweep finds the row.
+It keeps nothing in memory. What comes together in one call is stored together, in one transaction: each
+payload with its hook's new status and a row in the run's inbox. Hooks that have a schema do not take a
+payload that nobody has checked. The transaction leaves these payloads out and says what they must fit; they
+are checked, and those that fit are stored in another transaction. After that the senders are answered, and
+the coordinators of the runs are nudged. If the registry dies in between, the sweep finds the rows, and a
+sender who calls again under the same delivery key is told what the first call came to.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -19,12 +23,47 @@ from pyworkflow_ray.actors.codes import CodeLoader
 from pyworkflow_ray.actors.payloads import configured_values
 from pyworkflow_ray.actors.settings import EngineSettings
 from pyworkflow_ray.engine.events import HookReceived, encode_data
-from pyworkflow_ray.exceptions import HookNotFoundError
+from pyworkflow_ray.exceptions import HookValidationError, WorkflowError
 from pyworkflow_ray.storage.codes import load_code
-from pyworkflow_ray.storage.hooks import HookRecord, deliver, get_hook
+from pyworkflow_ray.storage.hooks import ANY_SCHEMA, Delivery, HookRecord, UncheckedError, deliver_all
 from pyworkflow_ray.storage.storages import Storage
-from pyworkflow_ray.values.failures import Failure
+from pyworkflow_ray.storage.works import together
+from pyworkflow_ray.values.failures import Failure, capture
 from pyworkflow_ray.values.schemas import validated
+
+
+class HookAnswer(msgspec.Struct, frozen=True):
+    """What somebody gives to a hook; its representation shows no secret.
+
+    Args:
+        delivery_key: The same for the same delivery: a second one has no effect.
+        payload: The value, encoded; None for a rejection.
+        rejection: The error to raise where the workflow waits for the hook.
+    """
+
+    token: str
+    delivery_key: str
+    payload: bytes | None = None
+    rejection: Failure | None = None
+
+    def __repr__(self) -> str:
+        return f"HookAnswer(is_rejection={self.payload is None})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("is_rejection", self.payload is None)]
+
+
+class HookReply(msgspec.Struct, frozen=True):
+    """What became of an answer: the run and the hook that took it, or why none did."""
+
+    run_id: str = ""
+    hook_id: str = ""
+    refusal: Failure | None = None
+
+
+_Result = HookRecord | BaseException
+_answers_decoder = msgspec.msgpack.Decoder(list[HookAnswer])
+_encoder = msgspec.msgpack.Encoder()
 
 
 class HookRegistry:
@@ -32,7 +71,7 @@ class HookRegistry:
 
     Args:
         settings: The settings of all actors.
-        nudge: Has a run look into its inbox. It may fail: the sweep finds the row.
+        nudge: Has runs look into their inboxes. It may fail: the sweep finds the rows.
         storage: Where the hooks are; opened from `settings` by default.
         now: A clock for the hooks' timeouts; the database's by default.
     """
@@ -40,7 +79,7 @@ class HookRegistry:
     def __init__(
         self,
         settings: EngineSettings,
-        nudge: Callable[[str], None],
+        nudge: Callable[[Collection[str]], None],
         storage: Storage | None = None,
         now: Callable[[], datetime] | None = None,
     ) -> None:
@@ -50,46 +89,104 @@ class HookRegistry:
         self._opened = storage
         self._loader = CodeLoader()
 
-    async def resume(self, token: str, payload: bytes, delivery_key: str) -> tuple[str, str]:
-        """Give a hook its payload; the ids of the run and the hook.
+    async def deliver_all(self, answers: bytes) -> bytes:
+        """Give hooks what they wait for. The `HookReply` of each `HookAnswer`, in their order.
 
-        Args:
-            payload: The value, encoded.
-            delivery_key: The same for the same delivery: a second one has no effect.
+        An answer that is refused is refused alone:
 
-        Raises:
-            HookValidationError: The payload does not fit the hook's schema; nothing was stored.
-            HookNotFoundError, HookExpiredError, HookAlreadyReceivedError: The hook takes none.
+        - `HookNotFoundError`, `HookExpiredError`, `HookAlreadyReceivedError`: The hook takes none.
+        - `HookValidationError`: The payload does not fit the hook's schema; it was not stored.
+        - Any other error: What the schema raised as it was loaded or used, or the database's refusal.
         """
-        storage = self._storage()
-        hook = await asyncio.to_thread(storage.read, get_hook(token))
-        if hook is None:
-            raise HookNotFoundError(token)
-        if hook.schema_hash is not None:
-            await asyncio.to_thread(self._validate, hook, hook.schema_hash, payload)
-        return await self._deliver(token, delivery_key, HookReceived(hook_id="", payload=Raw(payload)))
+        given = _answers_decoder.decode(answers)
+        results: dict[int, _Result] = {}
+        open_: dict[int, Delivery] = {}
+        for index, answer in enumerate(given):
+            try:
+                open_[index] = _delivery(answer)
+            except ValueError as error:
+                results[index] = error
+        while open_:
+            delivered = await self._deliver(open_)
+            unchecked = {i: each for i, each in delivered.items() if isinstance(each, UncheckedError)}
+            results |= delivered
+            verdicts = await self._verdicts(given, unchecked)
+            results |= {i: error for i, error in verdicts.items() if error is not None}
+            open_ = {
+                i: msgspec.structs.replace(open_[i], fits=unchecked[i].schema_hash)
+                for i, error in verdicts.items()
+                if error is None
+            }
+        return _encoder.encode([_reply(results[index]) for index in range(len(given))])
 
-    async def reject(self, token: str, failure: bytes, delivery_key: str) -> tuple[str, str]:
-        """Let the workflow see an error where it waits for the hook; as `resume` otherwise.
+    async def _deliver(self, deliveries: Mapping[int, Delivery]) -> dict[int, _Result]:
+        """What each delivery came to; the runs that have received something are nudged."""
+        storage, now = self._storage(), None if self._now is None else self._now()
+        results: Sequence[_Result]
+        try:
+            results = await storage.write(deliver_all([*deliveries.values()], now=now))
+        except Exception as error:
+            if len(deliveries) == 1:
+                return dict.fromkeys(deliveries, error)
+            # The database refuses one of them, and the writer finds out which if each is a write of its own.
+            alone = [storage.write(deliver_all([each], now=now)) for each in deliveries.values()]
+            answers = await asyncio.gather(*alone, return_exceptions=True)
+            results = [each if isinstance(each, BaseException) else each[0] for each in answers]
+        run_ids = {each.run_id for each in results if isinstance(each, HookRecord)}
+        if run_ids:
+            self._nudge(run_ids)
+        return dict(zip(deliveries, results, strict=True))
 
-        Args:
-            failure: A `Failure`, as JSON.
-        """
-        told = msgspec.json.decode(failure, type=Failure)
-        return await self._deliver(token, delivery_key, HookReceived(hook_id="", failure=told))
+    async def _verdicts(
+        self, given: Sequence[HookAnswer], unchecked: Mapping[int, UncheckedError]
+    ) -> dict[int, BaseException | None]:
+        """For each payload that must fit a schema: None if it does, or else the error."""
+        if not unchecked:
+            return {}
+        try:
+            return await asyncio.to_thread(self._check, given, unchecked)
+        except Exception as error:  # the schemas could not be read
+            return dict.fromkeys(unchecked, error)
 
-    async def _deliver(self, token: str, delivery_key: str, received: HookReceived) -> tuple[str, str]:
-        now = None if self._now is None else self._now()
-        hook = await self._storage().write(deliver(token, delivery_key, _without_id(received), now=now))
-        self._nudge(hook.run_id)
-        return hook.run_id, hook.hook_id
+    def _check(
+        self, given: Sequence[HookAnswer], unchecked: Mapping[int, UncheckedError]
+    ) -> dict[int, BaseException | None]:
+        schemas = self._schemas({wanted.schema_hash for wanted in unchecked.values()})
+        return {
+            index: self._verdict(given[index], wanted, *schemas[wanted.schema_hash])
+            for index, wanted in unchecked.items()
+        }
 
-    def _validate(self, hook: HookRecord, schema_hash: str, payload: bytes) -> None:
-        code = self._storage().read(load_code(schema_hash))
-        if code is None:
-            return  # the workflow validates it too
+    def _verdict(
+        self, answer: HookAnswer, wanted: UncheckedError, schema: Any, error: BaseException | None
+    ) -> BaseException | None:
+        if error is None and schema is not None:
+            _, error = _contained(partial(self._fit, answer, schema, wanted.name))
+        if error is None or isinstance(error, Exception):
+            return error
+        # A SystemExit, say. It must end neither this process nor the sender's.
+        return HookValidationError(
+            f"The payload of hook {wanted.name!r} could not be checked: its schema raised "
+            f"{type(error).__name__}: {error}."
+        )
+
+    def _fit(self, answer: HookAnswer, schema: Any, name: str) -> None:
         values = configured_values(self.settings.payload_codec, self.settings.payload_limit)
-        validated(self._loader.load(code), values.decode(payload), hook.name)
+        validated(schema, values.decode(answer.payload or b"null"), name)
+
+    def _schemas(self, hashes: Collection[str]) -> dict[str, tuple[Any, BaseException | None]]:
+        """Each schema, or what was raised as it was loaded. None is one whose code the storage lacks: then
+        only the workflow validates the payload."""
+        schemas: dict[str, tuple[Any, BaseException | None]] = {}
+        for hash_ in hashes:
+            schemas[hash_] = self._loader.get(hash_), None
+        missing = [hash_ for hash_, (schema, _) in schemas.items() if schema is None]
+        if missing:
+            codes = self._storage().read(together(*map(load_code, missing)))
+            for hash_, code in zip(missing, codes, strict=True):
+                if code is not None:
+                    schemas[hash_] = _contained(partial(self._loader.load, code))
+        return schemas
 
     def _storage(self) -> Storage:
         if self._opened is None:
@@ -101,8 +198,35 @@ class HookRegistry:
         return {"storage": self._storage().url}
 
 
-def _without_id(received: HookReceived) -> str:
-    """The event's data as JSON, without the hook's id: which hook has the token is known in the commit."""
+def _contained(call: Callable[[], Any]) -> tuple[Any, BaseException | None]:
+    """What a call of user code returns, or what it raises, whatever that is."""
+    try:
+        return call(), None
+    except BaseException as error:
+        return None, error
+
+
+def _delivery(answer: HookAnswer) -> Delivery:
+    """The answer as the storage takes it.
+
+    Raises:
+        ValueError: It is not the JSON text that it should be.
+    """
+    if answer.payload is None:
+        received, fits = HookReceived(hook_id="", failure=answer.rejection), ANY_SCHEMA
+    else:
+        received, fits = HookReceived(hook_id="", payload=Raw(answer.payload)), None
+    # Without the hook's id: which hook has the token is known in the commit.
     members = msgspec.json.decode(encode_data(received), type=dict[str, Raw])
     del members["hook_id"]
-    return msgspec.json.encode(members).decode()
+    return Delivery(answer.token, answer.delivery_key, msgspec.json.encode(members).decode(), fits)
+
+
+def _reply(result: _Result) -> HookReply:
+    if isinstance(result, HookRecord):
+        return HookReply(result.run_id, result.hook_id)
+    refusal = capture(result)
+    if isinstance(result, WorkflowError):
+        # It says all itself. Where in here it was raised tells the sender nothing.
+        refusal = msgspec.structs.replace(refusal, traceback="")
+    return HookReply(refusal=refusal)

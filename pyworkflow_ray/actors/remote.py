@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import lru_cache, partial
@@ -194,8 +194,8 @@ class HookRegistryActor(HookRegistry):
         self._received: set[str] = set()
         self._nudging: asyncio.Task[None] | None = None
 
-    def _note(self, run_id: str) -> None:
-        self._received.add(run_id)
+    def _note(self, run_ids: Collection[str]) -> None:
+        self._received.update(run_ids)
         if self._nudging is None or self._nudging.done():
             self._nudging = asyncio.get_running_loop().create_task(self._nudge_all())
 

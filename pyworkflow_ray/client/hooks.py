@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from pyworkflow_ray.actors.hook_registry import HookAnswer
 from pyworkflow_ray.client.event_loops import run_sync
 from pyworkflow_ray.client.guards import refuse_in_workflow
 from pyworkflow_ray.client.sessions import Session, session
@@ -89,7 +90,8 @@ async def resume_hook(
     """
     refuse_in_workflow("resume_hook")
     of = session(storage=storage)
-    return await _answer(of, "resume", token, of.values.encode(plain(payload), "the payload"), dedup_key)
+    data = of.values.encode(plain(payload), "the payload")
+    return await _answer(of, token, dedup_key, payload=data)
 
 
 async def reject_hook(
@@ -103,16 +105,16 @@ async def reject_hook(
     refuse_in_workflow("reject_hook")
     raised = error if isinstance(error, BaseException) else HookRejectedError(error)
     of = session(storage=storage)
-    return await _answer(of, "reject", token, msgspec.json.encode(capture(raised)), dedup_key)
+    return await _answer(of, token, dedup_key, rejection=capture(raised))
 
 
-async def _answer(of: Session, method: str, token: str, data: bytes, dedup_key: str | None) -> ResumeResult:
+async def _answer(of: Session, token: str, dedup_key: str | None, **given: Any) -> ResumeResult:
     if not isinstance(token, str) or not token:
         raise InvalidTokenError(repr(token)[:60])
     await of.runtime.open()
     # Each call has a key, so that it can be repeated after the registry has died without an answer.
     key = dedup_key or f"delivery:{uuid.uuid4().hex}"
-    run_id, hook_id = await of.runtime.answer_hook(method, token, data, key)
+    run_id, hook_id = await of.runtime.answer_hook(HookAnswer(token, key, **given))
     return ResumeResult(run_id, hook_id)
 
 

@@ -12,13 +12,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pyworkflow_ray.actors.activations import RunEnd
+from pyworkflow_ray.actors.calls import PATIENCE
 from pyworkflow_ray.actors.cluster import Cluster, connect, job_environment, joined_job, placed_on
 from pyworkflow_ray.actors.coordinator import Coordinator
-from pyworkflow_ray.actors.hook_registry import HookRegistry
+from pyworkflow_ray.actors.hook_registry import HookAnswer, HookRegistry
 from pyworkflow_ray.actors.names import coordinator_of
 from pyworkflow_ray.actors.nudges import Placed, grouped
 from pyworkflow_ray.actors.settings import EngineSettings
 from pyworkflow_ray.client.coordinators import CoordinatorClient
+from pyworkflow_ray.client.gatherings import Gathering
+from pyworkflow_ray.client.hook_answers import Taken, hook_answers
 from pyworkflow_ray.clock import Clock
 from pyworkflow_ray.config import Settings
 from pyworkflow_ray.exceptions import ConfigurationError
@@ -28,6 +31,7 @@ from pyworkflow_ray.storage.runs import get_run
 from pyworkflow_ray.storage.storages import Storage
 
 LOCAL = "local"
+HookAnswersByLoop = weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Gathering[HookAnswer, Taken]]
 JOB_FOLDER = "/working_dir_files/_ray_pkg_"
 """A part of the path of every file in the working directory of a submitted job."""
 
@@ -44,6 +48,7 @@ class RayRuntime:
         self._clients = weakref.WeakKeyDictionary()
         self._waking: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, bool]]
         self._waking = weakref.WeakKeyDictionary()
+        self._hook_answers: HookAnswersByLoop = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
         self._storage_id = ""
         self._joined: str | None = None
@@ -188,14 +193,22 @@ class RayRuntime:
         """The outcome of the run's query function: what it returns or raises."""
         where = run.coordinator or self.engine_settings.first_coordinator(run.environment)
         callee = self.cluster.coordinator_callee(where, run.environment)
-        outcome: bytes = await self.cluster.handles.call(callee, "query", run.run_id, name, args, kwargs)
+        outcome: bytes = await self.cluster.handles.call(
+            callee, "query", run.run_id, name, args, kwargs, patience=PATIENCE
+        )
         return outcome
 
-    async def answer_hook(self, method: str, token: str, data: bytes, delivery_key: str) -> tuple[str, str]:
-        """Hand a payload (`resume`) or an error (`reject`) to the hook registry."""
+    async def answer_hook(self, answer: HookAnswer) -> Taken:
+        """Hand an answer to the hook registry; the ids of the run and the hook that took it."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._hook_answers:
+            self._hook_answers[loop] = hook_answers(self._call_hook_registry)
+        return await self._hook_answers[loop].send(answer)
+
+    async def _call_hook_registry(self, answers: bytes) -> bytes:
         callee = self.cluster.hook_registry_callee()
-        run_id, hook_id = await self.cluster.handles.call(callee, method, token, data, delivery_key)
-        return run_id, hook_id
+        replies: bytes = await self.cluster.handles.call(callee, "deliver_all", answers, patience=PATIENCE)
+        return replies
 
     def _client_of(self, name: str, environment: str) -> CoordinatorClient:
         clients = self._clients.setdefault(asyncio.get_running_loop(), {})
@@ -214,6 +227,7 @@ class LocalRuntime:
         self._storage = storage
         self._clock = clock
         self._coordinators: dict[asyncio.AbstractEventLoop, Coordinator] = {}
+        self._hook_answers: HookAnswersByLoop = weakref.WeakKeyDictionary()
 
     async def open(self) -> None:
         for loop in [loop for loop in self._coordinators if loop.is_closed()]:
@@ -290,11 +304,15 @@ class LocalRuntime:
         """The outcome of the run's query function: what it returns or raises."""
         return await self.coordinator().query(run.run_id, name, args, kwargs)
 
-    async def answer_hook(self, method: str, token: str, data: bytes, delivery_key: str) -> tuple[str, str]:
-        """Hand a payload (`resume`) or an error (`reject`) to the hook registry."""
-        now = None if self._clock is None else self._clock.now
-        registry = HookRegistry(self._engine_settings, lambda run_id: None, self._storage, now)
-        run_id, hook_id = await getattr(registry, method)(token, data, delivery_key)
+    async def answer_hook(self, answer: HookAnswer) -> Taken:
+        """Hand an answer to a hook registry in this process, and drive the run that takes it."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._hook_answers:
+            now = None if self._clock is None else self._clock.now
+            # It nudges nobody: whoever answers drives the run.
+            registry = HookRegistry(self._engine_settings, lambda run_ids: None, self._storage, now)
+            self._hook_answers[loop] = hook_answers(registry.deliver_all)
+        run_id, hook_id = await self._hook_answers[loop].send(answer)
         run = await asyncio.to_thread(self._storage.read, get_run(run_id))
         if run is not None:
             await self.wake(run)

@@ -14,14 +14,19 @@ from typing import Any
 import msgspec
 from sqlalchemy import select
 
-from pyworkflow_ray.exceptions import HookAlreadyReceivedError, HookExpiredError, HookNotFoundError
+from pyworkflow_ray.exceptions import (
+    HookAlreadyReceivedError,
+    HookExpiredError,
+    HookNotFoundError,
+    WorkflowError,
+)
 from pyworkflow_ray.statuses import HookStatus
 from pyworkflow_ray.storage import schema
 from pyworkflow_ray.storage.dialects import decode_time
 from pyworkflow_ray.storage.pages import before, cursor_behind
 from pyworkflow_ray.storage.selections import selecting
 from pyworkflow_ray.storage.statements import Bound, Statement
-from pyworkflow_ray.storage.works import Steps, last, work
+from pyworkflow_ray.storage.works import Steps, Work, last, together, work
 
 
 class NewHook(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,6 +83,40 @@ class HookRecord(msgspec.Struct, frozen=True):
         return [(name, getattr(self, name)) for name in shown]
 
 
+ANY_SCHEMA = "*"
+"""What a delivery fits that needs no check, as a rejection."""
+
+
+class Delivery(msgspec.Struct, frozen=True):
+    """What is given to the hook that has a token; its representation shows neither.
+
+    Args:
+        key: Tells this delivery from others when it is run again.
+        data: The text of a JSON object; its values are passed on to the letter.
+        fits: The hash of the schema that the payload was found to fit, or `ANY_SCHEMA`. A hook without a
+            schema takes everything; another one takes nothing that was not found to fit its own.
+    """
+
+    token: str
+    key: str
+    data: str
+    fits: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Delivery(fits={self.fits!r})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("fits", self.fits)]
+
+
+class UncheckedError(WorkflowError):
+    """A hook takes only what fits its schema, and nobody has looked whether the delivery does."""
+
+    def __init__(self, name: str, schema_hash: str) -> None:
+        super().__init__(f"Hook {name!r} takes only payloads that were found to fit its schema.")
+        self.name, self.schema_hash = name, schema_hash
+
+
 _FIELDS = HookRecord.__struct_fields__
 _COLUMNS = ", ".join(_FIELDS)
 _C = schema.hooks.c
@@ -110,15 +149,17 @@ def _is_open(now: str) -> str:
     """
 
 
+_FITS = "(schema_hash IS NULL OR CAST(:fits AS TEXT) IN (schema_hash, '*'))"
 _IS_OURS = f"delivery_key = :delivery_key AND token IN (:token, {_FORMER_TOKEN})"
-# Not if this delivery went through already, and the token belongs to another hook by now.
+# Not if this delivery went through already, and the token belongs to another hook by now. What the payload
+# must fit is part of the condition: the hook that has the token may be another one than the one that was
+# looked at before.
 _RECEIVE, _RECEIVE_AT = (
     Statement(f"""
         UPDATE hooks
         SET status = 'received', received_at = {now}, payload = :data, delivery_key = :delivery_key
-        WHERE token = :token AND {_is_open(now)}
+        WHERE token = :token AND {_is_open(now)} AND {_FITS}
             AND NOT EXISTS (SELECT 1 FROM hooks AS earlier WHERE {_IS_OURS})
-        RETURNING {_COLUMNS}
     """)
     for now in ("<now>", ":now")
 )
@@ -133,11 +174,14 @@ _POST = Statement(f"""
     WHERE NOT runs.{schema.HAS_ENDED}
     <for key share of runs> ON CONFLICT (run_id, dedup_key) DO NOTHING
 """)
+# What this delivery came to, now or when it was run before.
 _RECEIVED = Statement(f"SELECT {_COLUMNS} FROM hooks WHERE {_IS_OURS}")
+# And why it came to nothing.
 _LOOK, _LOOK_AT = (
-    Statement(
-        f"SELECT hook_id, status, CASE WHEN {_is_open(now)} THEN 1 ELSE 0 END FROM hooks WHERE token = :token"
-    )
+    Statement(f"""
+        SELECT hook_id, name, status, CASE WHEN {_is_open(now)} THEN 1 ELSE 0 END, schema_hash
+        FROM hooks WHERE token = :token
+    """)
     for now in ("<now>", ":now")
 )
 
@@ -181,7 +225,9 @@ def create_hook(run_id: str, new: NewHook) -> Steps[str | None]:
 
 
 @work
-def deliver(token: str, delivery_key: str, data: str, *, now: datetime | None = None) -> Steps[HookRecord]:
+def deliver(
+    token: str, delivery_key: str, data: str, *, fits: str | None = None, now: datetime | None = None
+) -> Steps[HookRecord]:
     """Give the hook of this token what it waits for, and put it into its run's inbox.
 
     After the commit the run will get it, whoever crashes: it is in the run's inbox as an event
@@ -189,14 +235,14 @@ def deliver(token: str, delivery_key: str, data: str, *, now: datetime | None = 
     same key gives what the first gave, and has no effect.
 
     Args:
-        delivery_key: Tells this delivery from others when it is run again.
+        delivery_key, data, fits: See `Delivery`.
         now: Instead of the database's clock, for a test that owns the time.
-        data: The text of a JSON object; its values are passed on to the letter.
 
     Raises:
         HookNotFoundError: No hook has this token.
         HookAlreadyReceivedError: Another delivery was first.
         HookExpiredError: The hook has expired, or its run waits for it no longer.
+        UncheckedError: The hook waits, and has a schema that is not the one that the payload fits.
     """
     members = msgspec.json.encode(msgspec.json.decode(data, type=dict[str, msgspec.Raw])).decode()
     values = "," + members[1:] if len(members) > 2 else "}"
@@ -205,20 +251,45 @@ def deliver(token: str, delivery_key: str, data: str, *, now: datetime | None = 
     if now is not None:
         receive, look, at = _RECEIVE_AT, _LOOK_AT, {"now": now}
     while True:
-        received, _ = yield last(receive.find(data=data, **given, **at), _POST.change(values=values, **given))
+        _, _, received, seen = yield last(
+            receive.change(data=data, fits=fits, **given, **at),
+            _POST.change(values=values, **given),
+            _RECEIVED.find(**given),
+            look.find(token=token, **at),
+        )
         if received is not None:
             return _record(received)
-        earlier, row = yield last(_RECEIVED.find(**given), look.find(token=token, **at))
-        if earlier is not None:
-            return _record(earlier)
-        if row is None:
+        if seen is None:
             raise HookNotFoundError(token)
-        hook_id, status, is_open = row
+        hook_id, name, status, is_open, schema_hash = seen
         if status == HookStatus.RECEIVED.value:
             raise HookAlreadyReceivedError(hook_id)
         if not is_open:
             raise HookExpiredError(hook_id)
+        if schema_hash is not None and fits not in (schema_hash, ANY_SCHEMA):
+            raise UncheckedError(name, schema_hash)
         # The token was taken over between two of the statements; the new hook may have it.
+
+
+@work
+def deliver_all(
+    deliveries: Sequence[Delivery], *, now: datetime | None = None
+) -> Steps[list[HookRecord | WorkflowError]]:
+    """What each delivery gives, or the error that it raises; see `deliver`.
+
+    They go together: one transaction, one round trip. One that a hook does not take harms no other. One that
+    the database itself refuses does: then nothing of any of them is kept.
+    """
+    each_alone = (deliver(one.token, one.key, one.data, fits=one.fits, now=now) for one in deliveries)
+    return (yield from together(*(_or_error(each) for each in each_alone)).at_end())
+
+
+@work
+def _or_error(one: Work[HookRecord]) -> Steps[HookRecord | WorkflowError]:
+    try:
+        return (yield from one.at_end())
+    except WorkflowError as error:
+        return error
 
 
 @work

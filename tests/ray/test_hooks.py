@@ -16,6 +16,7 @@ import ray
 from pydantic import BaseModel
 
 import pyworkflow_ray as pr
+from pyworkflow_ray.client.hook_answers import MOST_IN_CALL
 from tests.ray.conftest import EngineUnderTest, eventually, kill_ray_process
 from tests.ray.test_crashes import began, mark, types
 
@@ -23,6 +24,8 @@ pytestmark = pytest.mark.usefixtures("shared_engine")
 
 T = TypeVar("T")
 
+KILLED_IN = 500
+"""How many payloads, for as many runs, are under way as the registry is killed."""
 HOOKED_RUNS, HOOKS_OF_EACH = 50, 10
 SIGNALLED_RUNS, SIGNALS_OF_EACH = 8, 125
 """How large the bursts are. Of 2,000 hooks and 8,000 signals all arrive, too; it takes most of a minute."""
@@ -160,6 +163,29 @@ async def test_deliveries_under_way_when_the_registry_dies_all_arrive(
     deliveries = [asyncio.create_task(pr.resume_hook(token, token)) for token in tokens]
     await asyncio.wait(deliveries, return_when=asyncio.FIRST_COMPLETED)
     kill_all([pid])
+    given = await asyncio.gather(*deliveries)
+    assert [each.run_id for each in given] == runs
+    assert await asyncio.gather(*runs) == tokens
+    for run in runs:
+        assert [event.type for event in await run.events()].count("hook.received") == 1
+
+
+async def test_of_a_burst_in_which_the_registry_is_killed_each_payload_counts_once(
+    shared_engine: EngineUnderTest,
+) -> None:
+    """1. A call of many payloads is answered. 2. The next one is under way. 3. The registry is killed.
+
+    What the killed one may have stored is not stored again when its client makes the call again.
+    """
+    assert KILLED_IN > MOST_IN_CALL
+    tokens = [f"killed-{number}" for number in range(KILLED_IN)]
+    runs = await asyncio.gather(*(pr.start(awaits_payload, token) for token in tokens))
+    await wait_for_hooks(len(tokens), runs)
+    pid = await asyncio.to_thread(living, shared_engine, "hook-registry")
+    deliveries = [asyncio.create_task(pr.resume_hook(token, token)) for token in tokens]
+    await asyncio.wait(deliveries, return_when=asyncio.FIRST_COMPLETED)
+    kill_all([pid])
+    assert not all(each.done() for each in deliveries)
     given = await asyncio.gather(*deliveries)
     assert [each.run_id for each in given] == runs
     assert await asyncio.gather(*runs) == tokens

@@ -17,10 +17,14 @@ from sqlalchemy.engine import Connection
 from pyworkflow_ray.exceptions import HookAlreadyReceivedError, HookExpiredError, HookNotFoundError
 from pyworkflow_ray.statuses import HookStatus, RunStatus
 from pyworkflow_ray.storage.hooks import (
+    ANY_SCHEMA,
+    Delivery,
     HookRecord,
     NewHook,
+    UncheckedError,
     create_hook,
     deliver,
+    deliver_all,
     disposing_hooks,
     expire_hooks,
     get_hook,
@@ -246,6 +250,63 @@ def test_one_key_may_deliver_to_several_hooks(storage: Storage) -> None:
         assert write(storage, deliver, f"token-{number}", "key", DATA).run_id == f"run_{number}"
 
 
+def test_a_hook_with_a_schema_takes_only_what_fits_it(storage: Storage) -> None:
+    _created(storage, "run_1", token="of no schema")
+    for token in ("fits", "rejected"):
+        _created(storage, f"run_{token}", token=token, schema_hash="schema-1")
+
+    for fits in (None, "schema-2"):
+        with pytest.raises(UncheckedError) as caught:
+            write(storage, deliver, "fits", "key", DATA, fits=fits)
+        assert (caught.value.name, caught.value.schema_hash) == ("approval", "schema-1")
+    assert _status(storage, "fits") is HookStatus.PENDING
+    assert _inbox(storage, "run_fits") == []
+
+    assert write(storage, deliver, "fits", "key", DATA, fits="schema-1").run_id == "run_fits"
+    assert write(storage, deliver, "rejected", "key", DATA, fits=ANY_SCHEMA).run_id == "run_rejected"
+    assert write(storage, deliver, "of no schema", "key", DATA, fits="schema-2").run_id == "run_1"
+    assert write(storage, deliver, "fits", "key", DATA).run_id == "run_fits", "it was delivered before"
+
+
+def test_a_payload_that_was_checked_for_one_hook_is_not_given_to_the_next(storage: Storage) -> None:
+    """1. A payload is checked. 2. The token goes to a hook of another schema. 3. The payload is delivered."""
+    _created(storage, "run_1", schema_hash="schema-1")
+    write(storage, dispose_hooks, "run_1", ["approval#1"])
+    _created(storage, "run_2", schema_hash="schema-2")
+    with pytest.raises(UncheckedError) as caught:
+        write(storage, deliver, "secret", "key", DATA, fits="schema-1")
+    assert caught.value.schema_hash == "schema-2"
+
+
+def test_deliveries_that_go_together_have_their_own_ends(storage: Storage) -> None:
+    for number in range(3):
+        _created(storage, f"run_{number}", token=f"token-{number}")
+    _created(storage, "run_checked", token="checked", schema_hash="schema")
+    write(storage, deliver, "token-2", "another key", DATA)
+    deliveries = [
+        Delivery("token-0", "key", DATA),
+        Delivery("nobody's", "key", DATA),
+        Delivery("token-0", "a later key", DATA),
+        Delivery("token-2", "key", DATA),
+        Delivery("checked", "key", DATA),
+        Delivery("token-1", "key", DATA),
+    ]
+
+    for _ in range(2):
+        first, *refused, last_ = write(storage, deliver_all, deliveries)
+
+        assert (first.run_id, last_.run_id) == ("run_0", "run_1")
+        assert [type(each) for each in refused] == [
+            HookNotFoundError,
+            HookAlreadyReceivedError,
+            HookAlreadyReceivedError,
+            UncheckedError,
+        ]
+    for number in range(3):
+        assert len(_inbox(storage, f"run_{number}")) == 1
+    assert write(storage, deliver_all, []) == []
+
+
 def test_two_deliveries_at_once_have_one_winner(shared_url: str) -> None:
     with Storage(shared_url) as first, Storage(shared_url) as second, ThreadPoolExecutor(2) as pool:
         for number in range(20):
@@ -457,5 +518,10 @@ def test_neither_token_nor_payload_is_shown(storage: Storage) -> None:
 
     for shown in (repr(hook), str(hook), repr([*hook.__rich_repr__()]), repr(_new()), f"{_new()}"):
         assert "approval#1" in shown
+        assert "secret" not in shown
+        assert "hidden" not in shown
+    delivery = Delivery("secret", "key", '{"payload":"hidden"}')
+    for shown in (repr(delivery), repr([*delivery.__rich_repr__()])):
+        assert "fits" in shown
         assert "secret" not in shown
         assert "hidden" not in shown

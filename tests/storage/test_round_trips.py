@@ -10,7 +10,7 @@ import pytest
 from pyworkflow_ray.statuses import HookStatus, RunStatus
 from pyworkflow_ray.storage.acceptances import accept
 from pyworkflow_ray.storage.histories import Append, FencedError, append, read_events
-from pyworkflow_ray.storage.hooks import NewHook, create_hook, deliver, get_hook
+from pyworkflow_ray.storage.hooks import Delivery, NewHook, create_hook, deliver, deliver_all, get_hook
 from pyworkflow_ray.storage.inboxes import post, unread
 from pyworkflow_ray.storage.leases import claim, claim_placed, renew_leases
 from pyworkflow_ray.storage.placements import Placement, locate
@@ -98,6 +98,17 @@ def test_a_group_of_writes_costs_one_round_trip(proxy: PostgreSQLProxy, far: Sto
     for future in futures:
         future.result(30)
     assert proxy.waits - before + counted[0] <= 3
+
+
+def test_deliveries_that_go_together_cost_one_round_trip(proxy: PostgreSQLProxy, far: Storage) -> None:
+    run = claimed(far, "run_1")
+    for number in range(50):
+        hook = NewHook(hook_id=f"h#{number}", token=f"token-{number}", name="h")
+        write(far, create_hook, run.run_id, hook)
+    deliveries = [Delivery(f"token-{number}", "key", '{"payload":1}') for number in range(100)]
+    for _ in range(2):  # and again, when the first answer is lost
+        assert trips(proxy, lambda: write(far, deliver_all, deliveries)) == 1
+    assert len(read(far, unread, "run_1")) == 50
 
 
 def _cuts(proxy: PostgreSQLProxy, prepare: Callable[[str], Callable[[], Any]]) -> Iterator[str]:
