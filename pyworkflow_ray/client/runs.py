@@ -18,6 +18,7 @@ from pyworkflow_ray.exceptions import WorkflowError, WorkflowNotFoundError
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage import runs
 from pyworkflow_ray.storage.storages import Storage
+from pyworkflow_ray.storage.works import Steps, work
 from pyworkflow_ray.values import codec
 
 
@@ -229,15 +230,16 @@ async def delete_run(run_id: str) -> bool:
     refuse_in_workflow("delete_run")
     of = session()
 
-    def write(connection: Any) -> bool:
-        record = runs.get_run(str(run_id)).on(connection)
+    @work
+    def delete() -> Steps[bool]:
+        record = yield from runs.get_run(str(run_id))
         if record is not None and not record.status.is_terminal:
             raise WorkflowError(
                 f"Run {str(run_id)!r} is {record.status.value}: cancel it before it is deleted."
             )
-        return runs.delete_run(connection, str(run_id))
+        return (yield from runs.delete_run(str(run_id)))
 
-    return await of.storage.write(write)
+    return await of.storage.write(delete())
 
 
 async def purge(older_than: When, status: RunStatus | str | Collection[RunStatus | str] | None = None) -> int:
@@ -256,7 +258,7 @@ async def purge(older_than: When, status: RunStatus | str | Collection[RunStatus
     statuses = statuses_of(status) or [each for each in RunStatus if each.is_terminal]
     deleted = 0
     while True:
-        some = await of.storage.write(lambda c: runs.purge(c, older_than=until, statuses=statuses))
+        some = await of.storage.write(runs.purge(older_than=until, statuses=statuses))
         deleted += some
         if not some:
             return deleted

@@ -223,7 +223,7 @@ async def hand_over(of: Session, run: RunRecord) -> None:
     try:
         await of.runtime.start(run)
     except ConfigurationError:
-        await of.storage.write(lambda connection: delete_run(connection, run.run_id))
+        await of.storage.write(delete_run(run.run_id))
         raise
 
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-
-from sqlalchemy import select
-from sqlalchemy.engine import Connection
+from collections.abc import Sequence
 
 from pyworkflow_ray.exceptions import StorageError
-from pyworkflow_ray.storage import schema
 from pyworkflow_ray.storage.statements import Bound, Statement
 from pyworkflow_ray.storage.works import Steps, last, work
 
@@ -17,6 +13,7 @@ _SAVE = Statement(
     "ON CONFLICT DO NOTHING"
 )
 _LINK = Statement("INSERT INTO run_blobs (run_id, hash) VALUES (:run_id, :hash) ON CONFLICT DO NOTHING")
+_OF_RUN = Statement("SELECT hash FROM run_blobs WHERE run_id = :run_id")
 _LOAD = Statement("SELECT data FROM blobs WHERE hash = :hash")
 _DELETE_UNUSED = Statement(
     "DELETE FROM blobs WHERE hash = :hash "
@@ -54,12 +51,11 @@ def load_blob(hash_: str) -> Steps[bytes]:
     return bytes(row[0])
 
 
-def blob_hashes(connection: Connection, run_ids: Collection[str]) -> list[str]:
-    """The hashes of the blobs that these runs need."""
-    links = schema.run_blobs.c
-    return list(connection.scalars(select(links.hash).where(links.run_id.in_(run_ids)).distinct()))
+def finding_blobs(run_id: str) -> Bound:
+    """What finds the hashes of the blobs that a run needs, one a row."""
+    return _OF_RUN.find_all(run_id=run_id)
 
 
-def delete_unused_blobs(connection: Connection, hashes: Iterable[str]) -> None:
-    """Delete those of the blobs that no run needs."""
-    _DELETE_UNUSED.change_each([{"hash": hash_} for hash_ in hashes]).on(connection)
+def deleting_unused_blobs(hashes: Sequence[str]) -> Bound:
+    """What deletes those of the blobs that no run needs."""
+    return _DELETE_UNUSED.change_each([{"hash": hash_} for hash_ in hashes])

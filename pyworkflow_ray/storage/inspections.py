@@ -97,7 +97,7 @@ def _inspect(connection: Connection, url: str) -> Inspection:
     is_file = connection.dialect.name == "sqlite"
     mode = connection.exec_driver_sql("PRAGMA journal_mode" if is_file else "SHOW server_version").scalar()
     before = datetime.now(UTC)
-    row = _CLOCK.row(connection)
+    row = _CLOCK.find().on(connection)
     assert row is not None
     middle = before + (datetime.now(UTC) - before) / 2
     return Inspection(

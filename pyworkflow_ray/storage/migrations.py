@@ -37,7 +37,7 @@ def read_facts(connection: Connection) -> dict[str, str]:
     """What the database says of itself, `schema_version` and `storage_id`; empty for one without tables."""
     if not inspect(connection).has_table("engine"):
         return {}
-    return {str(key): str(value) for key, value in _FACTS.rows(connection)}
+    return {str(key): str(value) for key, value in _FACTS.find_all().on(connection)}
 
 
 def current_version(connection: Connection) -> int:
@@ -64,8 +64,8 @@ def migrate(connection: Connection) -> None:
         return
     if version == 0:
         metadata.create_all(connection)
-        _STATE.execute(connection, key="storage_id", value=secrets.token_hex(16))
+        _STATE.change(key="storage_id", value=secrets.token_hex(16)).on(connection)
     else:
         for migration in MIGRATIONS[version - 1 :]:
             migration(connection)
-    _STATE.execute(connection, key="schema_version", value=str(newest_version()))
+    _STATE.change(key="schema_version", value=str(newest_version())).on(connection)

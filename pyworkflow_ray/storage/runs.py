@@ -5,26 +5,25 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, TextClause, delete, func, or_, select
-from sqlalchemy.engine import Connection
+from sqlalchemy import ColumnElement, Select, TextClause, func, or_, select
 
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage import schema
-from pyworkflow_ray.storage.blobs import blob_hashes, delete_unused_blobs
+from pyworkflow_ray.storage.blobs import deleting_unused_blobs, finding_blobs
 from pyworkflow_ray.storage.dialects import attribute_equals
 from pyworkflow_ray.storage.pages import before, cursor_behind
 from pyworkflow_ray.storage.records import COLUMNS, FIELDS, RunRecord, run_record
 from pyworkflow_ray.storage.selections import Selection, selecting
 from pyworkflow_ray.storage.statements import Bound, Statement
-from pyworkflow_ray.storage.works import Steps, last, work
+from pyworkflow_ray.storage.works import Steps, ask, last, work
 
 _C = schema.runs.c
 _ALL = select(*(_C[name] for name in FIELDS))
-_MOST_IDS = 500  # SQLite limits the parameters of a statement.
 _GET = Statement(f"SELECT {COLUMNS} FROM runs WHERE run_id = :run_id")
+_DELETE = Statement("DELETE FROM runs WHERE run_id = :run_id")
 _RELEASE_KEY = Statement("UPDATE runs SET idempotency_key = NULL WHERE run_id = :run_id")
 # Two halves, for the second of which there is an index.
 _TREE = Statement(f"""
@@ -188,14 +187,14 @@ def list_runs(
     return page, None if is_last else cursor_behind(page[-1].created_at, page[-1].run_id)
 
 
-def delete_run(connection: Connection, run_id: str) -> bool:
+@work
+def delete_run(run_id: str) -> Steps[bool]:
     """Whether there was such a run; it is gone with its history, hooks, inbox and what only it needed."""
-    return _delete(connection, [run_id]) == 1
+    return (yield from _delete([run_id]).at_end()) == 1
 
 
-def purge(
-    connection: Connection, *, older_than: datetime, statuses: Collection[RunStatus], limit: int = 500
-) -> int:
+@work
+def purge(*, older_than: datetime, statuses: Collection[RunStatus], limit: int = 500) -> Steps[int]:
     """Delete runs of these statuses that ended before `older_than`, as `delete_run` does; how many.
 
     At most `limit` in one call, so that nobody waits for long: call it until it deletes none.
@@ -207,15 +206,15 @@ def purge(
     if living:
         raise ValueError(f"Runs that are {', '.join(living)} have not ended; only ended ones can be purged.")
     ended_at = func.coalesce(_C.completed_at, _C.updated_at)
-    found: list[str] = []
+    queries = []
     for status in set(statuses):
         # Nothing ends before it is created; that bounds how much of the index of a status is looked through.
         query = select(_C.run_id).where(
             _C.status == status.value, _C.created_at < older_than, ended_at < older_than
         )
-        oldest_first = query.order_by(_C.created_at, _C.run_id).limit(limit - len(found))
-        found += connection.scalars(oldest_first)
-    return _delete(connection, found)
+        queries.append(selecting(query.order_by(_C.created_at, _C.run_id).limit(limit)))
+    found = chain(*(yield ask(*queries)))
+    return (yield from _delete([run_id for (run_id,) in islice(found, limit)]).at_end())
 
 
 @work
@@ -230,11 +229,10 @@ def releasing_key(run_id: str) -> Bound:
     return _RELEASE_KEY.change(run_id=run_id)
 
 
-def _delete(connection: Connection, run_ids: Sequence[str]) -> int:
-    deleted = 0
-    for start in range(0, len(run_ids), _MOST_IDS):
-        some = run_ids[start : start + _MOST_IDS]
-        hashes = blob_hashes(connection, some)
-        deleted += connection.execute(delete(schema.runs).where(_C.run_id.in_(some))).rowcount
-        delete_unused_blobs(connection, hashes)
-    return deleted
+@work
+def _delete(run_ids: Sequence[str]) -> Steps[int]:
+    linked = yield ask(*map(finding_blobs, run_ids))
+    hashes = {hash_ for (hash_,) in chain(*linked)}
+    deleting = [_DELETE.change(run_id=run_id) for run_id in run_ids]
+    changed = yield last(*deleting, deleting_unused_blobs(sorted(hashes)))
+    return sum(changed[: len(run_ids)])

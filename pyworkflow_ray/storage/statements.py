@@ -78,22 +78,6 @@ class Statement:
             self._guarded = guarded(self.text("postgresql"))
         return self._guarded
 
-    # --- on a connection, one at a time ---------------------------------------------------------
-
-    def execute(self, connection: Connection, **parameters: Any) -> int:
-        """Run the statement now; how many rows it has changed."""
-        return int(self.change(**parameters).on(connection))
-
-    def row(self, connection: Connection, **parameters: Any) -> Row | None:
-        """Run the statement now; its first row, or None."""
-        found: Row | None = self.find(**parameters).on(connection)
-        return found
-
-    def rows(self, connection: Connection, **parameters: Any) -> list[Row]:
-        """Run the statement now; all its rows."""
-        found: list[Row] = self.find_all(**parameters).on(connection)
-        return found
-
 
 class Bound:
     """A statement with its parameters, and what is wanted of its answer."""

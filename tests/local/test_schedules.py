@@ -488,7 +488,7 @@ async def test_a_fire_that_a_backfill_has_made_is_past() -> None:
         "UPDATE schedules SET created_at = :at, anchor_at = :at, next_fire_at = :next"
     )
     at = schedule.created_at - 150 * MINUTE
-    await session().storage.write(lambda c: with_time_passed.execute(c, at=at, next=at + HOUR))
+    await session().storage.write(with_time_passed.change(at=at, next=at + HOUR).on)
     run_ids = await pr.backfill_schedule("hourly", at, schedule.created_at)
     assert len(run_ids) == 3
     assert await fired(schedule.created_at + MINUTE) == []
@@ -602,7 +602,7 @@ async def test_a_decorator_whose_times_stay_keeps_the_missed_fire() -> None:
     schedule = await now_of("sched_declared")
     earlier = Statement("UPDATE schedules SET next_fire_at = :at, look_at = :at, anchor_at = :at")
     missed = schedule.created_at - 5 * MINUTE
-    await session().storage.write(lambda c: earlier.execute(c, at=missed))
+    await session().storage.write(earlier.change(at=missed).on)
     declared(answer="new", overlap_policy="allow_all")
     await pr.activate_scheduled_workflows()
     assert (await now_of("sched_declared")).next_run_time == missed
@@ -675,7 +675,7 @@ async def test_a_schedule_that_cannot_be_read_does_not_keep_others_from_firing()
         await made(schedule_id=name)
         broken = Statement(f"UPDATE schedules SET {column} = :value WHERE schedule_id = :name")
         value = '{"cron":"@daily","timezone":"Europe/Atlantis"}' if column == "spec" else "{"
-        await session().storage.write(lambda c, b=broken, v=value, n=name: b.execute(c, value=v, name=n))  # type: ignore[misc]
+        await session().storage.write(broken.change(value=value, name=name).on)
     looked = await look(schedule.created_at + HOUR + MINUTE)
     assert [run.schedule_id for run in looked.runs] == ["hourly"]
 
@@ -687,7 +687,7 @@ async def test_a_schedule_that_cannot_be_fired_does_not_keep_others_from_firing(
     record = await session().storage.write(schedules.get_schedule("guilty"))
     assert record is not None
     run = record.run.replace('"nesting_depth":0', f'"nesting_depth":{2**63}')
-    await session().storage.write(lambda c: too_deep.execute(c, run=run))
+    await session().storage.write(too_deep.change(run=run).on)
     messages: list[str] = []
     sink = logger.add(lambda message: messages.append(str(message)), level="ERROR")
     try:
