@@ -102,7 +102,7 @@ class CrashableRuntime(LocalRuntime):
         self._coordinators[asyncio.get_running_loop()] = successor
         await successor.open()
         # `open` asks the database's clock whether a run with a later start is due, and not the test's.
-        later = await asyncio.to_thread(self._storage_of_test.read, _START_LATER.rows)
+        later = await asyncio.to_thread(self._storage_of_test.read, _START_LATER.find_all().on)
         await successor.wake([run_id for (run_id,) in later])
         self._scheduler.look_again()
 
