@@ -19,6 +19,11 @@ TRIES = 5
 """Tries at a call, before it is left to the sweep to repair what the call was for."""
 FIRST_PAUSE = 0.05
 """Seconds between the first try and the second. Each further pause is three times as long."""
+LONGEST_PAUSE = 2.0
+"""Seconds between two tries at most."""
+PATIENCE = 30.0
+"""Seconds for which a call is tried that no sweep makes up for. Ray needs 1 to 2 s to restart an actor on an
+idle machine, and many times that on a busy one."""
 ANSWER_TIME = 60.0
 """Seconds that a thread waits for an actor's answer."""
 
@@ -55,8 +60,11 @@ class Handles:
         """Have the actor looked up again: the one that was known is dead."""
         self._known.pop(name, None)
 
-    async def call(self, actor: Callee, method: str, *args: object) -> Any:
+    async def call(self, actor: Callee, method: str, *args: object, patience: float = 0.0) -> Any:
         """Call an actor from an event loop; its answer.
+
+        Args:
+            patience: Seconds for which a dead actor is tried again, at least.
 
         Raises:
             WorkflowError: The actor raised it.
@@ -64,7 +72,7 @@ class Handles:
         """
         from ray.exceptions import RayError
 
-        tries = _Tries(self, actor.name, TRIES)
+        tries = _Tries(self, actor.name, TRIES, patience)
         while True:
             handle = self.get(actor.name)
             if handle is None:
@@ -98,9 +106,10 @@ class Handles:
 class _Tries:
     """How often a call is tried again, and after which pauses."""
 
-    def __init__(self, handles: Handles, name: str, tries: int) -> None:
+    def __init__(self, handles: Handles, name: str, tries: int, patience: float = 0.0) -> None:
         self._handles, self._name, self._left = handles, name, tries
         self._pause = FIRST_PAUSE
+        self._until = time.monotonic() + patience
 
     def pause_after(self, error: Exception) -> float:
         """Seconds until the next try; raises the error if there is none."""
@@ -112,7 +121,7 @@ class _Tries:
             raise error
         self._handles.forget(self._name)
         self._left -= 1
-        if self._left == 0:
+        if self._left <= 0 and time.monotonic() >= self._until:
             raise error
-        pause, self._pause = self._pause, self._pause * 3
+        pause, self._pause = self._pause, min(self._pause * 3, LONGEST_PAUSE)
         return pause

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pyworkflow_ray.actors.activations import RunEnd
+from pyworkflow_ray.actors.calls import PATIENCE
 from pyworkflow_ray.actors.cluster import Cluster, connect, job_environment, joined_job, placed_on
 from pyworkflow_ray.actors.coordinator import Coordinator
 from pyworkflow_ray.actors.hook_registry import HookAnswer, HookRegistry
@@ -192,7 +193,9 @@ class RayRuntime:
         """The outcome of the run's query function: what it returns or raises."""
         where = run.coordinator or self.engine_settings.first_coordinator(run.environment)
         callee = self.cluster.coordinator_callee(where, run.environment)
-        outcome: bytes = await self.cluster.handles.call(callee, "query", run.run_id, name, args, kwargs)
+        outcome: bytes = await self.cluster.handles.call(
+            callee, "query", run.run_id, name, args, kwargs, patience=PATIENCE
+        )
         return outcome
 
     async def answer_hook(self, answer: HookAnswer) -> Taken:
@@ -204,7 +207,7 @@ class RayRuntime:
 
     async def _call_hook_registry(self, answers: bytes) -> bytes:
         callee = self.cluster.hook_registry_callee()
-        replies: bytes = await self.cluster.handles.call(callee, "deliver_all", answers)
+        replies: bytes = await self.cluster.handles.call(callee, "deliver_all", answers, patience=PATIENCE)
         return replies
 
     def _client_of(self, name: str, environment: str) -> CoordinatorClient:

@@ -23,6 +23,9 @@ from pyworkflow_ray.storage.dialects import begin_immediate, driver_of, is_refus
 from pyworkflow_ray.storage.statements import Bound, RefusedError
 from pyworkflow_ray.storage.works import Batch, Call, Request, Steps, Work
 
+_IDLE = 0
+"""The driver's word for a connection that has no transaction open."""
+
 
 class GuiltyError(Exception):
     """One work of a transaction met an error, and the transaction must be undone.
@@ -151,8 +154,7 @@ class PostgreSQLSession:
         for _, statement, cursor, sent in unanswered:
             if statement is not None and sent is not None:
                 sent.answers.append(None if cursor is None else statement.answer(cursor))
-        if self._connection.in_transaction():
-            self._connection.rollback()  # SQLAlchemy's own notion of it; the server has committed or goes on
+        self._forget_call()
 
     def _answer_all(self) -> None:
         self._pipeline.sync()
@@ -164,11 +166,18 @@ class PostgreSQLSession:
         # The driver's own word for it: it also forgets which statements it has prepared. Those that were
         # skipped behind the error were not prepared, and the driver does not notice.
         self._driver.rollback()
-        if self._connection.in_transaction():
-            self._connection.rollback()
+        self._forget_call()
 
     def close(self) -> None:
         self._leave()
+
+    def _forget_call(self) -> None:
+        """Let SQLAlchemy know that the transaction has ended in which a call used it.
+
+        Its `rollback` rolls back whatever is open on the server, so it must wait until nothing is.
+        """
+        if self._connection.in_transaction() and self._driver.info.transaction_status == _IDLE:
+            self._connection.rollback()
 
     def _queue_text(self, sql: str) -> None:
         self._enter()
