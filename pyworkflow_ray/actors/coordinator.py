@@ -278,8 +278,9 @@ class Coordinator:
         if self.is_leaving:
             return []
         wanted = set(run_ids)
-        for drive in [drive for drive in self.drives if drive.run_id in wanted]:
-            await self._regain(drive)
+        driven = [drive for drive in self.drives if drive.run_id in wanted]
+        await self._regain(driven)
+        for drive in driven:
             drive.notice()
         new = [r for r in wanted if r not in self._ends and r not in self._claiming]
         # Noted before the first await: a second wake of the same run would claim it too.
@@ -302,13 +303,17 @@ class Coordinator:
         claims = [claim(run_id, self.owner, ttl, **mine) for run_id in sorted(run_ids)]
         return [run for run in await self._storage.write(together(*claims)) if run is not None]
 
-    async def _regain(self, drive: Drive) -> None:
-        """Hold a driven run again, if a sweep took it for lost and placed it here once more."""
+    async def _regain(self, drives: list[Drive]) -> None:
+        """Hold driven runs again, of which a sweep took some for lost and placed them here once more."""
         assert self._storage is not None
         ttl = self.settings.lease_ttl.total_seconds()
-        epoch = await self._storage.write(regain(drive.run_id, self.owner, ttl, born_owner=self.name))
-        if epoch is not None:
-            drive.regain(epoch)
+        if not drives:
+            return
+        drives = sorted(drives, key=lambda drive: drive.run_id)  # in one order everywhere, as in `_claim`
+        regains = [regain(drive.run_id, self.owner, ttl, born_owner=self.name) for drive in drives]
+        for drive, epoch in zip(drives, await self._storage.write(together(*regains)), strict=True):
+            if epoch is not None:
+                drive.regain(epoch)
 
     def _begin_here(self, run: RunRecord) -> None:
         is_as_born = run.epoch == 1 and run.owner == self.name

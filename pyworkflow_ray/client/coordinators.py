@@ -1,4 +1,4 @@
-"""Clients of coordinators: many starts and many waits travel in few actor calls.
+"""Clients of coordinators: many starts, wakes and waits travel in few actor calls.
 
 An actor call costs as much as a step. So all requests that come while a call is under way go together in the
 next call. A burst of a thousand starts is a handful of calls.
@@ -7,7 +7,7 @@ next call. A burst of a thousand starts is a handful of calls.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import msgspec
@@ -15,8 +15,12 @@ from loguru import logger
 
 from pyworkflow_ray.actors.activations import RunEnd
 from pyworkflow_ray.actors.cluster import Cluster
+from pyworkflow_ray.client.gatherings import Gathering
 from pyworkflow_ray.exceptions import WorkflowError
 from pyworkflow_ray.storage.records import RunRecord
+
+MOST_WAKES = 1000
+"""The most requests to wake runs that go in one call."""
 
 _encoder = msgspec.msgpack.Encoder()
 _ends_decoder = msgspec.msgpack.Decoder(list[RunEnd])
@@ -36,6 +40,7 @@ class CoordinatorClient:
         self._cluster, self._name, self._storage_id = cluster, name, storage_id
         self._callee = cluster.coordinator_callee(name, environment)
         self._starts: list[tuple[RunRecord, asyncio.Future[None]]] = []
+        self._wakes: Gathering[list[str], None] = Gathering(self._send_wakes, MOST_WAKES)
         self._waits: dict[str, list[asyncio.Future[RunEnd | None]]] = {}
         self._starting = self._waiting = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -48,6 +53,14 @@ class CoordinatorClient:
             self._starting = True
             self._spawn(self._send_starts)
         await done
+
+    async def wake(self, run_ids: list[str]) -> None:
+        """Have the coordinator drive these runs, or look into their inboxes; return when it knows of them."""
+        await self._wakes.send(run_ids)
+
+    async def _send_wakes(self, wakes: Sequence[list[str]]) -> list[None]:
+        await self._call("wake", list({run_id: None for run_ids in wakes for run_id in run_ids}))
+        return [None] * len(wakes)
 
     async def wait(self, run_id: str) -> RunEnd | None:
         """How the run's drive ends; None if the coordinator does not drive the run."""
@@ -94,9 +107,8 @@ class CoordinatorClient:
                 _resolve_all(mine.pop(end.run_id, []), end if end.status != "unknown" else None, None)
             mine = {run_id: live for run_id, fs in mine.items() if (live := [f for f in fs if not f.done()])}
 
-    async def _call(self, method: str, *args: object) -> bytes:
-        result: bytes = await self._cluster.handles.call(self._callee, method, *args)
-        return result
+    async def _call(self, method: str, *args: object) -> Any:
+        return await self._cluster.handles.call(self._callee, method, *args)
 
 
 def _resolve_all(futures: list[asyncio.Future[Any]], result: object, error: Exception | None) -> None:

@@ -112,9 +112,9 @@ class RayRuntime:
         await self._wake(runs)
 
     async def _wake(self, runs: Sequence[Placed]) -> None:
-        async for group in grouped(self.engine_settings, self._storage, runs):
-            callee = self.cluster.coordinator_callee(group.coordinator, group.environment)
-            await self.cluster.handles.call(callee, "wake", group.run_ids)
+        groups = [group async for group in grouped(self.engine_settings, self._storage, runs)]
+        clients = [(self._client_of(each.coordinator, each.environment), each.run_ids) for each in groups]
+        await asyncio.gather(*(client.wake(run_ids) for client, run_ids in clients))
 
     @property
     def is_open(self) -> bool:

@@ -275,8 +275,10 @@ def _new_run(
 
 async def _require_same(of: Session, existing: RunRecord, new: NewRun) -> None:
     """Check that an existing run has the same input. A key or a run id belongs to one input."""
-    chain = await asyncio.to_thread(of.storage.read, get_chain(existing.run_id))
-    first = chain[0] if chain else existing
+    first = existing
+    if existing.continued_from_run_id is not None:
+        chain = await asyncio.to_thread(of.storage.read, get_chain(existing.run_id))
+        first = chain[0] if chain else existing
     if first.input_hash != new.input_hash or first.workflow_name != new.workflow_name:
         run_id = existing.run_id
         what = f"idempotency key {new.idempotency_key!r}" if new.idempotency_key else f"run id {new.run_id!r}"

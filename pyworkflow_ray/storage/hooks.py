@@ -174,13 +174,14 @@ _POST = Statement(f"""
     WHERE NOT runs.{schema.HAS_ENDED}
     <for key share of runs> ON CONFLICT (run_id, dedup_key) DO NOTHING
 """)
-# What this delivery came to, now or when it was run before.
-_RECEIVED = Statement(f"SELECT {_COLUMNS} FROM hooks WHERE {_IS_OURS}")
-# And why it came to nothing.
+# The hook that this delivery was given to, now or when it was run before; and the hook that has the token, if
+# it is another one, or has not taken it.
 _LOOK, _LOOK_AT = (
     Statement(f"""
-        SELECT hook_id, name, status, CASE WHEN {_is_open(now)} THEN 1 ELSE 0 END, schema_hash
-        FROM hooks WHERE token = :token
+        SELECT {_COLUMNS}, 1, 1 FROM hooks WHERE {_IS_OURS}
+        UNION ALL
+        SELECT {_COLUMNS}, 0, CASE WHEN {_is_open(now)} THEN 1 ELSE 0 END
+        FROM hooks WHERE token = :token AND (delivery_key IS NULL OR delivery_key <> :delivery_key)
     """)
     for now in ("<now>", ":now")
 )
@@ -251,23 +252,23 @@ def deliver(
     if now is not None:
         receive, look, at = _RECEIVE_AT, _LOOK_AT, {"now": now}
     while True:
-        _, _, received, seen = yield last(
+        _, _, found = yield last(
             receive.change(data=data, fits=fits, **given, **at),
             _POST.change(values=values, **given),
-            _RECEIVED.find(**given),
-            look.find(token=token, **at),
+            look.find_all(**given, **at),
         )
-        if received is not None:
-            return _record(received)
-        if seen is None:
+        if not found:
             raise HookNotFoundError(token)
-        hook_id, name, status, is_open, schema_hash = seen
-        if status == HookStatus.RECEIVED.value:
-            raise HookAlreadyReceivedError(hook_id)
+        *row, is_ours, is_open = max(found, key=lambda each: each[-2])
+        hook = _record(row)
+        if is_ours:
+            return hook
+        if hook.status is HookStatus.RECEIVED:
+            raise HookAlreadyReceivedError(hook.hook_id)
         if not is_open:
-            raise HookExpiredError(hook_id)
-        if schema_hash is not None and fits not in (schema_hash, ANY_SCHEMA):
-            raise UncheckedError(name, schema_hash)
+            raise HookExpiredError(hook.hook_id)
+        if hook.schema_hash is not None and fits not in (hook.schema_hash, ANY_SCHEMA):
+            raise UncheckedError(hook.name, hook.schema_hash)
         # The token was taken over between two of the statements; the new hook may have it.
 
 
