@@ -207,10 +207,7 @@ def is_fire(record: ScheduleRecord, at: datetime) -> bool:
 
 
 def finding_made(schedule_id: str, first: datetime, until: datetime) -> Bound:
-    """The query that finds the runs of the schedule's fires from `first` to `until`.
-
-    Its answer is for `count_made`.
-    """
+    """The query that finds the runs of the fires from `first` to `until`; its answer is for `count_made`."""
     return _RUNS_BETWEEN.find_all(
         schedule_id=schedule_id,
         first_key=fire_key(schedule_id, first),
@@ -302,10 +299,7 @@ def list_schedules(
     limit: int = 100,
     after: str = "",
 ) -> Steps[list[ScheduleRecord]]:
-    """Schedules in the order of their ids, from the first after `after` on.
-
-    Without a status, deleted schedules are left out.
-    """
+    """Schedules by their ids, from the first after `after` on; without a status, no deleted ones."""
     found = _LIST.find_all(
         status=None if status is None else status.value,
         workflow=workflow,
@@ -461,8 +455,7 @@ def note_once(
 def finding_next_position(schedule_id: str) -> Bound:
     """The query that finds the position of a schedule's next event. Its answer is for `noting_events`.
 
-    The caller must have changed or locked the schedule's row, so that no other transaction takes the
-    position.
+    The caller must have changed or locked the schedule's row: no other transaction then takes the position.
     """
     return _NEXT_POSITION.find(schedule_id=schedule_id)
 
@@ -496,10 +489,7 @@ def noting_events(
 
 
 def counting_end(schedule_id: str, run_id: str, status: RunStatus) -> Bound:
-    """The statement that counts the end of a schedule's run.
-
-    It also makes the schedule due to be looked at, if a fire waits for the run.
-    """
+    """The statement that counts the end of a run. If a fire waits for it, the schedule gets looked at."""
     return _COUNT_END.change(
         schedule_id=schedule_id,
         run_id=run_id,
