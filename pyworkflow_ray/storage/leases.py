@@ -116,7 +116,7 @@ def claim_placed(coordinator: str, owner: str, lease_ttl: float, cluster: str = 
 def renew_leases(held: Iterable[tuple[str, int]], lease_ttl: float, owner: str | None = None) -> Steps[None]:
     """Hold these runs, each at its epoch, for another `lease_ttl` seconds.
 
-    A lease that has run out is renewed too, as long as nobody else has taken the run.
+    A lease that has run out is renewed too, as long as no other process has taken the run.
 
     Args:
         owner: The name of their owner. A run that was accepted as held by its coordinator's name gets it.
