@@ -1,4 +1,4 @@
-"""What one append costs, and a group of them: the storage alone, near and far."""
+"""What one append and a group of appends cost: the storage alone, near and far."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ AT_MOST_TRIPS = 1.3
 
 @dataclass(frozen=True, slots=True)
 class _Costs:
-    """What appends take on one database, in milliseconds."""
+    """How long appends take on one database, in milliseconds."""
 
     one: float
     group: float
 
 
 async def measure(setting: Setting) -> list[Line]:
-    """Milliseconds of one append and of a group of them; far, in round trips as well."""
+    """Milliseconds of one append and of a group of appends; far away also in round trips."""
     with ExitStack() as stack:
         database = stack.enter_context(postgresql(setting.folder / "pg", setting.delay_ms))
         sqlite = await _costs(setting, setting.folder / "appends.db")
@@ -92,7 +92,7 @@ async def _all(runs: list[History]) -> None:
 
 
 async def _counted(url: str, database: Postgresql) -> float:
-    """Round trips of one append, as the proxy counts them."""
+    """Round trips of one append, counted by the proxy."""
     count = 20
     with open_storage(url) as storage:
         (run,) = await histories(storage, 1)

@@ -1,4 +1,4 @@
-"""The Ray cluster of one benchmark's process, and the engines that live on it."""
+"""The Ray cluster of one benchmark's process, and the engines on it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ OBJECT_STORE = 200 * 2**20
 
 
 def start_ray() -> None:
-    """Start a local cluster with this machine's CPUs; it ends with this process."""
+    """Start a local cluster with this machine's CPUs. It ends with this process."""
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
@@ -27,10 +27,10 @@ def start_ray() -> None:
 
 
 class EngineSettings:
-    """The settings of one engine: a namespace and a database of its own.
+    """The settings of one engine, which has its own namespace and database.
 
-    Several live side by side on the cluster, so that variants can be measured in turns. Their actors and
-    workers stay warm for as long as the benchmark takes.
+    Several engines share the cluster, so that variants can be measured in turns. Their actors and workers
+    stay warm during the whole benchmark.
 
     Args:
         name: The namespace.
@@ -51,7 +51,7 @@ class EngineSettings:
         }
 
     def use(self) -> None:
-        """Let all that is started from now on run on this engine."""
+        """Make everything that is started from now on run on this engine."""
         from pyworkflow_ray import configure
 
         configure(**self._settings)

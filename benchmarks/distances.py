@@ -1,4 +1,4 @@
-"""The same work of ours on PostgreSQL near and far."""
+"""The same work of our engine on PostgreSQL near and far."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from measurements import Line, Setting, Side, compared, in_turns, progress
 
 
 async def near_and_far(setting: Setting, name: str, unit: str, side: Side) -> list[Line]:
-    """The line that holds the far database against the near one; none when nothing far is measured.
+    """The line that compares the far database with the near one; no line if nothing far is measured.
 
     Args:
-        side: What is measured, on the engine that is in use. Another one is in use after this.
+        side: The work to measure, on the engine that is in use. Afterwards another engine is in use.
     """
     if not setting.delay_ms:
         return []

@@ -1,4 +1,4 @@
-"""Many steps at once in one run, against as many bare Ray tasks."""
+"""Many steps at once in one run, compared with as many bare Ray tasks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BATCH = 32
 
 
 async def measure(setting: Setting) -> list[Line]:
-    """Steps a second of runs that gather all their steps."""
+    """Steps per second of runs that gather all their steps."""
     from pyworkflow_ray import start
 
     start_ray()
@@ -54,7 +54,7 @@ async def measure(setting: Setting) -> list[Line]:
 
 
 async def _in_batches(setting: Setting, floor: Any) -> list[Line]:
-    """Steps of a millisecond, many of them in one Ray task, against as many bare tasks."""
+    """Steps of a millisecond, many in one Ray task, compared with as many bare tasks."""
     from pyworkflow_ray import start
 
     count = 1_000 if setting.quick else 10_000

@@ -1,7 +1,7 @@
-"""The floor under a remote step: what Ray and the disk ask for it, with no engine in between.
+"""The floor under a remote step: what Ray and the disk cost without the engine.
 
-One remote step is one Ray task with the same options, awaited from an async actor, and one commit of the
-same rows at the same durability.
+The floor of one remote step is one Ray task with the same options, awaited in an async actor, and one commit
+of the same rows with the same durability.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from workloads import ARGUMENT, PAUSE
 def make_floor(namespace: str) -> Any:
     """A plain async actor that runs bare tasks.
 
-    It is detached, as coordinators are: Ray keeps workers apart by the detached actor that they serve.
+    It is detached, as coordinators are: Ray keeps separate workers for each detached actor.
     """
     import ray
 
@@ -52,7 +52,7 @@ def make_floor(namespace: str) -> Any:
             return time.perf_counter() - started, sum(results)
 
         async def pauses_at_once(self, count: int) -> tuple[float, int]:
-            """As `all_at_once`, of tasks that take a millisecond, and give their numbers."""
+            """As `all_at_once`, with tasks that take a millisecond and return their numbers."""
             started = time.perf_counter()
             results = await asyncio.gather(*(self._pause.remote(number) for number in range(count)))
             return time.perf_counter() - started, sum(results)
@@ -75,7 +75,7 @@ _APPEND = "INSERT INTO events VALUES ('run', ?, ?, ?, ?)"
 
 
 def seconds_of_commits(path: Path, count: int) -> float:
-    """Seconds for bare commits of what a step's outcome and the next step's schedule write."""
+    """Seconds for bare commits of the rows of a step's outcome and the next step's schedule."""
     for file in path.parent.glob(f"{path.name}*"):
         file.unlink()
     connection = sqlite3.connect(path, isolation_level=None)

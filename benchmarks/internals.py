@@ -1,7 +1,6 @@
-"""What the benchmarks use of the package's inside, in one place: when the inside moves, this module follows.
+"""All uses of the package's internals in the benchmarks. When the internals change, only this module changes.
 
-Each function does what one part of the engine does, in the way in which that part does it, with nothing
-around.
+Each function does the work of one part of the engine in the same way as that part, and nothing else.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ COORDINATOR = "coordinator-0"
 
 
 def open_storage(url: str | Path) -> Storage:
-    """The storage at this URL; close it."""
+    """The storage at this URL. The caller closes it."""
     return Storage(url)
 
 
@@ -83,7 +82,7 @@ def _new_run(run_id: str) -> NewRun:
 
 
 async def accept_run(storage: Storage, run_id: str) -> str:
-    """Accept a run as `start` does; the coordinator that it is placed with."""
+    """Accept a run as `start` does; the coordinator with which it is placed."""
     new = _new_run(run_id)
     accepted = await storage.write(accept(new, storage.loads))
     assert accepted.is_new
@@ -91,7 +90,7 @@ async def accept_run(storage: Storage, run_id: str) -> str:
 
 
 class History:
-    """The history of a run that was accepted, extended as a coordinator does after each local step."""
+    """The history of a run that was accepted. It is extended as a coordinator does after each local step."""
 
     def __init__(self, storage: Storage, run_id: str) -> None:
         self.run_id = run_id
@@ -108,7 +107,7 @@ class History:
         self.position += 2
 
     async def suspend(self, wake_at: datetime | None) -> None:
-        """Let the run sleep, held by nobody."""
+        """Suspend the run and release its lease."""
         await self._write(changes={"status": "suspended", "wake_at": wake_at}, release=True)
 
     async def _write(self, **what: Any) -> None:
@@ -117,14 +116,14 @@ class History:
 
 
 async def histories(storage: Storage, count: int) -> list[History]:
-    """As many runs, accepted and held."""
+    """`count` runs, accepted and held."""
     made = [History(storage, f"run-{uuid.uuid4().hex}") for _ in range(count)]
     await asyncio.gather(*(accept_run(storage, each.run_id) for each in made))
     return made
 
 
 async def sleepers(storage: Storage, count: int, *, due: bool) -> list[str]:
-    """As many suspended runs, whose time has come or comes in a day."""
+    """`count` suspended runs, whose time has come or comes in a day."""
     made = await histories(storage, count)
     wake_at = datetime.now(UTC) + (timedelta(seconds=-1) if due else timedelta(days=1))
     await asyncio.gather(*(each.suspend(wake_at) for each in made))
@@ -146,7 +145,7 @@ def statuses_of(storage: Storage, run_ids: Sequence[str]) -> list[str]:
 
 
 async def claim_run(storage: Storage, run_id: str) -> None:
-    """Claim a run as a coordinator does that was told to wake it."""
+    """Claim a run as a coordinator does after a nudge to wake it."""
     claimed = claim(run_id, f"{COORDINATOR}:benchmark", LEASE, force_from=COORDINATOR)
     assert await storage.write(claimed) is not None
 
@@ -158,7 +157,7 @@ async def renew(storage: Storage, runs: Sequence[History]) -> None:
 
 
 async def place_woken(storage: Storage, run_id: str) -> None:
-    """Find a coordinator for a suspended run, as whoever wakes it does."""
+    """Find a coordinator for a suspended run, as the process that wakes it does."""
     told: list[str] = []
     waker = Nudger(_engine(storage), lambda name, environment, run_ids: told.extend(run_ids))
     await waker.wake(storage, [SimpleNamespace(run_id=run_id, coordinator=None, environment="")])
@@ -166,7 +165,7 @@ async def place_woken(storage: Storage, run_id: str) -> None:
 
 
 async def send_signal(storage: Storage, run_id: str) -> None:
-    """Send a run a signal as the client does; nobody is told of it."""
+    """Send a run a signal as the client does; no coordinator is nudged."""
 
     async def nothing(*_: Any) -> None: ...
 
@@ -187,7 +186,7 @@ def read_page(storage: Storage, run_id: str, count: int) -> None:
 
 
 async def make_hooks(storage: Storage, run_id: str, count: int) -> list[str]:
-    """As many pending hooks of a run; their tokens."""
+    """Create `count` pending hooks of a run; their tokens."""
     hooks = [
         NewHook(hook_id=f"hook#{number}", token=f"{run_id}/{number}", name="hook") for number in range(count)
     ]
@@ -201,7 +200,7 @@ async def make_hooks(storage: Storage, run_id: str, count: int) -> list[str]:
 
 
 async def fire_schedules(storage: Storage) -> int:
-    """Fire the schedules that are due, as the timer does; how many runs that makes."""
+    """Fire the schedules that are due, as the timer does; the number of runs that this makes."""
     return len((await fire_due(storage, "", 1.0)).runs)
 
 
@@ -213,18 +212,18 @@ def _engine(storage: Storage) -> EngineSettings:
 
 
 def hook_registry(storage: Storage) -> HookRegistry:
-    """A hook registry in this process, which tells nobody."""
+    """A hook registry in this process, which nudges no coordinator."""
     return HookRegistry(_engine(storage), lambda run_ids: None, storage)
 
 
 async def answer_hooks(registry: HookRegistry, tokens: Sequence[str], payload: bytes) -> None:
-    """Give hooks a payload, as one client does that has all of them at once."""
+    """Deliver a payload to each hook, as one client does that has all of them at once."""
     answers = hook_answers(registry.deliver_all)
     await asyncio.gather(*(answers.send(HookAnswer(each, f"delivery:{each}", payload)) for each in tokens))
 
 
 def timer(storage: Storage, told: Callable[[list[str]], None]) -> Timer:
-    """A timer in this process, which tells `told` of the runs to wake."""
+    """A timer in this process, which calls `told` with the runs to wake."""
     return Timer(_engine(storage), lambda name, environment, run_ids: told(run_ids), lambda environment: None)
 
 
@@ -239,7 +238,7 @@ def replay(storage: Storage, definition: Any) -> None:
 
 
 def write_history(storage: Storage, definition: Any, size: int) -> int:
-    """Record the run `run` with `size` events or so, to its end; how many there are."""
+    """Record the run `run` to its end, with about `size` events; the number of events."""
     now = datetime.now(UTC)
     args = f"[{(size - 2) // 2}]".encode()
     execution = _execution(definition)

@@ -1,4 +1,4 @@
-"""How long it takes from `start` until the first step runs and the result is there, and from a payload on."""
+"""How long it takes from `start` to the first step and to the result, and from a payload to the code."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from workloads import answered_at, first_step_at, signalled_at
 BAR_MS = 6
 PAYLOAD_BAR_MS = 10
 AT_MOST_TRIPS = 4
-"""What a far database may cost from start to result."""
+"""How many round trips more a far database may cost from start to result."""
 
 
 async def measure(setting: Setting) -> list[Line]:
-    """Median and 95th percentile, of runs started one after another; and of their results' way back."""
+    """Median and 95th percentile of runs started one after another, to their first step and their result."""
     from pyworkflow_ray import start
 
     count = 30 if setting.quick else 100
@@ -57,7 +57,7 @@ async def measure(setting: Setting) -> list[Line]:
 
 
 async def _near_and_far(setting: Setting, count: int) -> list[Line]:
-    """From start to result on PostgreSQL, and how many round trips more it takes far away."""
+    """From start to result on PostgreSQL, and how many round trips more it takes when far away."""
     with postgresql(setting.folder / "pg", setting.delay_ms) as database:
         near, far = EngineSettings("latency-near", database.near()), database.far()
         trip = round_trip_ms(far)
@@ -98,7 +98,7 @@ async def _answered(count: int) -> list[float]:
         token = f"{run}-{number}"
         while await get_hook(token) is None:
             await asyncio.sleep(0.002)
-        await asyncio.sleep(0.005)  # the code waits, and the coordinator has nothing else to do
+        await asyncio.sleep(0.005)  # now the code waits, and the coordinator is idle
         given.append(time.time())
         await resume_hook(token, number)
     return [(at - before) * 1e3 for before, at in zip(given, await run, strict=True)]

@@ -1,4 +1,4 @@
-"""Local steps, one after another in one run, against two peers and against bare commits."""
+"""Local steps, one after another in one run, compared with two peers and with bare commits."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ AT_LEAST = 4
 AT_LEAST_OF_COMMITS = 0.5
 AT_LEAST_FAR = 8
 FAR_SHARE = 5
-"""Of as many steps one is taken where the database is far."""
+"""With a far database the number of steps is divided by this."""
 
 
 async def measure(setting: Setting) -> list[Line]:
-    """Steps a second on a coordinator actor, in this process, and of the peers; near and far."""
+    """Steps per second on a coordinator actor, in this process, and of the peers; near and far."""
     count = 200 if setting.quick else 1_000
     far_count = count // FAR_SHARE
     folder = setting.folder

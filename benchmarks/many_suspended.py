@@ -1,4 +1,4 @@
-"""Whether a million sleeping runs slow anything down, and how fast thousands go on that are due together."""
+"""Whether a million sleeping runs slow the engine down, and how fast thousands go on if due together."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ from measurements import Line, Setting, at_most, progress
 from workloads import late_by, one_local_step, sleeping, sleeping_until
 
 AT_MOST = 1.3
-"""What may be taken with all of them asleep, over what is taken with a page of them: the rest is noise."""
+"""The highest ratio that passes: the time with all runs asleep over the time with a page of them.
+
+It is above 1 because of noise.
+"""
 PAGE = 100
 AT_MOST_SECONDS = 5
 PATIENCE = 300.0
 CHUNK = 100_000
 
 Taken = Callable[[], Awaitable[float]]
-"""Does something once; the milliseconds that it took."""
+"""Does something once, and returns the milliseconds that it took."""
 
 
 async def measure(setting: Setting) -> list[Line]:
-    """Start, list and wake beside few runs asleep and beside a million; then thousands due at once."""
+    """Start, list and wake beside a few sleeping runs and beside a million; then thousands due at once."""
     many, due = (20_000, 300) if setting.quick else (1_000_000, 5_000)
     start_ray()
     path = setting.folder / "many.db"
@@ -106,9 +109,9 @@ async def _woken() -> float:
 
 
 async def _put_to_sleep(path: Path, many: int) -> float:
-    """Add as many rows of suspended runs, all like one that is; the seconds that it took.
+    """Add so many rows of suspended runs, all copies of an existing one; the seconds that it took.
 
-    They have no histories: nobody wakes them here.
+    They have no histories, since nothing wakes them here.
     """
     from pyworkflow_ray import start
 
@@ -146,7 +149,7 @@ def _copy(path: Path, run_id: str, many: int) -> None:
 
 
 async def _all_due_at_once(path: Path, count: int) -> float:
-    """Seconds from the instant that all of them wait for until the last one has ended."""
+    """Seconds from the instant for which all of them wait until the last one has ended."""
     from pyworkflow_ray import start
 
     before = await asyncio.to_thread(_count, path, "status = 'suspended'")

@@ -1,7 +1,7 @@
-"""What a benchmark finds, and how two things are measured against each other.
+"""The results of a benchmark, and how two things are compared.
 
-A machine's speed drifts with heat, neighbours and caches, so two rates are compared only when they were
-taken in turns: A B, B A, A B. The ratio is the median of each round's own ratio.
+A machine's speed changes with heat, other programs and caches. So two rates are compared only if they were
+measured in turns: A B, B A, A B. The ratio is the median of the rounds' own ratios.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 Side = Callable[[], Awaitable[float]]
-"""Does the work once and gives what it reached, such as steps a second."""
+"""Does the work once and returns the value that it reached, such as steps per second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +23,11 @@ class Line:
 
     Args:
         name: What was measured.
-        value: What was reached, in `unit`; None when it could not be measured, and `against` says why.
-        against: What it is held against, with the value that it reached.
-        ratio: `value` over that, the median over the rounds.
-        bar: What is asked for; empty for a line that only informs.
-        is_met: Whether that was reached; None without a bar.
+        value: What was reached, in `unit`. None if it could not be measured: then `against` says why.
+        against: What it is compared with, and the value that this reached.
+        ratio: `value` divided by that value, the median over the rounds.
+        bar: The goal; empty for a line that only informs.
+        is_met: Whether the goal was reached; None without a bar.
     """
 
     name: str
@@ -41,13 +41,13 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a benchmark is run with.
+    """The options of one benchmark.
 
     Args:
-        folder: A folder of its own, for databases.
-        quick: Whether to be done in seconds, with less to measure.
+        folder: Its own folder, for databases.
+        quick: Whether to measure less and finish in seconds.
         rounds: How often the sides of a comparison take turns.
-        delay_ms: What a round trip to a far database takes; 0 when nothing far is to be measured.
+        delay_ms: The delay of a round trip to a far database; 0 if nothing far is measured.
     """
 
     folder: Path
@@ -57,17 +57,17 @@ class Setting:
 
     @property
     def far(self) -> str:
-        """The far database, as lines call it."""
+        """The name of the far database in the lines."""
         return f"PostgreSQL, {self.delay_ms:g} ms away"
 
 
 def progress(text: str) -> None:
-    """Tell how far the benchmark is."""
+    """Print the progress of the benchmark."""
     print(f"  {text}", file=sys.stderr, flush=True)
 
 
 async def in_turns(rounds: int, sides: Mapping[str, Side]) -> dict[str, list[float]]:
-    """What each side reached in each round; every second round goes backwards."""
+    """The values of each side in each round. Every second round runs the sides in reverse order."""
     reached: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds):
         order = list(sides) if number % 2 == 0 else list(reversed(sides))
@@ -99,11 +99,11 @@ def compared(
     at_least: float | None = None,
     absent: Mapping[str, str] | None = None,
 ) -> Line:
-    """The line that holds one side of a comparison against another.
+    """The line that compares one side with another.
 
     Args:
-        at_least: The ratio that is asked for; None only informs.
-        absent: Sides that could not take part, and why: the line says so.
+        at_least: The ratio that is the goal; None only informs.
+        absent: Sides that could not take part, with the reasons, which the line shows.
     """
     bar = "" if at_least is None else f"≥ {at_least:g}x"
     value = statistics.median(reached[ours])
@@ -127,7 +127,7 @@ def at_most(name: str, value: float, unit: str, most: float, against: str = "") 
 
 
 def save(path: Path, lines: Sequence[Line]) -> None:
-    """Write lines for the runner to read."""
+    """Write lines to a file that the runner reads."""
     path.write_text(json.dumps([asdict(line) for line in lines]), encoding="utf-8")
 
 

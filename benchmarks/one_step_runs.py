@@ -1,4 +1,4 @@
-"""Many runs of one step each, started together: ours with the step on Ray, the peers' in their process."""
+"""Many runs of one step each, started together. Our step is a Ray task; a peer's step is in its process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WARM_UPS = 3
 
 
 async def measure(setting: Setting) -> list[Line]:
-    """Runs a second from the first start until the last has ended; near and far."""
+    """Runs per second from the first start to the last end; near and far."""
     count = 200 if setting.quick else 500
     folder = setting.folder
     start_ray()
@@ -50,7 +50,7 @@ async def measure(setting: Setting) -> list[Line]:
         theirs, absent = sides_of(peers, "one_step_runs")
 
         async def bare() -> float:
-            await floor.all_at_once.remote(8, ARGUMENT)  # Ray has let its idle workers go meanwhile
+            await floor.all_at_once.remote(8, ARGUMENT)  # Ray has stopped its idle workers meanwhile
             elapsed, total = await floor.all_at_once.remote(count, ARGUMENT)
             assert total == count * len(ARGUMENT)
             return count / float(elapsed)

@@ -1,9 +1,9 @@
-"""The systems that ours is held against, each in a process of its own that answers requests.
+"""The systems that our engine is compared with. Each has its own process, which answers requests.
 
-A peer's process is a program of this folder (`dbos_peer.py`, `restate_peer.py`). It first prints what is in
-force there, then reads requests, one a line, and prints how many seconds each took. So the peer's threads
-and polling are not in our process, nor ours in its. A peer that is not installed says so, and every line
-that would hold us against it repeats that.
+A peer's process is a program of this folder (`dbos_peer.py`, `restate_peer.py`). It first prints the
+settings in force there. Then it reads requests, one per line, and prints how many seconds each took. So the
+peer's threads and polling are not in our process, and ours are not in the peer's. A peer that is not
+installed says so, and every line that would compare us with it repeats that.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ HERE = Path(__file__).parent
 
 
 class Peer:
-    """A peer's process; every method blocks, so call it off the event loop.
+    """A peer's process. Every method blocks, so call it outside the event loop.
 
     Args:
         program: The module of this folder that is its program.
-        where: What it works on: a database's URL, or a folder.
+        where: What the peer works on: a database's URL, or a folder.
     """
 
     def __init__(self, program: str, where: str) -> None:
@@ -43,15 +43,15 @@ class Peer:
 
     @property
     def absence(self) -> str | None:
-        """Why the peer is not here, if it is not."""
+        """Why the peer is not installed; None if it is."""
         return self.facts.get("absent")
 
     def sequential_steps(self, count: int) -> float:
-        """Steps a second of one workflow that calls as many, one after another."""
+        """Steps per second of one workflow that calls so many steps, one after another."""
         return self._rate("sequential_steps", count)
 
     def one_step_runs(self, count: int) -> float:
-        """Workflows a second of as many that were started together, until the last has ended."""
+        """Workflows per second when so many are started together, until the last has ended."""
         return self._rate("one_step_runs", count)
 
     def close(self) -> None:
@@ -75,14 +75,14 @@ class Peer:
 
 @contextlib.contextmanager
 def dbos_on(url: str) -> Iterator[Peer]:
-    """DBOS on a database, for as long as the block lasts."""
+    """DBOS on a database, while the block runs."""
     with _peer("dbos_peer", url) as peer:
         yield peer
 
 
 @contextlib.contextmanager
 def restate_in(folder: Path) -> Iterator[Peer]:
-    """Restate with its own log in a folder, for as long as the block lasts."""
+    """Restate with its own log in a folder, while the block runs."""
     with _peer("restate_peer", str(folder)) as peer:
         yield peer
 
@@ -97,10 +97,10 @@ def _peer(program: str, where: str) -> Iterator[Peer]:
 
 
 def sides_of(peers: Mapping[str, tuple[Peer, int]], method: str) -> tuple[dict[str, Side], dict[str, str]]:
-    """The sides of those peers that are here, and why the others are not.
+    """The sides of the peers that are installed, and the reasons why the others are not.
 
     Args:
-        peers: By the side's name; with each, how much it is to do.
+        peers: The peers by the name of their side, each with how much it has to do.
         method: Which of `Peer`'s workloads.
     """
     sides: dict[str, Side] = {}
@@ -124,24 +124,24 @@ def _side(measure: Callable[[int], float], count: int) -> Side:
 
 
 class Answers:
-    """The standard output of a peer's process; whatever else it prints goes to standard error."""
+    """The standard output of a peer's process. Anything else that it prints goes to standard error."""
 
     def __init__(self) -> None:
         self._file = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
 
     def give(self, value: Any) -> None:
-        """Answer with a value."""
+        """Answer a request with a value."""
         print("=" + json.dumps(value), file=self._file, flush=True)
 
     def give_absence(self, why: str) -> None:
-        """Say that the peer is not here, and wait to be let go."""
+        """Say that the peer is not installed, and wait for the end of the requests."""
         self.give({"absent": why})
         sys.stdin.read()
 
 
 async def serve(answers: Answers, works: Mapping[str, Callable[[int], Awaitable[None]]]) -> None:
-    """Do what is asked, and answer with the seconds that it took, until nothing more is asked."""
+    """Carry out each request, and answer with the seconds that it took, until the requests end."""
     while line := await asyncio.to_thread(sys.stdin.readline):
         what, count = json.loads(line)
         started = time.perf_counter()

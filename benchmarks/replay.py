@@ -17,7 +17,7 @@ SIZES = (1_000, 10_000, 50_000)
 
 
 async def measure(setting: Setting) -> list[Line]:
-    """Events a second, of the best round, for histories of different lengths and shapes."""
+    """Events per second, of the best round, for histories of different lengths and shapes."""
     return await asyncio.to_thread(_measure, setting)
 
 

@@ -1,8 +1,8 @@
 """The process of Restate: ``python restate_peer.py FOLDER``; see `peers`.
 
-Three parts, all on the loopback interface: Restate's server, a child of this process with its log and state
-in FOLDER; the workflows, served over HTTP/2 by this process, as Restate's SDK for Python has it; and the
-client that starts them through the server's ingress, in this process, too.
+It has three parts, all on the loopback interface. Restate's server is a child of this process, with its log
+and state in FOLDER. The workflows are served over HTTP/2 by this process, with Restate's SDK for Python. The
+client, also in this process, starts them through the server's ingress.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main(folder: str) -> None:
 
 
 def _program() -> str | None:
-    """Restate's server: one on the path, or the one that npm has put into this folder."""
+    """Restate's server: one on the path, or the one that npm has installed in this folder."""
     found = shutil.which("restate-server")
     if found is None:
         found = next((str(path) for path in _SERVERS.glob("restate-server-*/bin/restate-server")), None)
@@ -53,7 +53,7 @@ def _program() -> str | None:
 
 @contextlib.contextmanager
 def _server(program: str, folder: Path) -> Iterator[tuple[str, str]]:
-    """The URLs of a new server's ingress and administration, for as long as the block lasts."""
+    """The URLs of a new server's ingress and administration, while the block runs."""
     folder.mkdir(parents=True, exist_ok=True)
     ingress, admin, node = (f"127.0.0.1:{_free_port()}" for _ in range(3))
     settings = {
@@ -110,7 +110,7 @@ async def _work(answers: Answers, program: str, ingress: str, admin: str) -> Non
 
 @contextlib.asynccontextmanager
 async def _endpoint() -> AsyncIterator[str]:
-    """The URL under which the workflows are served, for as long as the block lasts."""
+    """The URL at which the workflows are served, while the block runs."""
     import hypercorn.asyncio
     import hypercorn.config
     import restate
@@ -148,7 +148,7 @@ def _workflows() -> list[Any]:
     async def add_one(ctx, number):  # type: ignore[no-untyped-def]
         return await ctx.run_typed("add", add, restate.RunOptions(), number, 1)
 
-    # The SDK evaluates annotations, and those of a function in here would be text that it cannot evaluate.
+    # The SDK evaluates annotations. Those of a local function would be text that it cannot evaluate.
     for workflow, handler in ((counting, count_up), (one_step, add_one)):
         handler.__annotations__ = {"ctx": restate.WorkflowContext, "number": int, "return": int}
         workflow.main("run")(handler)
@@ -171,7 +171,7 @@ async def _until_healthy(client: Any, admin: str) -> None:
 
 
 def _facts(program: str) -> dict[str, str]:
-    """The versions, and what the server says of how it writes its log."""
+    """The versions, and how the server says that it writes its log."""
     from importlib.metadata import version
 
     told = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout.split()

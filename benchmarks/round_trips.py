@@ -1,8 +1,8 @@
-"""How often each thing that the engine does waits for the database: counted, through the proxy.
+"""How often each operation of the engine waits for the database, counted by the proxy.
 
-Each is done alone, several times, on connections that are open and warm. What is counted is what the
-proxy sees; the milliseconds beside it, divided by a round trip, also hold what the database and both ends
-do. The whole flows at the end run in this process, so that Ray's messages are not in their way.
+Each operation is done alone, several times, on connections that are open and warm. The proxy counts round
+trips. The milliseconds beside the count, divided by a round trip, also contain the work of the database and
+of both ends. The whole flows at the end run in this process, so that Ray's messages do not disturb them.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from measurements import Line, Setting, progress
 from workloads import one_local_step, waiting_for_tick
 
 DELAY_MS = 2.6
-"""When nothing far is asked for: without any delay, a pipeline cannot be told from questions and answers."""
+"""The delay if `--delay-ms` is 0: without one, a pipeline and single queries cannot be distinguished."""
 WARM_UPS = 8
-"""The driver prepares a statement when it has run it five times, which takes round trips of its own."""
+"""The driver prepares a statement after it has run it five times. Preparing takes extra round trips."""
 PAGE = 100
 LEASES = 100
 
@@ -33,11 +33,11 @@ Act = Callable[[], Awaitable[object]]
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """One thing that the engine does.
+    """One operation of the engine.
 
     Args:
-        name: What it is.
-        prepare: What has to be there before each time, not counted; gives what is counted.
+        name: Its name.
+        prepare: Prepares each time, which is not counted, and returns the operation, which is counted.
     """
 
     name: str
@@ -45,7 +45,7 @@ class _Part:
 
 
 async def measure(setting: Setting) -> list[Line]:
-    """Round trips of each part, and what it takes."""
+    """Round trips of each part, and the time that it takes."""
     count = 5 if setting.quick else 20
     delay_ms = setting.delay_ms or DELAY_MS
     with postgresql(setting.folder / "pg", delay_ms) as database:
@@ -79,7 +79,7 @@ async def _line(part: _Part, database: Postgresql, count: int, trip: float) -> L
 
 
 def _parts(storage: Any) -> list[_Part]:
-    """What clients, coordinators, the timer and the hook registry ask of the storage, each by itself."""
+    """The operations of clients, coordinators, the timer and the hook registry on the storage, each alone."""
 
     async def history() -> internals.History:
         (made,) = await internals.histories(storage, 1)
@@ -148,7 +148,7 @@ def _parts(storage: Any) -> list[_Part]:
 
 
 def _flows(storage: Any) -> list[_Part]:
-    """What a user does, from the call to the run's rest, in this process."""
+    """The operations of a user, from the call until the run ends or is suspended, in this process."""
 
     async def whole_run() -> Act:
         return _run_one_local_step
@@ -178,7 +178,7 @@ async def _run_one_local_step() -> None:
 
 
 async def _make_due_schedule() -> None:
-    """Make a schedule that fires once, and wait until that is due."""
+    """Make a schedule that fires once, and wait until the fire is due."""
     from pyworkflow_ray import ScheduleSpec, create_schedule
 
     end_at = datetime.now(UTC) + timedelta(seconds=1.4)

@@ -1,6 +1,6 @@
-"""Runs the benchmarks, each in a process and a folder of its own, and prints what they found.
+"""Runs the benchmarks, each in its own process and folder, and prints their results.
 
-Nothing here fails for being slow: the table says of each bar whether it was met.
+Nothing here fails because it is slow. The table says of each bar whether it was met.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ HEADER = ("", "reached", "against", "ratio", "bar", "met")
 
 
 def main() -> int:
-    """Run what the command line asks for; 1 when a benchmark could not be run to its end."""
+    """Run what the command line asks for; 1 if a benchmark could not be run to its end."""
     options = _parse()
     rounds = options.rounds or (3 if options.quick else 5)
     if options.one:
@@ -99,7 +99,7 @@ def _run_apart(name: str, quick: bool, rounds: int, delay_ms: float) -> list[Lin
         command += ["--folder", folder, "--out", str(out), "--delay-ms", str(delay_ms)]
         if quick:
             command.append("--quick")
-        # Settings of the working directory, or of the environment, are not what is measured.
+        # Settings of the working directory and of the environment must not change what is measured.
         environment = {key: value for key, value in os.environ.items() if not key.startswith("PYWORKFLOW_")}
         done = subprocess.run(command, cwd=folder, env=environment, stdout=sys.stderr, check=False)
         return load(out) if done.returncode == 0 and out.exists() else None

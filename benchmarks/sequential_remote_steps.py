@@ -1,4 +1,4 @@
-"""One remote step after another, against the floor: a bare task and a bare commit for each."""
+"""One remote step after another, compared with the floor: a bare task and a bare commit for each step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ AT_LEAST = 0.85
 
 
 async def measure(setting: Setting) -> list[Line]:
-    """Steps a second, and what share of the floor's rate that is."""
+    """Steps per second, and their share of the floor's rate."""
     from pyworkflow_ray import start
 
     count = 100 if setting.quick else 300

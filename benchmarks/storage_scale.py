@@ -1,4 +1,4 @@
-"""How far the parts scale that all runs share: writers, a coordinator, a timer, a hook registry; no Ray."""
+"""How the parts that all runs share scale: writers, a coordinator, a timer, a hook registry; without Ray."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from workloads import one_local_step
 
 PROCESSES = (1, 2, 4, 8)
 RUNS_A_PROCESS = 64
-"""Runs of each process, of which each appends as soon as its last append is answered."""
+"""Runs of each process. Each run appends again as soon as its last append is answered."""
 PATIENCE = 300.0
 
 
 async def measure(setting: Setting) -> list[Line]:
-    """What a second brings, of each part by itself; on SQLite, on PostgreSQL, and on one far away."""
+    """The rate of each part alone; on SQLite, on PostgreSQL, and on a PostgreSQL far away."""
     with ExitStack() as stack:
         database = stack.enter_context(postgresql(setting.folder / "pg", setting.delay_ms))
         places: dict[str, Callable[[], str]] = {"PostgreSQL": database.near}
@@ -58,7 +58,7 @@ def _writers(setting: Setting, where: str, make: Callable[[], str]) -> list[Line
 
 def _appends_a_second(url: str, processes: int, seconds: float) -> float:
     with internals.open_storage(url) as storage:
-        storage.facts()  # the tables are there before many look for them
+        storage.facts()  # creates the tables before many processes look for them
     spawning = multiprocessing.get_context("spawn")
     ready, counts = spawning.Barrier(processes), spawning.Queue()
     children = [spawning.Process(target=_write, args=(url, seconds, ready, counts)) for _ in range(processes)]
@@ -72,7 +72,7 @@ def _appends_a_second(url: str, processes: int, seconds: float) -> float:
 
 
 def _write(url: str, seconds: float, ready: Any, counts: Any) -> None:
-    """In a process of its own: append for so many seconds, at the same time as the others."""
+    """Append for so many seconds, in its own process, at the same time as the others."""
     counts.put(asyncio.run(_append_for(url, seconds, ready)))
 
 
@@ -119,7 +119,7 @@ async def _coordinator(setting: Setting, where: str, url: str) -> Line:
 
 
 async def _timer(setting: Setting, where: str, url: str) -> Line:
-    """Runs whose time has come all at once, until the last one is placed and its coordinator told."""
+    """Runs that are due at the same time, until the last one is placed and its coordinator is nudged."""
     many = 500 if setting.quick else 5_000
     with internals.open_storage(url) as storage:
         run_ids = await internals.sleepers(storage, many, due=True)
@@ -142,7 +142,7 @@ async def _timer(setting: Setting, where: str, url: str) -> Line:
 
 
 async def _hook_registry(setting: Setting, where: str, url: str) -> Line:
-    """Payloads that come all at once, until the last one is accepted."""
+    """Payloads that arrive at the same time, until the last one is accepted."""
     runs, hooks_a_run = (50, 20) if setting.quick else (500, 20)
     many = runs * hooks_a_run
     with internals.open_storage(url) as storage:

@@ -1,4 +1,4 @@
-"""What runs cost that only wait: rows, and nothing else."""
+"""The cost of runs that only wait: rows, and nothing else."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAMESPACE = "suspended"
 TTL = 5
 PATIENCE = 180.0
 MAX_KIB_A_RUN = 2.0
-"""Growth of memory for each sleeping run that still counts as none: allocators keep some."""
+"""Growth of memory for each sleeping run that still counts as no growth: allocators keep some memory."""
 
 
 async def measure(setting: Setting) -> list[Line]:
@@ -84,7 +84,7 @@ async def _coordinators() -> list[dict[str, Any]]:
             status = await asyncio.wait_for(handle.status.remote(), 10)
             found.append({**status, "pid": await handle.pid.remote()})
         except (ValueError, TimeoutError, ray.exceptions.RayActorError):
-            continue  # it has left
+            continue  # this coordinator has left
     return found
 
 

@@ -1,4 +1,4 @@
-"""The workflows and steps that are measured: as little work as there can be, so that the engine's shows."""
+"""The workflows and steps that are measured. They do as little as possible, to show the engine's cost."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Any
 from pyworkflow_ray import get_context, hook, receive, side_effect, sleep, step, workflow
 
 ARGUMENT = "x" * 200
-"""What each remote step is given, and each bare Ray task."""
+"""The argument of each remote step and of each bare Ray task."""
 
 PAUSE = 0.001
-"""Seconds that a step of a batch takes, and a bare Ray task of the same kind."""
+"""Seconds that a step of a batch takes, and also a bare Ray task of the same kind."""
 
 
 @step
 async def remote_length(text: str) -> int:
-    """How long a text is, found out by a Ray task."""
+    """The length of a text, computed in a Ray task."""
     return len(text)
 
 
 @step(local=True)
 async def add(a: int, b: int) -> int:
-    """The sum, found out in the coordinator's process."""
+    """The sum, computed in the coordinator's process."""
     return a + b
 
 
@@ -38,7 +38,7 @@ def pause(number: int) -> int:
 
 @step
 async def what_time() -> float:
-    """When the step runs."""
+    """The time at which the step runs."""
     return time.time()
 
 
@@ -65,7 +65,7 @@ async def in_batches(count: int, size: int) -> int:
 
 @workflow
 async def counting(count: int) -> int:
-    """`count`, reached by as many local steps."""
+    """`count`, computed by so many local steps."""
     total = 0
     for _ in range(count):
         total = await add(total, 1)
@@ -86,20 +86,20 @@ async def one_local_step(number: int) -> int:
 
 @workflow
 async def first_step_at() -> float:
-    """When the first step runs."""
+    """The time at which the first step runs."""
     return await what_time()
 
 
 @workflow
 async def answered_at(count: int) -> list[float]:
-    """When the code goes on after each payload of a hook; the hooks' tokens are known beforehand."""
+    """The times at which the code goes on after each hook's payload. The tokens are known beforehand."""
     run_id = get_context().run_id
     return [await _after(hook(f"answer{number}", token=f"{run_id}-{number}")) for number in range(count)]
 
 
 @workflow
 async def signalled_at(count: int) -> list[float]:
-    """When the code goes on after each signal."""
+    """The times at which the code goes on after each signal."""
     return [await _after(receive("tick")) for _ in range(count)]
 
 
@@ -110,7 +110,7 @@ async def _after(awaitable: Awaitable[Any]) -> float:
 
 @workflow
 async def sleeping(number: int) -> int:
-    """A step, then a day's sleep."""
+    """Run a step, then sleep for a day."""
     total = await add(number, 1)
     await sleep("1d")
     return total
@@ -118,21 +118,21 @@ async def sleeping(number: int) -> int:
 
 @workflow
 async def waiting_for_tick() -> int:
-    """One, after a signal."""
+    """Wait for a signal; the result is 1."""
     await receive("tick")
     return 1
 
 
 @workflow
 async def sleeping_until(due_at: datetime) -> int:
-    """One, at that time."""
+    """Sleep until that time; the result is 1."""
     await sleep(due_at)
     return 1
 
 
 @workflow
 async def late_by(seconds: float) -> float:
-    """By how many seconds too late a sleep of so many seconds ends."""
+    """How many seconds too late a sleep of so many seconds ends."""
     began = side_effect(time.time)
     await sleep(seconds)
     return side_effect(time.time) - began - seconds

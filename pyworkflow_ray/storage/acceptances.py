@@ -1,4 +1,4 @@
-"""Accepting a run: from here on it exists, and will run, whoever crashes."""
+"""Accepting a run. After the commit the run exists and will run, whichever process crashes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _insert(created_at: str, lease: str, coordinator: str) -> Statement:
     values = {name: f":{name}" for name in _COPIED} | _COMPUTED
     values |= {"created_at": created_at, "lease_expires_at": lease, "coordinator": coordinator}
     if lease != "NULL":
-        values["owner"] = coordinator  # it is born held by the coordinator it is placed with
+        values["owner"] = coordinator  # the coordinator that the run is placed with holds it from the start
     return Statement(
         f"INSERT INTO runs ({', '.join(values)}) VALUES ({', '.join(values.values())}) "
         f"ON CONFLICT DO NOTHING RETURNING {COLUMNS}"
@@ -63,16 +63,18 @@ class NewRun(msgspec.Struct, frozen=True, kw_only=True):
     """A run to accept; values are JSON text.
 
     Args:
-        created_at: When it was asked for, by the caller's clock; None takes the database's. Given, it also
-            tells a second call with the same custom `run_id` from the same call run again.
-        environment: Hash of the job's `runtime_env`; with a `placement`, the placement's counts.
-        coordinator: The coordinator it lives with, if that is not to be chosen.
+        created_at: When the run was asked for, by the caller's clock; None takes the database's clock. If it
+            is given, it also distinguishes a second call with the same custom `run_id` from the same call
+            that runs again.
+        environment: Hash of the job's `runtime_env`. With a `placement`, the placement's environment is used.
+        coordinator: The coordinator that drives the run, if it is not to be chosen.
         placement: The slots to choose its coordinator from. Leave both out for a run that starts later.
-        owner_lease: Seconds for which the run is born held by its coordinator: epoch 1, and `owner` is the
-            coordinator's name. It needs no claim then; a coordinator that never comes loses it by time.
-        child_id: The id by which its parent knows it.
-        schedule_id, scheduled_at: Of a run that a schedule makes, and the fire it is made for.
-        start_at, wake_at: Of a run that starts later: the sweep finds it when `wake_at` has come.
+        owner_lease: Seconds for which the coordinator holds the new run: the epoch is 1, and `owner` is the
+            coordinator's name. Then the run needs no claim. If the coordinator never comes, the lease runs
+            out.
+        child_id: The id of the run in its parent.
+        schedule_id, scheduled_at: The schedule that makes the run, and the fire that the run is made for.
+        start_at, wake_at: For a run that starts later. The sweep finds it when `wake_at` has come.
         blobs: See `Append.blobs`.
     """
 
@@ -109,7 +111,7 @@ class NewRun(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Accepted(msgspec.Struct, frozen=True):
-    """The run that is there now, and whether it is the one that was asked for just now."""
+    """The run that exists now, and whether this request made it."""
 
     run: RunRecord
     is_new: bool
@@ -119,12 +121,12 @@ class Accepted(msgspec.Struct, frozen=True):
 def accept(new: NewRun, loads: Loads | None = None) -> Steps[Accepted]:
     """Insert the run, or find the one that holds its id or its idempotency key.
 
-    After the commit the run exists exactly once, with its code and its coordinator. It is safe to run
-    again: the run that an earlier try inserted is the new one still. `is_new` is False for an
-    idempotency key in use (compare `input_hash`), and for a custom run id in use by another input.
+    After the commit the run exists exactly once, with its code and its coordinator. This is safe to run
+    again: a run that an earlier try inserted still counts as new. `is_new` is False if the idempotency key is
+    in use (compare `input_hash`), or if the custom run id is in use for another request.
 
     Args:
-        loads: What this process knows of the coordinators' loads: it saves a round trip.
+        loads: What this process knows about the coordinators' loads. It saves a round trip.
     """
     looking: list[Bound] = []
     choice: dict[str, Any] | None = None
@@ -134,7 +136,7 @@ def accept(new: NewRun, loads: Loads | None = None) -> Steps[Accepted]:
         choice = loads.choice(placement)
     while True:
         inserting = (*saving_code(new.code), _inserting(new, choice))
-        # A blob can be tied only to a run that is there, so it takes a batch of its own.
+        # A blob can be linked only to a run that exists, so it needs its own batch.
         answers = yield (ask(*inserting) if new.blobs else last(*inserting, *looking))
         row = answers[len(inserting) - 1]
         if loads is not None and placement is not None:
@@ -149,7 +151,7 @@ def accept(new: NewRun, loads: Loads | None = None) -> Steps[Accepted]:
         existing = yield from _existing(new).at_end()
         if existing is not None:
             return existing
-        # What the insert met was deleted between the two statements; the way is free now.
+        # The run that the insert conflicted with was deleted between the two statements. Try again.
 
 
 def _inserting(new: NewRun, choice: dict[str, Any] | None) -> Bound:

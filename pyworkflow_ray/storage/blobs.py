@@ -1,4 +1,4 @@
-"""Payloads too large for an event, by the hash of their content."""
+"""Payloads that are too large for an event, stored by the hash of their content."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _DELETE_UNUSED = Statement(
 
 
 def saving_blobs(run_id: str, blobs: Sequence[tuple[str, bytes | None]]) -> list[Bound]:
-    """What keeps the blobs for as long as the run lives; equal ones are kept once for all runs.
+    """The statements that keep the blobs as long as the run exists. Equal blobs are kept once for all runs.
 
-    None instead of bytes ties the run to a blob that another run has brought already. The run must be there.
+    None instead of bytes links the run to a blob that another run has stored already. The run must exist.
     """
     if not blobs:
         return []
@@ -45,7 +45,7 @@ def load_blob(hash_: str) -> Steps[bytes]:
     (row,) = yield last(_LOAD.find(hash=hash_))
     if row is None:
         raise StorageError(
-            f"The blob {hash_} is missing, although an event refers to it: the run that brought it was "
+            f"The blob {hash_} is missing, although an event refers to it: the run that stored it was "
             "deleted, or the database was restored without its table 'blobs'."
         )
     return bytes(row[0])

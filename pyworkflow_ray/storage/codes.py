@@ -1,4 +1,4 @@
-"""The code that runs carry, by its hash."""
+"""The code of runs, stored by its hash."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class Code(msgspec.Struct, frozen=True, kw_only=True):
     """A workflow's code: where to import it from (`kind` "reference"), or its pickled value ("value").
 
     Args:
-        reference: ``module:qualname``; for code by value it tells where it came from.
-        source_hash: Of the source text, to notice that an imported module is not what it was.
+        reference: ``module:qualname``. For code by value it names where the code came from.
+        source_hash: Hash of the source text. It shows whether an imported module has changed.
         data: The cloudpickle of the function.
         python: The Python version that pickled it.
     """
@@ -34,7 +34,7 @@ _LOAD = Statement(f"SELECT {', '.join(Code.__struct_fields__)} FROM code WHERE h
 
 
 def saving_code(code: Code | None) -> list[Bound]:
-    """What keeps the code; that it is there already is a success. Nothing for None."""
+    """The statement that stores the code; code that is stored already is a success. Empty for None."""
     if code is None:
         return []
     return [_SAVE.change(**{name: getattr(code, name) for name in Code.__struct_fields__})]

@@ -1,7 +1,7 @@
 """A database and the connections to it: many that read, one that writes.
 
-SQLite: readers have connections and snapshots of their own and never wait for the writer. A database in
-memory exists in one connection only, so there readers and the writer take turns.
+In SQLite, readers have their own connections and snapshots, and never wait for the writer. A database in
+memory exists in one connection only, so its readers and its writer take turns.
 """
 
 from __future__ import annotations
@@ -59,8 +59,12 @@ class Database:
         self._url = _normalised(url)
         self._create = create
         self._synchronous = synchronous.upper()
+        # Its holder alone opens or closes the database. `_is_open` changes only under it. `close` takes it
+        # before `_one_at_a_time`.
         self._opening = threading.Lock()
-        # Re-entrant: in memory, a read within a read of the same thread shares the transaction.
+        # Its holder alone uses the connection that writes. A database in memory has no other connection, so
+        # its readers take this lock too. It is re-entrant: in memory, a read inside a read of the same thread
+        # shares the transaction.
         self._one_at_a_time = threading.RLock()
         self._is_open = False
         self._writer: Connection | None = None
@@ -80,9 +84,9 @@ class Database:
 
     @property
     def secret_url(self) -> str:
-        """The file's path, or the URL with its password, for another process of ours; never to be shown."""
+        """The file's path, or the URL with its password, for our own other processes. Never show it."""
         if self.path is not None:
-            return str(self.path)  # A URL cannot say every path: one with a question mark ends there.
+            return str(self.path)  # A URL cannot hold every path: it would end at a question mark.
         return self._url.render_as_string(hide_password=False)
 
     @property
@@ -92,16 +96,16 @@ class Database:
 
     @property
     def path(self) -> Path | None:
-        """The SQLite file, if it is one."""
+        """The SQLite file; None if the database is not a file."""
         if self._url.get_backend_name() != "sqlite" or self._url.database in (None, "", ":memory:"):
             return None
         return Path(str(self._url.database))
 
     def look(self, query: Work[T]) -> T:
-        """The result of a work that reads; what it writes is refused or rolled back.
+        """The result of a work that reads. What it writes is refused or rolled back.
 
-        All of it sees one snapshot. A single statement needs no transaction for that, and costs one round
-        trip.
+        The whole work sees one snapshot. A work of a single statement needs no transaction for that, and
+        costs one round trip.
 
         Raises:
             StorageError: The database cannot be opened.
@@ -130,7 +134,7 @@ class Database:
 
     @contextmanager
     def snapshot(self) -> Iterator[Connection]:
-        """A connection whose reads see one snapshot; what it writes is refused or rolled back.
+        """A connection whose reads see one snapshot. What it writes is refused or rolled back.
 
         Raises:
             StorageError: The database cannot be opened.
@@ -145,10 +149,10 @@ class Database:
 
     @contextmanager
     def session(self) -> Iterator[Session]:
-        """The connection that writes, for one after another in this process.
+        """The connection that writes. Its users in this process take turns.
 
-        After an error the transaction is undone. If the commit's own answer got lost, nobody knows what
-        became of it, and the work must be safe to do again.
+        After an error the transaction is undone. If the answer to the commit got lost, it is unknown whether
+        the commit went through. So the work must be safe to run again.
         """
         self._open()
         with self._one_at_a_time:
@@ -160,7 +164,7 @@ class Database:
                 raise
 
     def close(self) -> None:
-        """Give all connections back; a later use opens the database again (one in memory is gone)."""
+        """Close all connections. A later use opens the database again; a database in memory is lost."""
         with self._opening, self._one_at_a_time:
             self._dispose()
             self._is_open = False
@@ -242,7 +246,7 @@ class Database:
             raise StorageError(
                 f"PostgreSQL needs the driver psycopg: pip install 'pyworkflow-ray[postgres]' ({error})."
             ) from error
-        # The session says BEGIN and COMMIT itself, in the same round trip as the work.
+        # The session sends BEGIN and COMMIT itself, in the same round trip as the work.
         self._write_engine = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._look_engine = self._write_engine
         self._read_engine = engine.execution_options(
@@ -274,7 +278,7 @@ class Database:
     def _bring_tables_up(self) -> None:
         assert self._write_engine is not None
         if self._read_engine is not None:
-            # Looking first needs no lock: an up-to-date database opens while another process writes.
+            # This look needs no lock. So an up-to-date database can be opened while another process writes.
             with self._read_engine.connect() as connection:
                 version = current_version(connection)
             if version == newest_version():
@@ -310,7 +314,7 @@ def _normalised(url: str | Path | URL) -> URL:
         parsed = make_url(url)
         backend = parsed.drivername.partition("+")[0]
     except (ArgumentError, NoSuchModuleError, ValueError):
-        # Neither the text nor the cause is shown: it may hold a password.
+        # Neither the text nor the cause is shown: they may hold a password.
         raise StorageError(
             "The storage's URL cannot be read; its form is sqlite:///path/of/file.db or "
             "postgresql://user:password@host:5432/database (special characters of a password as %XX)."

@@ -1,4 +1,4 @@
-"""Where SQLite and PostgreSQL differ, and nowhere else."""
+"""The differences between SQLite and PostgreSQL; they are in this module only."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from sqlalchemy.pool import NullPool, QueuePool
 Parameters = Mapping[str, Any]
 Row = tuple[Any, ...]
 
-# SQLite's own busy handler sleeps 1, 2, 5, 10 ... 100 ms between two looks, so that a client and a
-# coordinator that write at once stall each other. We look again by ourselves, much sooner.
+# SQLite's own busy handler sleeps 1, 2, 5, 10 ... 100 ms between two tries. So a client and a coordinator
+# that write at the same time delay each other. We try again ourselves, much sooner.
 _LOCK_PAUSE = 0.0003
 _LOCK_PATIENCE = 2.0
 _READER_BUSY_MS = 2000
@@ -39,7 +39,7 @@ _TRANSIENT_POSTGRESQL = ("08", "40001", "40P01", "53", "55P03", "57P0", "58030")
 
 
 def require_aware(instant: datetime) -> datetime:
-    """The instant itself; a naive one would mean another time in each process.
+    """The instant itself. A naive one could mean a different time in each process.
 
     Raises:
         ValueError: It has no time zone.
@@ -50,14 +50,14 @@ def require_aware(instant: datetime) -> datetime:
 
 
 def encode_time(instant: datetime) -> str:
-    """The instant as SQLite keeps it: UTC text whose order is the order of time."""
+    """The instant as SQLite stores it: UTC text that sorts in the order of time."""
     require_aware(instant)
     utc = instant if instant.tzinfo is UTC else instant.astimezone(UTC)
     return utc.isoformat(" ", "microseconds")[:26]
 
 
 def decode_time(value: str | datetime) -> datetime:
-    """The aware UTC instant that either database gave."""
+    """The aware UTC instant of a value that either database gave."""
     if isinstance(value, str):
         return datetime.fromisoformat(value + "+00:00")
     return value.astimezone(UTC)
@@ -69,7 +69,7 @@ def driver_of(connection: Connection) -> Any:
 
 
 def translate(sql: str, dialect: str) -> str:
-    """The text of a `Statement` as one database's driver takes it."""
+    """The text of a `Statement` in the form that one database's driver takes."""
     if dialect == "sqlite":
         return _JSON.sub(r"json_quote(\1)", _LOCK.sub("", _NOW.sub(_sqlite_now, sql)))
     sql = _JSON.sub(r"CAST(to_json(\1) AS text)", sql)
@@ -80,18 +80,18 @@ def translate(sql: str, dialect: str) -> str:
 def guarded(sql: str) -> str:
     """An UPDATE for PostgreSQL that fails with `is_refusal` when it finds no row.
 
-    In a pipeline nobody looks at a row count before COMMIT has been sent. So the server itself must stop.
+    In a pipeline COMMIT is sent before the client sees a row count. So the server itself must stop.
     """
     return f"WITH changed AS ({sql} RETURNING 1) SELECT 1 / CAST(count(*) > 0 AS integer) FROM changed"
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether the error is what a statement of `guarded` ends with; meant for such statements only."""
+    """Whether a statement of `guarded` failed because it found no row. Use it for such statements only."""
     return getattr(_original(error), "sqlstate", None) == "22012"
 
 
 def encode(dialect: str, parameters: Parameters) -> Parameters:
-    """The parameters as one database's driver takes them."""
+    """The parameters in the form that one database's driver takes."""
     as_kept = encode_time if dialect == "sqlite" else require_aware
     return {
         name: as_kept(value) if isinstance(value, datetime) else value for name, value in parameters.items()
@@ -114,7 +114,7 @@ def _postgresql_now(token: re.Match[str]) -> str:
 
 
 def sqlite_writer(path: Path | None, synchronous: str) -> Engine:
-    """An engine whose transactions hold the write lock from their start; None is a database in memory."""
+    """An engine whose transactions hold the write lock from their start; a path of None means in memory."""
     engine = _sqlite(path, synchronous, busy_ms=0)
     event.listen(engine, "begin", lambda connection: begin_immediate(driver_of(connection)))
     return engine
@@ -129,7 +129,7 @@ def sqlite_reader(path: Path, synchronous: str) -> Engine:
 
 
 def _sqlite(path: Path | None, synchronous: str, busy_ms: int) -> Engine:
-    # "rw" and not "rwc": a file that has been moved away must be an error, not a fresh empty database.
+    # "rw" and not "rwc": a file that was moved away must cause an error, not a new empty database.
     url = URL.create("sqlite")
     if path is not None:
         url = url.set(database=f"file:{quote(str(path))}", query={"mode": "rw", "uri": "true"})
@@ -206,10 +206,10 @@ def postgresql_engine(url: URL) -> Engine:
 
 
 def lock_schema(connection: Connection) -> None:
-    """Keep all others from migrating until this transaction ends."""
+    """Stop other processes from migrating until this transaction ends."""
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7096542187)")
-    # SQLite: the transaction began with BEGIN IMMEDIATE, which is that lock.
+    # In SQLite the transaction began with BEGIN IMMEDIATE, which is such a lock.
 
 
 def _original(error: BaseException) -> BaseException:
@@ -222,24 +222,24 @@ def _is_locked(error: BaseException) -> bool:
 
 
 def is_database_error(error: BaseException) -> bool:
-    """Whether the error is the database's (or its driver's), and not of the code that asked."""
+    """Whether the error comes from the database or its driver, and not from the calling code."""
     return isinstance(error, SQLAlchemyError | sqlite3.Error) or _is_psycopg_error(error)
 
 
 def _is_psycopg_error(error: BaseException) -> bool:
-    # By name: psycopg is an extra, and need not be there.
+    # Compared by name: psycopg is an extra, and may not be installed.
     return any(cls.__module__ == "psycopg" and cls.__name__ == "Error" for cls in type(error).__mro__)
 
 
 def summary(error: BaseException) -> str:
-    """The first line of what the database says; the ones below it can hold values."""
+    """The first line of the database's message. The lines after it can hold values."""
     original = _original(error)
     lines = str(original).strip().splitlines() or [type(original).__name__]
     return " ".join(lines) if getattr(original, "sqlstate", None) is None else lines[0]
 
 
 def is_connection_suspect(error: BaseException) -> bool:
-    """Whether the connection itself may be broken, so that only a new one can tell."""
+    """Whether the connection itself may be broken, so that a new one is needed."""
     return is_transient(error) and not _is_locked(error)
 
 
@@ -256,14 +256,14 @@ def is_transient(error: BaseException) -> bool:
     state = getattr(original, "sqlstate", None)
     if state is not None:
         return str(state).startswith(_TRANSIENT_POSTGRESQL)
-    # No state: the error is not the server's answer but the want of one.
+    # There is no state: the error is not an answer of the server; an answer is missing.
     return type(original).__name__ in ("OperationalError", "InterfaceError")
 
 
 def attribute_equals(dialect: str, key: str, value: str) -> TextClause:
     """The condition that a run has the top-level attribute `key`, equal to the JSON text `value`."""
-    # In SQLite a path such as '$."key"' cannot name every key; the list of members can. In PostgreSQL jsonb
-    # knows no NUL character, and one such text must not fail the whole list.
+    # In SQLite a path such as '$."key"' cannot name every key, so the members are compared. In PostgreSQL,
+    # jsonb cannot hold a NUL character, and one text that has it must not make the whole list fail.
     condition = (
         """EXISTS (
             SELECT 1 FROM json_each(runs.attributes) AS member, json_each('[' || :value || ']') AS wanted

@@ -1,4 +1,4 @@
-"""The `runtime_env`s that runs live in, by their hash: whoever makes a run's coordinator needs it whole."""
+"""The `runtime_env`s of runs, stored by their hash. Making a coordinator takes the whole text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LOAD = Statement("SELECT data FROM environments WHERE hash = :hash")
 
 @work
 def save_environment(hash_: str, data: str) -> Steps[None]:
-    """Keep a `runtime_env`, as JSON text; that it is there already is a success."""
+    """Store a `runtime_env`, as JSON text. One that is stored already is a success."""
     yield last(_SAVE.change(hash=hash_, data=data))
 
 

@@ -1,17 +1,18 @@
-"""The fires of schedules: what is due, and the one transaction in which each is decided.
+"""The fires of schedules: which are due, and the one transaction in which each is decided.
 
 Theory of operation. A schedule's row holds the next fire of its grid (`next_fire_at`) and when to look at it
-(`look_at`: that fire with its jitter, or now, when a run that others wait for has ended). Whoever looks works
-out which fires are due, and writes what becomes of them in one transaction under the row's version: the row
-moves on, and runs are accepted, put off or skipped. So each fire is decided once, whoever crashes, and of two
-who look at the same time one fires.
+(`look_at`). That is the time of the fire with its jitter, or now, when a run has ended for which other fires
+wait. A process that looks computes which fires are due. It writes its decisions in one transaction, which
+requires the row's version: the row moves on, and fires are started, put off or skipped. So each fire is
+decided once, whichever process crashes. If two processes look at the same time, one of them fires.
 
-A fire that a backfill has made is past when its turn comes: it is neither started, put off nor skipped. What
-is put off has no run yet.
+A fire that a backfill has made is left out when its turn comes: it is neither started, put off nor skipped. A
+fire that is put off has no run yet.
 
-What is asked for by hand has no row version to go by. It is decided with the schedule's row locked, and each
-of its events carries the `call`, a random name of who asks: so it is known when the transaction is run again
-after its COMMIT, whose answer was lost. An instant does not tell two who ask at once from each other.
+A fire by hand has no row version to check. It is decided while the schedule's row is locked. Each of its
+events carries the `call`, a random name of the request. So the transaction recognises its own events when it
+runs again after a COMMIT whose answer was lost. An instant could not distinguish two requests of the same
+time.
 """
 
 from __future__ import annotations
@@ -49,8 +50,9 @@ from pyworkflow_ray.storage.schedules import (
 from pyworkflow_ray.storage.statements import Bound, Row, Statement
 from pyworkflow_ray.storage.works import Steps, ask, last, together, work
 
-# The first write of the transaction: whoever comes second finds another version. One who holds the row now,
-# such as a run that ends, is not waited for: it may itself wait for a row that this transaction holds.
+# The first write of the transaction: a second transaction finds another version. If another transaction locks
+# the row now (a run that ends, for example), this one does not wait for it. The other one may itself wait for
+# a row that this one holds.
 _ADVANCE = Statement(f"""
     UPDATE schedules SET next_fire_at = :next_fire_at, look_at = :look_at, version = version + 1
     WHERE schedule_id = (
@@ -74,9 +76,9 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 class Fired(msgspec.Struct, frozen=True):
-    """What a transaction has made: runs to be driven, and runs that were asked to cancel.
+    """What a transaction did: runs to drive, and runs to cancel.
 
-    `is_stale` tells that it has made nothing, since the schedule is not what it was when it was planned.
+    `is_stale` means that it did nothing, since the schedule has changed since it was planned.
     """
 
     runs: list[RunRecord]
@@ -87,7 +89,7 @@ class Fired(msgspec.Struct, frozen=True):
 
 @work
 def fire(planned: Plan, *, now: datetime | None = None) -> Steps[Fired]:
-    """Decide what is due and what was put off; nothing when the schedule has changed since it was planned."""
+    """Decide the fires that are due or put off; nothing if the schedule has changed since it was planned."""
     id_ = planned.schedule_id
     advance = _ADVANCE.find(
         schedule_id=id_,
@@ -105,7 +107,7 @@ def fire(planned: Plan, *, now: datetime | None = None) -> Steps[Fired]:
         return Fired([], [], is_stale=True)
     record = schedule_record(row)
     there = rest[len(missed) :]
-    due = [at for at, run in zip(planned.due, there, strict=True) if run is None]  # a backfill has been here
+    due = [at for at, run in zip(planned.due, there, strict=True) if run is None]  # others: a backfill's
     running = [run_id for (run_id,) in running_rows]
     decision = decide(record.overlap_policy, due, record.buffered, is_running=bool(running))
     late = max(planned.missed - count_made(record, rest[0]), 0) if missed else 0
@@ -118,15 +120,15 @@ def fire(planned: Plan, *, now: datetime | None = None) -> Steps[Fired]:
 def trigger(
     schedule_id: str, policy: OverlapPolicy, call: str, *, now: datetime | None = None
 ) -> Steps[Fired | None]:
-    """Fire once, apart from the grid, paused or not; None when there is no such schedule.
+    """Fire once, outside the grid, also while paused; None if there is no such schedule.
 
-    The run sees as its scheduled time the first instant from now on at which the schedule has nothing else.
+    The run's scheduled time is the first instant from now on at which the schedule has nothing else.
 
     Args:
-        policy: Instead of the schedule's own. What was put off before stays so, unless this fire takes its
-            place.
-        call: Who asks: what this call has done already is not done again.
-        now: Instead of the database's clock.
+        policy: Used instead of the schedule's own policy. Fires that were put off before stay so, unless this
+            fire takes their place.
+        call: A name of the request. What this call has done already is not done again.
+        now: Used instead of the database's clock.
     """
     record = yield from locked_schedule(schedule_id)
     if record is None:
@@ -155,11 +157,11 @@ def trigger(
 def backfill(
     schedule_id: str, fires: Sequence[datetime], call: str, *, now: datetime | None = None
 ) -> Steps[Fired | None]:
-    """Make the runs of past fires that have none; None when there is no such schedule.
+    """Make the runs of past fires that have none; None if there is no such schedule.
 
     Args:
-        call: Who asks: the runs that this call has made already count as made by it.
-        now: Instead of the database's clock.
+        call: A name of the request. Runs that this call has made already are in its answer too.
+        now: Used instead of the database's clock.
     """
     record = yield from locked_schedule(schedule_id)
     if record is None:
@@ -189,8 +191,10 @@ def backfill(
 
 @work
 def _unused_instant(record: ScheduleRecord, at: datetime) -> Steps[datetime]:
-    """The first instant from `at` on that tells what is done by hand from all else of the schedule, whose
-    row is locked."""
+    """The first instant from `at` on at which the schedule has no run, no event and no fire.
+
+    The caller has locked the schedule's row.
+    """
     while True:
         run, event = yield ask(_finding_run(record.schedule_id, at), finding_event_at(record.schedule_id, at))
         if run is None and event is None and at not in record.buffered and not is_fire(record, at):
@@ -199,7 +203,7 @@ def _unused_instant(record: ScheduleRecord, at: datetime) -> Steps[datetime]:
 
 
 def _runs_of(events: Sequence[tuple[str, dict[str, Any]]]) -> set[str]:
-    """The runs that these events tell of."""
+    """The ids of the runs in these events."""
     made = [data.get("run_id") for type_, data in events if type_ == "schedule.triggered"]
     return {run_id for run_id in made if run_id is not None}
 
@@ -216,11 +220,11 @@ def _carry_out(
     missed: int = 0,
     call: str | None = None,
 ) -> Steps[Fired]:
-    """Write what was decided: of a plan, or of a fire by hand at this instant, which a call has asked for.
+    """Write a decision: about a plan, or about a fire by hand at this instant, which `call` asked for.
 
     Args:
-        position: Of the schedule's next event.
-        missed: How many fires of the plan were too late, and have no run.
+        position: The position of the schedule's next event.
+        missed: How many fires of the plan were too late and have no run.
     """
     runs = yield from _accepted(record, decision.starts, at)
     reason = "triggered" if planned is None else "due"
@@ -253,8 +257,10 @@ def _carry_out(
 
 @work
 def _accepted(record: ScheduleRecord, fires: Sequence[datetime], at: datetime) -> Steps[list[RunRecord]]:
-    """The runs of fires that have none, which are there from now on; none of a fire whose run has gone while
-    the one in which it continued, and which holds its key, has not."""
+    """Accept the runs of fires that have none; the runs.
+
+    A fire may get no run: its run was deleted, and the run that continued it still holds the fire's key.
+    """
     like = run_of_text(record.run)
     news = [msgspec.structs.replace(_run_of(record, like, fire_at), created_at=at) for fire_at in fires]
     runs = [each.run for each in (yield from together(*(accept(new) for new in news)))]
@@ -262,7 +268,7 @@ def _accepted(record: ScheduleRecord, fires: Sequence[datetime], at: datetime) -
 
 
 def _finding_missed(planned: Plan) -> list[Bound]:
-    """What finds the runs of the fires that are too late; a backfill may have made some."""
+    """The query that finds runs of the fires that are too late; a backfill may have made some."""
     if not planned.missed:
         return []
     assert planned.missed_from is not None
@@ -298,17 +304,17 @@ def _said_of(run: RunRecord, reason: str) -> dict[str, Any]:
 
 
 def run_of_text(text: str) -> NewRun:
-    """What a schedule's row keeps of the run that it makes others from."""
+    """The model of a schedule's runs, from the text in the schedule's row."""
     return _run_decoder.decode(text)
 
 
 def run_id_of(schedule_id: str, fire_at: datetime) -> str:
-    """The id of the run of a fire: the same, whoever makes it and however often."""
+    """The id of the run of a fire. It is always the same, whichever process makes the run."""
     return f"run_{hashlib.sha256(fire_key(schedule_id, fire_at).encode()).hexdigest()[:16]}"
 
 
 def _finding_run(schedule_id: str, fire_at: datetime) -> Bound:
-    """What finds a row if a fire has a run."""
+    """The query that finds a row if a fire has a run."""
     return _HAS_RUN.find(run_id=run_id_of(schedule_id, fire_at))
 
 

@@ -1,4 +1,4 @@
-"""Histories: append with a fence, read at the driver's speed."""
+"""Histories: appends behind a fence, and reads at the driver's speed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _INSERT_EVENT = Statement(
 _MARK_READ = Statement(
     "UPDATE inbox SET read_position = :position, data = '' WHERE id = :id AND run_id = :run_id"
 )
-# What is left when a run ends will never be read; the sweep must not pass by it for ever.
+# Rows that are left when a run ends will never be read. The sweep must not read over them for ever.
 _MARK_ALL_READ = Statement(
     "UPDATE inbox SET read_position = :position, data = '' WHERE run_id = :run_id AND read_position IS NULL"
 )
@@ -49,29 +49,29 @@ _COUNT_EVENTS = Statement("SELECT count(*) FROM events WHERE run_id = :run_id")
 
 
 class FencedError(StorageError):
-    """The run has been taken over: whoever gets this must drop it and touch nothing else of it."""
+    """Another process has taken the run over. The caller must drop the run and write nothing more to it."""
 
     def __init__(self, run_id: str, epoch: int, message: str | None = None) -> None:
         super().__init__(
             message
             or f"Run {run_id!r} is no longer held at epoch {epoch}: another coordinator has claimed it, or "
-            "it was deleted. What this one still wanted to write was refused."
+            "it was deleted. This coordinator's write was refused."
         )
         self.run_id, self.epoch = run_id, epoch
 
 
 class Append(msgspec.Struct, frozen=True, kw_only=True):
-    """What one activation of a run adds, all of it in one transaction.
+    """What one activation of a run writes, all of it in one transaction.
 
     Args:
-        position: The position of the first of `events`, which is the run's `position` so far.
+        position: The position of the first of `events`, which is the run's present `position`.
         events: `(timestamp, type, data)` in their order.
         changes: Columns of the run's row and their new values.
         release: Whether the lease ends with this append (the run is suspended or has ended).
-        blobs: `(hash, bytes)` that the events refer to; None for bytes that the storage has already.
+        blobs: `(hash, bytes)` that the events refer to; None instead of bytes that the storage has already.
         read_inbox: Ids of the inbox rows that the events record.
-        hooks_disposed: Ids of the run's hooks that wait for nothing any more. An ending disposes all of them.
-        schedule_id: The schedule that has made the run, and counts its end.
+        hooks_disposed: Ids of the run's hooks that wait no longer. A run that ends disposes of all its hooks.
+        schedule_id: The schedule that made the run, and that counts its end.
     """
 
     run_id: str
@@ -88,15 +88,15 @@ class Append(msgspec.Struct, frozen=True, kw_only=True):
 
 @work
 def append(new: Append) -> Steps[bool]:
-    """Extend the run's history and change its row, or neither.
+    """Extend the run's history and change its row: both, or neither.
 
-    Before: the caller holds the run at `epoch`. After: the events stand at `position` and on, the row is
-    changed, the inbox rows count as read. It is safe to run again, also when the first time went through and
-    only the answer to its COMMIT was lost: then nothing is written twice.
+    Before: the caller holds the run at `epoch`. After: the events are in the history from `position` on, the
+    row is changed, and the inbox rows count as read. This is safe to run again, also when the first time went
+    through and only the answer to its COMMIT was lost. Then nothing is written twice.
 
     Returns:
         For an append that releases: whether inbox rows are still unread. They arrived while the caller
-        decided to suspend, and nobody else may come to tell: claim the run again. Else False.
+        decided to suspend. Claim the run again, since no other process may notice them. Otherwise False.
 
     Raises:
         FencedError: The run is held at another epoch, has ended, or is gone.
@@ -110,10 +110,10 @@ def append(new: Append) -> Steps[bool]:
 
 
 def appending(new: Append, behind_fence: Sequence[Bound] = ()) -> list[Bound]:
-    """What an append writes. The first statement is the fence: if it refuses, see `confirm_append`.
+    """The statements of an append. The first is the fence. If it refuses, see `confirm_append`.
 
     Args:
-        behind_fence: What else is to be written, next to the fence. Its answers are there, too.
+        behind_fence: More statements, directly after the fence. Their answers come at the same places.
     """
     following = new.position + len(new.events)
     fence = _fence(tuple(new.changes), bool(new.events), new.release)
@@ -132,7 +132,7 @@ def appending(new: Append, behind_fence: Sequence[Bound] = ()) -> list[Bound]:
         statements.append(_MARK_READ.change_each(rows))
     statements += disposing_hooks(new.run_id, new.hooks_disposed)
     if _plain(new.changes.get("status")) in _ENDINGS:
-        # The hooks first: this waits for a delivery that is under way, whose inbox row must be marked too.
+        # The hooks come first: this waits for a delivery that is under way. Its inbox row must be marked too.
         statements.append(disposing_pending_hooks(new.run_id))
         statements.append(_MARK_ALL_READ.change(run_id=new.run_id, position=new.position))
         if new.schedule_id is not None:
@@ -163,8 +163,9 @@ def _event_rows(new: Append) -> list[dict[str, Any]]:
 
 @work
 def confirm_append(new: Append) -> Steps[bool]:
-    """What `append` returns when its fence has refused and this very append is in the history already: its
-    COMMIT went through, and the answer got lost.
+    """What `append` returns when its fence refused because this append is already in the history.
+
+    That happens when the COMMIT of an earlier try went through and its answer got lost.
 
     Raises:
         FencedError: The history has gone on without this append.
@@ -181,7 +182,7 @@ def confirm_append(new: Append) -> Steps[bool]:
     if new.events:
         is_there = last_event == (new.events[-1][1], _text(new.events[-1][2]))
     else:
-        # Only an ended run refuses an append without events at its own position.
+        # At the right position, only a run that has ended refuses an append without events.
         is_there = status == _plain(new.changes.get("status"))
     if position != following or not is_there:
         raise FencedError(
@@ -220,7 +221,7 @@ def read_events(
     types: Collection[str] | None = None,
     limit: int | None = None,
 ) -> Steps[list[EventRow]]:
-    """The events of a run behind position `after`, in order; `types` keeps those of these types only."""
+    """The events of a run after the position `after`, in order; with `types`, only those of these types."""
     names = {f"type_{number}": name for number, name in enumerate(types or ())}
     if types is not None and not names:
         return []
@@ -228,7 +229,7 @@ def read_events(
     if limit is not None:
         parameters["limit"] = limit
     (rows,) = yield last(_select_events(len(names), limit is not None).find_all(**parameters))
-    if rows and isinstance(rows[0][1], str):  # The loop of `decode_time`, for fifty thousand rows.
+    if rows and isinstance(rows[0][1], str):  # `decode_time`, inlined: it may be fifty thousand rows.
         parse = datetime.fromisoformat
         return [(position, parse(at + "+00:00"), type_, data) for position, at, type_, data in rows]
     return [_event_row(*row) for row in rows]
@@ -271,6 +272,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bytes | msgspec.Raw):
         return bytes(value).decode()
     if isinstance(value, str) and not (value.isascii() and "\0" not in value):
-        # An error's text may hold what no database takes. The run must be able to end all the same.
+        # An error's text may hold characters that no database takes. The run must be able to end anyway.
         return value.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
     return value

@@ -1,8 +1,8 @@
-"""Hooks: what a run waits for from outside, each to be delivered once by whoever knows its token.
+"""Hooks: what a run waits for from outside. A caller that knows a hook's token can deliver to it, once.
 
 A hook is pending until it is received, has expired, or is disposed of because its run waits no longer. Each
-of these is one conditional UPDATE, so that of two that happen at once one wins. What is delivered goes to
-the run's inbox in the same transaction.
+of these changes is one conditional UPDATE, so if two happen at once, one wins. A delivery is put into the
+run's inbox in the same transaction.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from pyworkflow_ray.storage.works import Steps, Work, last, together, work
 
 
 class NewHook(msgspec.Struct, frozen=True, kw_only=True):
-    """A hook to create; its representation shows no token.
+    """A hook to create. Its `repr` does not show the token.
 
     Args:
-        hook_id: Its id, unique in its run.
-        token: What whoever delivers must know; a secret.
-        expires_at: When it stops to wait, by the database's clock; None is never.
+        hook_id: The hook's id, unique in its run.
+        token: The secret that a caller must know to deliver.
+        expires_at: When the hook stops waiting, by the database's clock; None means never.
         payload_schema: The JSON schema that payloads must fit, as JSON text.
         metadata: JSON text.
     """
@@ -58,7 +58,7 @@ class NewHook(msgspec.Struct, frozen=True, kw_only=True):
 class HookRecord(msgspec.Struct, frozen=True):
     """The row of a hook. Values are the JSON text that is stored; times are aware and in UTC.
 
-    Its representation shows neither token nor payload, which are secrets.
+    Its `repr` shows neither token nor payload, which are secrets.
     """
 
     run_id: str
@@ -84,17 +84,17 @@ class HookRecord(msgspec.Struct, frozen=True):
 
 
 ANY_SCHEMA = "*"
-"""What a delivery fits that needs no check, as a rejection."""
+"""The value of `fits` for a delivery that needs no check, such as a rejection."""
 
 
 class Delivery(msgspec.Struct, frozen=True):
-    """What is given to the hook that has a token; its representation shows neither.
+    """A delivery to the hook that has `token`. Its `repr` shows neither token nor data.
 
     Args:
-        key: Tells this delivery from others when it is run again.
-        data: The text of a JSON object; its values are passed on to the letter.
+        key: Identifies this delivery when it is run again.
+        data: The text of a JSON object. Its values are passed on unchanged.
         fits: The hash of the schema that the payload was found to fit, or `ANY_SCHEMA`. A hook without a
-            schema takes everything; another one takes nothing that was not found to fit its own.
+            schema takes every payload. A hook with a schema takes only payloads that were found to fit it.
     """
 
     token: str
@@ -110,7 +110,7 @@ class Delivery(msgspec.Struct, frozen=True):
 
 
 class UncheckedError(WorkflowError):
-    """A hook takes only what fits its schema, and nobody has looked whether the delivery does."""
+    """A hook takes only payloads that fit its schema, and this delivery was not checked against it."""
 
     def __init__(self, name: str, schema_hash: str) -> None:
         super().__init__(f"Hook {name!r} takes only payloads that were found to fit its schema.")
@@ -133,9 +133,10 @@ _CREATE = Statement("""
 """)
 _EXISTS = Statement("SELECT 1 FROM hooks WHERE run_id = :run_id AND hook_id = :hook_id")
 _HOLDER = Statement("SELECT run_id, status FROM hooks WHERE token = :token")
-# A hook's token after another hook took it over. It tells what it was, for a delivery that is run again.
+# A hook's token after another hook has taken the token over. It contains the old token, so that a delivery
+# that is run again finds the hook.
 _FORMER_TOKEN = "CAST(:token AS TEXT) || '#' || run_id || '/' || hook_id"
-# Not when the hook that wants it is there already, perhaps received and under another token by now.
+# Not if the hook that wants the token exists already. By now it may be received and have another token.
 _FREE_TOKEN = Statement(f"""
     UPDATE hooks SET token = {_FORMER_TOKEN} WHERE token = :token AND status <> 'pending'
         AND NOT EXISTS (SELECT 1 FROM hooks AS own WHERE own.run_id = :run_id AND own.hook_id = :hook_id)
@@ -151,9 +152,8 @@ def _is_open(now: str) -> str:
 
 _FITS = "(schema_hash IS NULL OR CAST(:fits AS TEXT) IN (schema_hash, '*'))"
 _IS_OURS = f"delivery_key = :delivery_key AND token IN (:token, {_FORMER_TOKEN})"
-# Not if this delivery went through already, and the token belongs to another hook by now. What the payload
-# must fit is part of the condition: the hook that has the token may be another one than the one that was
-# looked at before.
+# Not if this delivery went through already: by now the token may belong to another hook. The schema is part
+# of the condition, since the hook that has the token may not be the one that the payload was checked for.
 _RECEIVE, _RECEIVE_AT = (
     Statement(f"""
         UPDATE hooks
@@ -163,8 +163,8 @@ _RECEIVE, _RECEIVE_AT = (
     """)
     for now in ("<now>", ":now")
 )
-# Conditional on what the statement before it has done, so that both travel together. A delivery that is run
-# again meets its own row, whose key is in the inbox.
+# It depends on what the statement before it has done, so both are sent together. A delivery that is run again
+# finds its own row, whose key is in the inbox.
 _POST = Statement(f"""
     INSERT INTO inbox (run_id, dedup_key, kind, data, created_at)
     SELECT received.owner, 'hook:' || received.hook_id, 'hook.received',
@@ -198,7 +198,10 @@ _GET = Statement(f"SELECT {_COLUMNS} FROM hooks WHERE token = :token")
 
 
 def creating_hook(run_id: str, new: NewHook) -> list[Bound]:
-    """What makes a hook, if its token is free; see `create_hook`. The answers are for `holder_of`."""
+    """The statements that create a hook if its token is free; see `create_hook`.
+
+    Their answers are for `holder_of`.
+    """
     own = {"run_id": run_id, "hook_id": new.hook_id}
     parameters = {name: getattr(new, name) for name in NewHook.__struct_fields__}
     return [
@@ -210,17 +213,17 @@ def creating_hook(run_id: str, new: NewHook) -> list[Bound]:
 
 
 def holder_of(answers: Sequence[Any]) -> str | None:
-    """None when the hook is there; or else the run whose pending hook has its token."""
+    """None if the hook exists; otherwise the run whose pending hook has its token."""
     _, _, own, holder = answers
     return None if own is not None or holder is None else str(holder[0])
 
 
 @work
 def create_hook(run_id: str, new: NewHook) -> Steps[str | None]:
-    """None when the run's hook is there now, else the run whose pending hook has the token.
+    """None if the run's hook exists now, otherwise the run whose pending hook has the token.
 
-    A token whose hook is no longer pending is taken over; that hook stays, under another token. It is safe to
-    run again: the hook that an earlier try created is the one that is wanted, whatever became of it.
+    If the token's hook is no longer pending, the token is taken over. The old hook stays, with another token.
+    This is safe to run again: a hook that an earlier try created counts, whatever its status is now.
     """
     return holder_of((yield last(*creating_hook(run_id, new))))
 
@@ -229,21 +232,21 @@ def create_hook(run_id: str, new: NewHook) -> Steps[str | None]:
 def deliver(
     token: str, delivery_key: str, data: str, *, fits: str | None = None, now: datetime | None = None
 ) -> Steps[HookRecord]:
-    """Give the hook of this token what it waits for, and put it into its run's inbox.
+    """Deliver to the hook of this token, and put the delivery into its run's inbox.
 
-    After the commit the run will get it, whoever crashes: it is in the run's inbox as an event
-    `hook.received`, with `data` and the member `hook_id`. Of two deliveries one wins; a second one with the
-    same key gives what the first gave, and has no effect.
+    After the commit the run will get it, whichever process crashes: it is in the run's inbox as an event
+    `hook.received`, with `data` and the member `hook_id`. If there are two deliveries, one wins. A second
+    delivery with the same key returns what the first returned, and has no effect.
 
     Args:
         delivery_key, data, fits: See `Delivery`.
-        now: Instead of the database's clock, for a test that owns the time.
+        now: Used instead of the database's clock, for a test with its own clock.
 
     Raises:
         HookNotFoundError: No hook has this token.
         HookAlreadyReceivedError: Another delivery was first.
         HookExpiredError: The hook has expired, or its run waits for it no longer.
-        UncheckedError: The hook waits, and has a schema that is not the one that the payload fits.
+        UncheckedError: The hook waits, and its schema is not the one that the payload was found to fit.
     """
     members = msgspec.json.encode(msgspec.json.decode(data, type=dict[str, msgspec.Raw])).decode()
     values = "," + members[1:] if len(members) > 2 else "}"
@@ -276,10 +279,10 @@ def deliver(
 def deliver_all(
     deliveries: Sequence[Delivery], *, now: datetime | None = None
 ) -> Steps[list[HookRecord | WorkflowError]]:
-    """What each delivery gives, or the error that it raises; see `deliver`.
+    """The result of each delivery, or the error that it raises; see `deliver`.
 
-    They go together: one transaction, one round trip. One that a hook does not take harms no other. One that
-    the database itself refuses does: then nothing of any of them is kept.
+    All of them are one transaction and one round trip. A delivery that its hook does not take does not affect
+    the others. If the database itself refuses one, none of them is kept.
     """
     each_alone = (deliver(one.token, one.key, one.data, fits=one.fits, now=now) for one in deliveries)
     return (yield from together(*(_or_error(each) for each in each_alone)).at_end())
@@ -295,18 +298,18 @@ def _or_error(one: Work[HookRecord]) -> Steps[HookRecord | WorkflowError]:
 
 @work
 def expire_hooks(run_id: str, hook_ids: Sequence[str]) -> Steps[bool]:
-    """Whether all these hooks have expired, now or before; False when one was received or disposed of."""
+    """Let these hooks expire; whether all have, now or before. False if one was received or disposed of."""
     changed = yield last(*(_EXPIRE.change(run_id=run_id, hook_id=hook_id) for hook_id in hook_ids))
     return all(count == 1 for count in changed)
 
 
 def disposing_hooks(run_id: str, hook_ids: Sequence[str]) -> list[Bound]:
-    """What lets those of the run's hooks that are pending wait no longer."""
+    """The statements that dispose of the run's hooks of these ids that are pending."""
     return [_DISPOSE.change(run_id=run_id, hook_id=hook_id) for hook_id in hook_ids]
 
 
 def disposing_pending_hooks(run_id: str) -> Bound:
-    """What lets none of the run's hooks wait any longer."""
+    """The statement that disposes of all the run's pending hooks."""
     return _DISPOSE_ALL.change(run_id=run_id)
 
 
@@ -325,10 +328,10 @@ def list_hooks(
     limit: int = 100,
     cursor: str | None = None,
 ) -> Steps[tuple[list[HookRecord], str | None]]:
-    """A page of hooks, newest first, and the cursor of the next page (None behind the last).
+    """A page of hooks, newest first, and the cursor of the next page (None after the last page).
 
     Raises:
-        ValueError: The cursor is not one that a page gave.
+        ValueError: The cursor did not come from a page.
     """
     order = (_C.created_at, _C.run_id, _C.hook_id)
     query = _ALL.order_by(*(column.desc() for column in order)).limit(limit + 1)

@@ -1,4 +1,4 @@
-"""A database as it is, for tools: nothing is created, and nothing is migrated."""
+"""Looks at a database as it is, for tools. Nothing is created, and nothing is migrated."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CLOCK = Statement("SELECT <now>")
 _ID_RANGE = Statement(
     "SELECT run_id FROM runs WHERE run_id >= :first AND run_id < :last ORDER BY run_id LIMIT :limit"
 )
-# Each name is found by the index in one step from the one before, however many runs it has.
+# The index finds each name in one step from the name before, however many runs the name has.
 _WORKFLOW_NAMES = Statement("""
     WITH RECURSIVE names(name) AS (
         SELECT min(workflow_name) FROM runs
@@ -39,14 +39,14 @@ _WORKFLOW_NAMES = Statement("""
 
 
 class Inspection(msgspec.Struct, frozen=True, kw_only=True):
-    """What a database says of itself.
+    """Facts about a database.
 
     Args:
-        url: Where it is, without a password.
-        exists: False for an SQLite file that is not there.
-        schema_version: Of its tables; 0 when it has none.
-        newest_version: That this code reads and writes.
-        mode: Of SQLite, its journal mode; of PostgreSQL, its version.
+        url: Its URL, without a password.
+        exists: False for an SQLite file that is missing.
+        schema_version: The version of its tables; 0 if it has none.
+        newest_version: The version that this code reads and writes.
+        mode: For SQLite, the journal mode; for PostgreSQL, the server's version.
         clock_ahead: Seconds that the database's clock is ahead of this host's.
     """
 
@@ -63,7 +63,7 @@ def inspect_database(url: str) -> Inspection:
     """The database at a URL, or the file at a path.
 
     Raises:
-        StorageError: It cannot be reached, or is no database.
+        StorageError: It cannot be reached, or it is not a database.
     """
     database = Database(url, create=False)
     path = database.path
@@ -112,14 +112,14 @@ def _inspect(connection: Connection, url: str) -> Inspection:
 
 @work
 def ids_that_begin(prefix: str, limit: int = 5) -> Steps[list[str]]:
-    """The ids of runs that begin with this text, in their order."""
-    # The largest character there is stands behind every other.
+    """The ids of runs that begin with this text, in order."""
+    # The largest character sorts after every other.
     (rows,) = yield last(_ID_RANGE.find_all(first=prefix, last=prefix + chr(0x10FFFF), limit=limit))
     return [str(run_id) for (run_id,) in rows]
 
 
 @work
 def workflow_names(limit: int = 200) -> Steps[list[str]]:
-    """The names of the workflows that have runs, in their order."""
+    """The names of the workflows that have runs, in order."""
     (rows,) = yield last(_WORKFLOW_NAMES.find_all(limit=limit))
     return [str(name) for (name,) in rows]

@@ -1,8 +1,8 @@
-"""Who holds a run: claims, renewals, releases.
+"""Which process holds a run: claims, renewals, releases.
 
 A run is held by the process named in `owner` until `lease_expires_at`, by the database's clock. Every claim
-raises `epoch`, and every append names the epoch it was claimed at, so that of two processes that both
-believe to hold a run only the later one can write.
+raises `epoch`, and every append names the epoch of its claim. Two processes may both believe that they hold a
+run. Then only the one that claimed it later can write.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pyworkflow_ray.storage.schema import HAS_ENDED, IS_LIVE
 from pyworkflow_ray.storage.statements import Statement
 from pyworkflow_ray.storage.works import Steps, last, work
 
-# `previous_owner` is left alone by an owner's second claim: after a COMMIT whose answer was lost, the second
-# try must still tell of the interruption that the first one met.
+# An owner's second claim does not change `previous_owner`. The answer to the first claim's COMMIT may be
+# lost. Then the second claim must still report the interruption that the first one found.
 _TAKE = """
     UPDATE runs SET
         epoch = epoch + 1,
@@ -26,8 +26,8 @@ _TAKE = """
         status = 'running',
         updated_at = <now>
 """
-# Two clusters on one database each have a coordinator of this name: one that lives in the other is nobody's
-# predecessor here. An owner that names no cluster may be one.
+# Two clusters on one database each have a coordinator of this name. A coordinator of the other cluster is not
+# a predecessor here. An owner that names no cluster counts as one.
 _IS_FREE = "(lease_expires_at IS NULL OR lease_expires_at <= <now> OR owner = :owner)"
 _IS_PREDECESSORS = """
     (coordinator = :force_from
@@ -46,22 +46,23 @@ _CLAIM_PLACED = Statement(f"""
         AND ({_IS_FREE} OR {_IS_PREDECESSORS})
     RETURNING {COLUMNS}
 """)
-# Only what is named, and only at its epoch: a run that a process holds and does not drive (its client died
-# before it told, say) must lose its lease, or nobody would ever come for it.
+# Only the runs that are named, and only at their epochs. A process may hold a run that it does not drive: for
+# example, the client died before it nudged the coordinator. Such a run must lose its lease, or no coordinator
+# would ever claim it.
 _RENEW = Statement("""
     UPDATE runs SET
         lease_expires_at = <now + :ttl>,
         owner = CASE WHEN owner = coordinator THEN COALESCE(CAST(:owner AS TEXT), owner) ELSE owner END
     WHERE run_id = :run_id AND epoch = :epoch AND lease_expires_at IS NOT NULL
 """)
-# A sweep took the run from us while our lease had lapsed, and placed it with us again: nobody else has
-# claimed it, so it is ours as it stands.
+# Our lease had run out. A sweep took the run from us and placed it with us again. No other process has
+# claimed it, so we hold it at the epoch in its row.
 _REGAIN = Statement(f"""
     UPDATE runs SET lease_expires_at = <now + :ttl>, owner = :owner
     WHERE run_id = :run_id AND owner IN (:owner, :born_owner) AND lease_expires_at IS NULL AND NOT {HAS_ENDED}
     RETURNING epoch
 """)
-# The epoch fences whatever is still under way, and the name tells the next claim of an interruption.
+# The new epoch fences off writes that are still under way. The name shows the interruption to the next claim.
 _GIVE_UP = Statement("""
     UPDATE runs SET epoch = epoch + 1, owner = COALESCE(owner, '') || ' (gave up)', lease_expires_at = NULL
     WHERE run_id = :run_id AND epoch = :epoch
@@ -73,7 +74,7 @@ _RELEASE = Statement("""
 
 
 def owner_of(coordinator: str, cluster: str, incarnation: str) -> str:
-    """What a process is called that holds runs: its coordinator's name, its cluster, and its own part."""
+    """The name of a process that holds runs: its coordinator's name, its cluster, and its own part."""
     return f"{coordinator}@{cluster}:{incarnation}" if cluster else f"{coordinator}:{incarnation}"
 
 
@@ -86,14 +87,15 @@ def claim(
     force_from: str | None = None,
     cluster: str = "",
 ) -> Steps[RunRecord | None]:
-    """The run, held by `owner` from now on at a new epoch, or None when it may not be had.
+    """The run, which `owner` now holds at a new epoch; None if it cannot be claimed.
 
-    A run may be had when nobody holds it, when its lease has run out, when `owner` holds it already, or
-    when it is placed with the coordinator `force_from`: a new incarnation of that name takes at once what
-    its predecessor held in the same `cluster`. A run that has ended, or does not exist, is never had.
+    A run can be claimed when no process holds it, when its lease has run out, or when `owner` holds it
+    already. It can also be claimed when it is placed with the coordinator `force_from`: a new incarnation of
+    that name takes at once what its predecessor held in the same `cluster`. A run that has ended, or does not
+    exist, can never be claimed.
 
-    The record is the row after the claim; its `previous_owner` tells of an interruption. Run again after
-    a lost COMMIT, it gives the same at a higher epoch.
+    The record is the row after the claim. Its `previous_owner` shows an interruption. A second claim, after a
+    COMMIT whose answer was lost, gives the same record at a higher epoch.
     """
     found = yield last(
         _CLAIM.find(run_id=run_id, owner=owner, ttl=lease_ttl, force_from=force_from, cluster=cluster)
@@ -114,12 +116,12 @@ def claim_placed(coordinator: str, owner: str, lease_ttl: float, cluster: str = 
 def renew_leases(held: Iterable[tuple[str, int]], lease_ttl: float, owner: str | None = None) -> Steps[None]:
     """Hold these runs, each at its epoch, for another `lease_ttl` seconds.
 
-    A lease that has run out is renewed too, as long as nobody else has taken the run.
+    A lease that has run out is renewed too, as long as no other process has taken the run.
 
     Args:
-        owner: Whose they are; runs that were born held by their coordinator's name get this one.
+        owner: The name of their owner. A run that was accepted as held by its coordinator's name gets it.
     """
-    # In one order everywhere: two transactions that lock the same rows must not wait for each other.
+    # All transactions lock rows in this order, so that two of them never wait for each other.
     rows = [
         {"run_id": run_id, "epoch": epoch, "ttl": lease_ttl, "owner": owner} for run_id, epoch in sorted(held)
     ]
@@ -128,20 +130,20 @@ def renew_leases(held: Iterable[tuple[str, int]], lease_ttl: float, owner: str |
 
 @work
 def regain(run_id: str, owner: str, lease_ttl: float, *, born_owner: str) -> Steps[int | None]:
-    """The epoch at which `owner` goes on with a run whose lease lapsed under it, or None if it may not."""
+    """The epoch at which `owner` goes on with a run after its lease ran out; None if it may not."""
     (row,) = yield last(_REGAIN.find(run_id=run_id, owner=owner, born_owner=born_owner, ttl=lease_ttl))
     return None if row is None else int(row[0])
 
 
 @work
 def give_up(run_id: str, epoch: int) -> Steps[bool]:
-    """Let go of a run that could not be driven; whoever claims it next learns that it was interrupted."""
+    """Let go of a run that could not be driven. The next claim sees that the run was interrupted."""
     (changed,) = yield last(_GIVE_UP.change(run_id=run_id, epoch=epoch))
     return bool(changed == 1)
 
 
 @work
 def release(run_id: str, epoch: int) -> Steps[bool]:
-    """Let go of a run without an interruption; False when it is no longer held at this epoch."""
+    """Let go of a run without an interruption; False if it is no longer held at this epoch."""
     (changed,) = yield last(_RELEASE.change(run_id=run_id, epoch=epoch))
     return bool(changed == 1)

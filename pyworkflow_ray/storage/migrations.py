@@ -1,8 +1,8 @@
-"""The schema's version, and the way from every older one to today's.
+"""The schema's version, and the migrations from older versions to the newest one.
 
-A new database gets today's tables at once. An older one is brought up by the migrations that it misses,
-in order, in one transaction under a lock, so that of ten processes that open it together one migrates
-and nine find it done; a crash in between leaves the old version whole.
+A new database gets the newest tables at once. An older database runs the migrations that it lacks, in order,
+in one transaction under a lock. If ten processes open it together, one migrates, and nine find it done. A
+crash in between leaves the old version unchanged.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def newest_version() -> int:
 
 
 def read_facts(connection: Connection) -> dict[str, str]:
-    """What the database says of itself, `schema_version` and `storage_id`; empty for one without tables."""
+    """The database's facts, `schema_version` and `storage_id`; empty for a database without tables."""
     if not inspect(connection).has_table("engine"):
         return {}
     return {str(key): str(value) for key, value in _FACTS.find_all().on(connection)}
@@ -56,7 +56,7 @@ def current_version(connection: Connection) -> int:
 
 
 def migrate(connection: Connection) -> None:
-    """Bring the tables to the newest version; the caller's transaction commits it, all or nothing."""
+    """Bring the tables to the newest version, in the caller's transaction: all of it or nothing."""
     lock_schema(connection)
     # Another process may have migrated while we waited for the lock.
     version = current_version(connection)

@@ -1,7 +1,7 @@
 """Pages of a list, newest first.
 
-The cursor is the last row's place in the order. Its id is part of it: rows made in the same instant would
-otherwise be cut off at a page's end.
+The cursor is the last row's place in the order. It contains the row's id. Without the id, rows of the same
+instant could be lost at the end of a page.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from pyworkflow_ray.storage.schema import UTCDateTime
 
 
 def cursor_behind(created_at: datetime, *ids: str) -> str:
-    """The cursor of the page behind the row of this time and these ids."""
+    """The cursor of the page that begins after the row of this time and these ids."""
     return base64.urlsafe_b64encode(msgspec.json.encode([encode_time(created_at), *ids])).decode()
 
 
 def before(cursor: str, created_at: Column[Any], *ids: Column[Any]) -> ColumnElement[bool]:
-    """The condition that a row comes behind the cursor in a list that is newest first.
+    """The condition that a row comes after the cursor in a list that is newest first.
 
     Raises:
-        ValueError: The cursor is not one that `cursor_behind` gave.
+        ValueError: The cursor did not come from `cursor_behind` for such a list.
     """
     try:
         raw = base64.b64decode(cursor, altchars=b"-_", validate=True)

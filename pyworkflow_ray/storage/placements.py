@@ -1,8 +1,8 @@
-"""Which coordinator a run lives with: one query in the transaction that accepts or wakes it.
+"""Which coordinator drives a run. One query chooses it, in the transaction that accepts or wakes the run.
 
-Coordinators are numbered slots. A run gets the lowest slot that has no live run, else the least loaded. There
-is no lock and no allocator: two transactions that do not see each other may choose the same slot, which
-only means that two runs share a process.
+Coordinators are numbered slots. A run gets the lowest slot that has no live run. If every slot has one, the
+run gets the least loaded slot. There is no lock and no allocator. Two transactions that do not see each other
+may choose the same slot. Then two runs share a process, which does no harm.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from pyworkflow_ray.storage.schema import HAS_ENDED, IS_LIVE
 from pyworkflow_ray.storage.statements import Bound, Row, Statement
 from pyworkflow_ray.storage.works import Steps, ask, last, work
 
-# Beyond the first run of each slot, runs are packed: a coordinator drives hundreds of small runs at once, and
-# spreading a burst over all slots would start as many processes, each with step workers of its own, which
-# would wait for each other at the database. What is counted, from an index, is bounded.
+# After the first run of each slot, runs are packed, PACK to a slot. A coordinator drives hundreds of small
+# runs at once. If a burst were spread over all slots, it would start as many processes, each with its own
+# step workers, and they would wait for each other at the database.
+# The count comes from an index, and stops at _MOST_COUNTED.
 PACK = 512
 _MOST_COUNTED = 4 * PACK
 
 _KNOWN_FOR = 1.0
-"""Seconds after which loads are looked at anew."""
+"""Seconds after which the loads are read again."""
 _MOST_PLACEMENTS = 100
 
 _SLOTS = """
@@ -42,8 +43,8 @@ _LOADS = Statement(f"""
         ) AS counted
     ) AS load FROM slots
 """)
-# The slots come in their order, one by one, until one is free: neither database makes more of them than it
-# needs. An ORDER BY would make all of them.
+# The slots are produced in order, one by one, until one is free. Neither database produces more than it
+# needs. With an ORDER BY it would produce all of them.
 CHOSEN_COORDINATOR = f"""COALESCE((
     {_SLOTS}
     SELECT CAST(:prefix AS TEXT) || CAST(slot AS TEXT) FROM slots
@@ -54,18 +55,18 @@ CHOSEN_COORDINATOR = f"""COALESCE((
     ) IS NULL
     LIMIT 1
 ), CAST(:fallback AS TEXT))"""
-"""The lowest slot with no live run, or else the fallback; needs the parameters of `Loads.choice`."""
+"""The lowest slot with no live run, else the fallback. It needs the parameters of `Loads.choice`."""
 
-# A run that was placed a moment ago stays where it is: two who wake it at once (a client and the timer) must
-# not send two coordinators after it.
+# A run that was placed a moment ago stays where it is. A client and the timer may wake it at the same time,
+# and must not send two coordinators after it.
 #
-# A run that is taken from a dead owner loses its lease and gets a new epoch at once: the owner, should it
-# still breathe, could otherwise renew a run whose messages go to another coordinator from now on. Its name
-# stays, so that the next claim knows of the interruption.
+# A run that is taken from a dead owner loses its lease and gets a new epoch at once. The owner may still be
+# alive. Without the new epoch it could renew the run, although the run's messages now go to another
+# coordinator. The owner's name stays in the row, so that the next claim sees the interruption.
 _IS_FRESH = f"""
     coordinator IS NOT NULL AND {IS_LIVE} AND lease_expires_at IS NULL AND updated_at > <now - :grace>
 """
-# A child lives with its root, as long as that is awake: the two wait for each other.
+# A child is placed with its root's coordinator while the root is awake, since the two wait for each other.
 _ROOTS_COORDINATOR = f"""
     SELECT root.coordinator FROM runs AS root
     WHERE root.run_id = runs.root_run_id AND root.run_id <> runs.run_id
@@ -90,11 +91,14 @@ _COORDINATOR = Statement(f"""
 """)
 
 GRACE = 5.0
-"""Seconds that a placed run may wait for its coordinator before it counts as an orphan."""
+"""Seconds for which a placed run may wait for its coordinator. After that it counts as an orphan."""
 
 
 class Placement(msgspec.Struct, frozen=True):
-    """The slots to choose from: ``coordinator-0`` and on, or ``coordinator-<environment>-0`` and on."""
+    """The slots to choose from: ``coordinator-0``, ``coordinator-1`` and so on.
+
+    With an environment they are ``coordinator-<environment>-0`` and so on.
+    """
 
     prefix: str = "coordinator-"
     slots: int = 4
@@ -102,26 +106,29 @@ class Placement(msgspec.Struct, frozen=True):
 
     @property
     def full_prefix(self) -> str:
-        """What a slot's name has before its number."""
+        """The part of a slot's name before its number."""
         return f"{self.prefix}{self.environment}-" if self.environment else self.prefix
 
 
 class Loads:
-    """How full the coordinators of a database are, as this process has seen it last.
+    """How full a database's coordinators are, as this process last saw them.
 
-    It decides only where to put a run when no slot is free. Then what was seen a second ago, and what this
-    process has placed since, is right enough.
+    This decides only where a run goes when no slot is free. For that it is exact enough to know the loads of
+    a second ago, and the runs that this process has placed since.
     """
 
     def __init__(self) -> None:
+        # Of each placement: when its loads were read (`time.monotonic`), and the load of each slot by the
+        # slot's number. `placed` adds this process's own runs. More than _MOST_PLACEMENTS are not kept: then
+        # all are forgotten.
         self._seen: dict[Placement, tuple[float, list[int]]] = {}
 
     def knows(self, placement: Placement) -> bool:
-        """Whether there is something to choose a fallback by."""
+        """Whether the placement's loads were read, so that `choice` can be called."""
         return placement in self._seen
 
     def looking(self, placement: Placement) -> list[Bound]:
-        """What looks at the loads anew, if that is due; its answer is for `saw`."""
+        """The query that reads the loads again, if that is due; its answer is for `saw`."""
         seen_at, _ = self._seen.get(placement, (float("-inf"), []))
         if time.monotonic() - seen_at < _KNOWN_FOR:
             return []
@@ -129,15 +136,16 @@ class Loads:
         return [_LOADS.find_all(prefix=placement.full_prefix, slots=slots, cap=_MOST_COUNTED)]
 
     def saw(self, placement: Placement, rows: Sequence[Row]) -> None:
-        """Take note of the loads."""
+        """Remember the loads, from the answer to `looking`."""
         if len(self._seen) > _MOST_PLACEMENTS:
             self._seen.clear()
         self._seen[placement] = time.monotonic(), [load for _, load in sorted(rows)]
 
     def choice(self, placement: Placement) -> dict[str, Any]:
-        """The parameters of `CHOSEN_COORDINATOR`. The fallback is the least full slot, the lowest of these.
+        """The parameters of `CHOSEN_COORDINATOR`.
 
-        How full a slot is, is counted in packs of `PACK` runs.
+        The fallback is the least full slot. Fullness is counted in packs of `PACK` runs. If several slots are
+        equally full, the lowest of them is taken.
         """
         _, loads = self._seen[placement]
         slot = min(range(len(loads)), key=lambda each: (_fullness(loads[each]), each))
@@ -145,7 +153,7 @@ class Loads:
         return {"prefix": prefix, "slots": len(loads), "fallback": f"{prefix}{slot}"}
 
     def placed(self, placement: Placement, coordinator: str | None) -> None:
-        """Count a run that was placed."""
+        """Add a run that was placed to its slot's load."""
         number = (coordinator or "").removeprefix(placement.full_prefix)
         _, loads = self._seen[placement]
         if number.isdecimal() and int(number) < len(loads):
@@ -158,9 +166,9 @@ def _fullness(load: int) -> int:
 
 @work
 def known_loads(placement: Placement, loads: Loads | None) -> Steps[tuple[Loads, list[Bound]]]:
-    """Loads that know the placement, and what looks at them anew with the next batch.
+    """Loads that know the placement, and the query that reads them again with the next batch.
 
-    None stands for loads that know nothing, as those of a new process: these are asked for first.
+    None, or loads that do not know the placement (a new process has such), are read first.
     """
     loads = loads or Loads()
     if loads.knows(placement):
@@ -172,11 +180,11 @@ def known_loads(placement: Placement, loads: Loads | None) -> Steps[tuple[Loads,
 
 @work
 def place(run_ids: Iterable[str], placement: Placement, loads: Loads | None = None) -> Steps[dict[str, str]]:
-    """The coordinators of runs that nobody holds: suspended ones to wake, orphans to pick up.
+    """Place runs that no process holds (suspended runs to wake, orphans to pick up); their coordinators.
 
-    After: each run is live and placed, a child with its root's coordinator if the root is awake, and whoever
-    held it before is fenced out. Runs that are held or have ended are left out of the answer. Should nobody
-    claim a placed run, the sweep finds it again.
+    After: each run is live and placed. A child is placed with its root's coordinator if the root is awake. A
+    process that held the run before can no longer write to it. The answer leaves out runs that are held or
+    have ended. If no coordinator claims a placed run, the sweep finds the run again.
     """
     placed, _ = yield from _placed(run_ids, placement, loads, asks_holders=False).at_end()
     return placed
@@ -184,9 +192,9 @@ def place(run_ids: Iterable[str], placement: Placement, loads: Loads | None = No
 
 @work
 def locate(run_ids: Iterable[str], placement: Placement, loads: Loads | None = None) -> Steps[dict[str, str]]:
-    """The coordinators to nudge for these runs: as `place`, and for runs that are held, the holder's.
+    """The coordinators to nudge for these runs: as `place`, and for a run that is held, its coordinator.
 
-    Runs that have ended, or do not exist, are left out of the answer.
+    The answer leaves out runs that have ended or do not exist.
     """
     placed, held = yield from _placed(run_ids, placement, loads, asks_holders=True).at_end()
     return {**held, **placed}
@@ -196,7 +204,7 @@ def locate(run_ids: Iterable[str], placement: Placement, loads: Loads | None = N
 def _placed(
     run_ids: Iterable[str], placement: Placement, loads: Loads | None, *, asks_holders: bool
 ) -> Steps[tuple[dict[str, str], dict[str, str]]]:
-    # In one order everywhere: two transactions that lock the same rows must not wait for each other.
+    # All transactions lock rows in this order, so that two of them never wait for each other.
     wanted = sorted(set(run_ids))
     if not wanted:
         return {}, {}

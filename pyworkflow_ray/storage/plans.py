@@ -1,4 +1,4 @@
-"""What is due of schedules: which to look at, and which of their fires."""
+"""Which schedules must be looked at, and which of their fires are due."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pyworkflow_ray.storage.works import Steps, last, work
 MOST_DUE = 500
 """Fires of one schedule that are decided in one transaction."""
 MOST_MISSED = 10_000
-"""Fires of one schedule that are worked out in one go: others fire in between."""
+"""Fires of one schedule that are computed in one pass, so that other schedules can fire between passes."""
 
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -30,7 +30,7 @@ _DUE_AT = Statement("""
     WHERE status = 'active' AND environment = :environment AND look_at <= :until
     ORDER BY look_at LIMIT :limit
 """)
-# Two ranges of the index, mostly empty: `<>` would pass by all schedules.
+# Two ranges of the index, mostly empty. A query with `<>` would read all schedules.
 _OTHERS = Statement("""
     SELECT DISTINCT environment FROM schedules
     WHERE status = 'active' AND environment < :environment AND look_at <= <now>
@@ -41,20 +41,20 @@ _OTHERS = Statement("""
 
 
 class DueSchedule(msgspec.Struct, frozen=True):
-    """A schedule to look at in so many seconds (negative: since so many)."""
+    """A schedule to look at in `seconds_until` seconds (negative: it is late by so many seconds)."""
 
     schedule_id: str
     seconds_until: float
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """Which fires of a schedule are due, as its row of this version says.
+    """Which fires of a schedule are due, according to its row at this version.
 
     Args:
-        due: Those that are to be decided, in order.
-        missed: How many are too late for that, from `missed_from` to `missed_until`.
-        next_fire_at: The first fire behind all of these; None if there is none any more.
-        look_at: When to look again.
+        due: The fires to decide, in order.
+        missed: How many fires are too late to be decided, from `missed_from` to `missed_until`.
+        next_fire_at: The first fire after all of these; None if there are no more.
+        look_at: When to look at the schedule again.
     """
 
     schedule_id: str
@@ -80,7 +80,7 @@ def due_schedules(
     *,
     now: datetime | None = None,
 ) -> Steps[list[DueSchedule]]:
-    """The schedules of an environment that are to be looked at within the horizon, earliest first."""
+    """The schedules of an environment that must be looked at within the horizon, earliest first."""
     if now is None:
         due = _DUE.find_all(environment=environment, horizon=horizon_seconds, limit=limit)
     else:
@@ -95,20 +95,23 @@ def due_schedules(
 
 @work
 def other_environments(environment: str) -> Steps[set[str]]:
-    """The environments, apart from this one, whose schedules are to be looked at now."""
+    """The other environments that have schedules to look at now."""
     (rows,) = yield last(_OTHERS.find_all(environment=environment))
     return {row[0] for row in rows}
 
 
 def plan(record: ScheduleRecord, now: datetime) -> Plan:
-    """Which fires of the schedule are due. May take a third of a second: not for a transaction."""
+    """Which fires of the schedule are due.
+
+    This may take a third of a second, so call it outside a transaction.
+    """
     spec, stored, first = record.spec, record.next_fire_at, _first_undecided(record)
     due: list[datetime] = []
     missed, missed_from, missed_until, last = 0, None, None, None
     if first is not None:
         horizon = now - timedelta(seconds=record.catchup_window)
         if stored is not None and first < stored:
-            horizon -= stored - first  # who was told of a later time is not late
+            horizon -= stored - first  # the row named a later time, so this fire is not late
         missed = _surely_missed(spec, first, horizon)
         if missed:
             missed_from, missed_until = first, first + (missed - 1) * (spec.interval or timedelta())
@@ -118,7 +121,7 @@ def plan(record: ScheduleRecord, now: datetime) -> Plan:
             carried_out_at = spec.jittered(record.schedule_id, fire)
             if carried_out_at > now or len(due) == MOST_DUE:
                 break
-            if carried_out_at < horizon and not due:  # they are carried out in order
+            if carried_out_at < horizon and not due:  # fires are carried out in order
                 missed, missed_from, missed_until = missed + 1, missed_from or fire, fire
             else:
                 due.append(fire)
@@ -131,7 +134,10 @@ def plan(record: ScheduleRecord, now: datetime) -> Plan:
 
 
 def _first_undecided(record: ScheduleRecord) -> datetime | None:
-    """The next fire as the row has it, or as it is by now: its zone may have changed its rules."""
+    """The next fire, from the row if it is still right; else computed again.
+
+    The rules of its time zone may have changed since the row was written.
+    """
     spec, stored = record.spec, record.next_fire_at
     if stored is None or spec.next_after(stored - _MICROSECOND, record.anchor_at) == stored:
         return stored
@@ -139,9 +145,9 @@ def _first_undecided(record: ScheduleRecord) -> datetime | None:
 
 
 def _surely_missed(spec: ScheduleSpec, first: datetime, horizon: datetime) -> int:
-    """How many fires from the first on lie, with any jitter, before the horizon; of an interval only.
+    """How many fires from `first` on are before the horizon, whatever their jitter; 0 without an interval.
 
-    A machine may have been away for a month, and there may be a fire each second.
+    They are computed, not listed: a machine may have been off for a month, with a fire each second.
     """
     if spec.interval is None:
         return 0

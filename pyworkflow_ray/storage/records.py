@@ -1,4 +1,4 @@
-"""A run's row as it crosses to the other layers."""
+"""A run's row, as the other layers get it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pyworkflow_ray.storage.dialects import decode_time
 class RunRecord(msgspec.Struct, frozen=True):
     """The row of a run. Values are the JSON text that is stored; times are aware and in UTC.
 
-    `position` is the position that the next event gets. `owner` names the process that holds the run,
-    and `previous_owner` the one that held it when the present owner claimed it, until that one's first
-    append: not None says that the run was interrupted.
+    `position` is the position that the next event gets. `owner` names the process that holds the run.
+    `previous_owner` names the process that held it when the present owner claimed it. The present owner's
+    first append clears it. If it is not None, the run was interrupted.
     """
 
     run_id: str
@@ -62,19 +62,19 @@ class RunRecord(msgspec.Struct, frozen=True):
 
     @property
     def was_interrupted(self) -> bool:
-        """Whether its present owner took it from one that had not released it."""
+        """Whether the present owner took the run from an owner that had not released it."""
         return self.previous_owner is not None
 
 
 FIELDS = RunRecord.__struct_fields__
 COLUMNS = ", ".join(FIELDS)
-"""The columns that `run_record` wants, in its order."""
+"""The columns that `run_record` needs, in their order."""
 
 _STATUS = FIELDS.index("status")
 _FLAGS = (FIELDS.index("durable"), FIELDS.index("recover_on_worker_loss"))
 _TIMES = tuple(
     index for index, name in enumerate(FIELDS) if name.endswith("_at")
-)  # Instants end in `_at`, and nothing else does.
+)  # All instants end in `_at`, and no other field does.
 
 
 def run_record(row: Any) -> RunRecord:

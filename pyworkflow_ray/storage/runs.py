@@ -25,14 +25,14 @@ _ALL = select(*(_C[name] for name in FIELDS))
 _GET = Statement(f"SELECT {COLUMNS} FROM runs WHERE run_id = :run_id")
 _DELETE = Statement("DELETE FROM runs WHERE run_id = :run_id")
 _RELEASE_KEY = Statement("UPDATE runs SET idempotency_key = NULL WHERE run_id = :run_id")
-# Two halves, for the second of which there is an index.
+# Two halves: the first uses the primary key, the second an index.
 _TREE = Statement(f"""
     SELECT {COLUMNS} FROM runs WHERE run_id = :run_id
     UNION ALL
     SELECT {COLUMNS} FROM runs WHERE root_run_id = :run_id AND root_run_id <> run_id AND run_id <> :run_id
 """)
 
-# Back to the first of the chain and on to its last, each step by primary key.
+# Back to the first run of the chain and on to its last. Each step uses the primary key.
 _CHAIN = Statement(f"""
     WITH RECURSIVE earlier(id, link, place) AS (
         SELECT run_id, continued_from_run_id, 0 FROM runs WHERE run_id = :run_id
@@ -72,13 +72,13 @@ def get_run(run_id: str) -> Steps[RunRecord | None]:
 
 @work
 def get_latest_of_chain(run_id: str) -> Steps[RunRecord | None]:
-    """The run in which this one goes on at last: itself, if it does not. None for an unknown id."""
+    """The last run of the chain that continues this one: itself if none does; None for an unknown id."""
     (row,) = yield last(finding_latest_of_chain(run_id))
     return None if row is None else run_record(row)
 
 
 def finding_latest_of_chain(run_id: str) -> Bound:
-    """What finds the row of `get_latest_of_chain`, for `run_record`."""
+    """The query of `get_latest_of_chain`. Its row is for `run_record`."""
     return _LATEST_OF_CHAIN.find(run_id=run_id)
 
 
@@ -91,7 +91,7 @@ def get_runs(run_ids: Iterable[str]) -> Steps[dict[str, RunRecord]]:
 
 @work
 def get_by_idempotency_key(key: str, workflow: str | None = None) -> Steps[RunRecord | None]:
-    """The run that holds the key; the newest of them when several workflows have one and none is named."""
+    """The run that holds the key. Without a workflow, several runs may hold it: then the newest of them."""
     query = _ALL.where(_C.idempotency_key == key)
     if workflow is not None:
         query = query.where(_C.workflow_name == workflow)
@@ -101,7 +101,7 @@ def get_by_idempotency_key(key: str, workflow: str | None = None) -> Steps[RunRe
 
 @work
 def get_parent(run_id: str) -> Steps[RunRecord | None]:
-    """The run that has started this one as its child, or None."""
+    """The run that started this one as its child, or None."""
     run = yield from get_run(run_id)
     if run is None or run.parent_run_id is None:
         return None
@@ -126,7 +126,7 @@ def get_tree(root_run_id: str) -> Steps[list[RunRecord]]:
 
 @work
 def get_chain(run_id: str) -> Steps[list[RunRecord]]:
-    """All runs that continued each other, oldest first, from any one of them; empty for an unknown id."""
+    """All runs of the chain in which this run is, oldest first; empty for an unknown id."""
     (rows,) = yield last(_CHAIN.find_all(run_id=run_id))
     return [run_record(row) for row in rows]
 
@@ -144,17 +144,17 @@ def list_runs(
     limit: int = 100,
     cursor: str | None = None,
 ) -> Steps[tuple[list[RunRecord], str | None]]:
-    """A page of runs, newest first, and the cursor of the next page (None behind the last).
+    """A page of runs, newest first, and the cursor of the next page (None after the last page).
 
-    Runs that come and go between two pages neither repeat nor hide others.
+    Runs that are created or deleted between two pages make no other run appear twice or get left out.
 
     Args:
         query: Part of a run id, workflow name or idempotency key; case does not matter.
-        start_time, end_time: Bounds on `created_at`: from the first on, and before the second.
+        start_time, end_time: `created_at` is at `start_time` or later, and before `end_time`.
         attributes: Top-level keys and the JSON text that each must equal.
 
     Raises:
-        ValueError: The cursor is not one that a page gave.
+        ValueError: The cursor did not come from a page.
     """
     conditions: list[ColumnElement[bool] | TextClause] = []
     if query:
@@ -176,7 +176,8 @@ def list_runs(
         query = _ALL.where(*conditions, *equal, *more)
         return query.order_by(_C.created_at.desc(), _C.run_id.desc()).limit(limit + 1)
 
-    # Each status has its runs in order in an index; all of several at once would have to be sorted.
+    # For each status an index holds the runs in order. One query for several statuses would have to sort all
+    # of them.
     wanted = {status} if isinstance(status, RunStatus) else set(status or ())
     parts = [[_C.status == each.value] for each in wanted] if status is not None else [[]]
     pages = yield last(*(Selection(partial(newest_first, part)) for part in parts))
@@ -197,10 +198,11 @@ def delete_run(run_id: str) -> Steps[bool]:
 def purge(*, older_than: datetime, statuses: Collection[RunStatus], limit: int = 500) -> Steps[int]:
     """Delete runs of these statuses that ended before `older_than`, as `delete_run` does; how many.
 
-    At most `limit` in one call, so that nobody waits for long: call it until it deletes none.
+    One call deletes at most `limit` runs, so that no other write waits for long. Call it until it deletes
+    none.
 
     Raises:
-        ValueError: One of the statuses is of runs that have not ended.
+        ValueError: One of the statuses is not terminal.
     """
     living = sorted(status.value for status in statuses if not status.is_terminal)
     if living:
@@ -208,7 +210,8 @@ def purge(*, older_than: datetime, statuses: Collection[RunStatus], limit: int =
     ended_at = func.coalesce(_C.completed_at, _C.updated_at)
     queries = []
     for status in set(statuses):
-        # Nothing ends before it is created; that bounds how much of the index of a status is looked through.
+        # No run ends before it is created. So the condition on `created_at` limits how much of the index is
+        # read.
         query = select(_C.run_id).where(
             _C.status == status.value, _C.created_at < older_than, ended_at < older_than
         )
@@ -219,13 +222,13 @@ def purge(*, older_than: datetime, statuses: Collection[RunStatus], limit: int =
 
 @work
 def latest_of_chain(run_id: str) -> Steps[str]:
-    """The id of the run in which this one goes on at last; its own, if it does not."""
+    """The id of the last run of the chain that continues this one; its own id if none does."""
     run = yield from get_latest_of_chain(run_id).at_end()
     return run_id if run is None else run.run_id
 
 
 def releasing_key(run_id: str) -> Bound:
-    """What takes a run's idempotency key from it, so that another run may have it."""
+    """The statement that takes a run's idempotency key from it, so that another run may have it."""
     return _RELEASE_KEY.change(run_id=run_id)
 
 

@@ -1,4 +1,4 @@
-"""Schedules: their rows, and what has happened to them."""
+"""Schedules: their rows and their events."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from pyworkflow_ray.storage.statements import Bound, Row, Statement
 from pyworkflow_ray.storage.works import Steps, ask, last, work
 
 KEPT_EVENTS = 1000
-"""Events kept of one schedule; older ones go, since a schedule has no end."""
+"""Events kept of one schedule. Older ones are deleted, since a schedule has no end."""
 MOST_OVERTAKEN = 1000
-"""Fires that are counted, at most, when a change overtakes them: others wait for its transaction."""
+"""The most overtaken fires that a change counts. Other transactions wait while it counts."""
 
 _MICROSECOND = timedelta(microseconds=1)
 
 
 class ScheduleRecord(msgspec.Struct, frozen=True):
-    """The row of a schedule; `run` is what its runs are made from, as JSON text of a `NewRun`."""
+    """The row of a schedule; `run` is the model of its runs, as JSON text of a `NewRun`."""
 
     schedule_id: str
     workflow_name: str
@@ -56,7 +56,7 @@ class ScheduleRecord(msgspec.Struct, frozen=True):
 
 
 class ScheduleEvent(msgspec.Struct, frozen=True):
-    """Something that has happened to a schedule; `data` is JSON text."""
+    """An event of a schedule; `data` is JSON text."""
 
     schedule_id: str
     position: int
@@ -98,7 +98,7 @@ _NOW = Statement("SELECT <now>")
 _LOCKED = Statement(f"""
     SELECT {COLUMNS} FROM schedules WHERE schedule_id = :schedule_id AND status <> 'deleted' <for update>
 """)
-# By `buffered` as it is now: a fire by hand that is put off changes no version.
+# It looks at `buffered` as it is now, since a fire by hand that is put off does not change the version.
 _UPDATE = Statement(f"""
     UPDATE schedules SET
         workflow_name = :workflow_name, environment = :environment,
@@ -115,8 +115,9 @@ _DELETE = Statement(f"""
         updated_at = :now, version = version + 1
     WHERE schedule_id = :schedule_id AND status <> 'deleted' RETURNING {COLUMNS}
 """)
-# No condition on `buffered`: a fire that is being put off now would not be seen, nor waited for. `created_at`
-# is past by any clock. A schedule that was made anew under an old name does not count runs of the old one.
+# WHERE has no condition on `buffered`: it would not see a fire that is being put off now, and would not wait
+# for it. `created_at` is in the past by any clock. A schedule that was deleted and made again under the same
+# name does not count runs of the old one.
 _IS_ITS_OWN = """EXISTS (
     SELECT 1 FROM runs
     WHERE run_id = :run_id AND (runs.created_at >= schedules.created_at OR continued_from_run_id IS NOT NULL)
@@ -153,7 +154,7 @@ _EVENTS_OF = Statement(
     "SELECT type, data FROM schedule_events WHERE schedule_id = :schedule_id AND data LIKE :said "
     "ORDER BY position"
 )
-# By the index of keys: a schedule has more runs than lie between two of its fires.
+# It uses the index of keys: it reads only the runs of fires in the range, not all runs of the schedule.
 _RUNS_BETWEEN = Statement("""
     SELECT scheduled_at FROM runs
     WHERE idempotency_key >= :first_key AND idempotency_key <= :last_key AND schedule_id = :schedule_id
@@ -162,7 +163,7 @@ _run_encoder = msgspec.json.Encoder()
 
 
 def run_text(run: NewRun) -> str:
-    """What the row keeps of the run that it makes others from."""
+    """The text of the model of a schedule's runs, as the row keeps it."""
     return _run_encoder.encode(msgspec.structs.replace(run, code=None)).decode()
 
 
@@ -185,18 +186,18 @@ def _spec_text(spec: ScheduleSpec) -> str:
 
 @work
 def database_now() -> Steps[datetime]:
-    """The database's own clock, by which schedules fire."""
+    """The time by the database's clock, which decides when schedules fire."""
     (row,) = yield last(finding_now())
     return decode_time(row[0])
 
 
 def finding_now() -> Bound:
-    """What finds the time of `database_now`, for `decode_time`."""
+    """The query of `database_now`. Its value is for `decode_time`."""
     return _NOW.find()
 
 
 def fire_key(schedule_id: str, fire_at: datetime) -> str:
-    """The idempotency key of the run of a fire."""
+    """The idempotency key of a fire's run."""
     return f"schedule:{schedule_id}:{fire_at.isoformat()}"
 
 
@@ -206,8 +207,7 @@ def is_fire(record: ScheduleRecord, at: datetime) -> bool:
 
 
 def finding_made(schedule_id: str, first: datetime, until: datetime) -> Bound:
-    """What finds the runs of the schedule's fires from the first to the last; its answer is for
-    `count_made`."""
+    """The query that finds the runs of the fires from `first` to `until`; its answer is for `count_made`."""
     return _RUNS_BETWEEN.find_all(
         schedule_id=schedule_id,
         first_key=fire_key(schedule_id, first),
@@ -216,7 +216,7 @@ def finding_made(schedule_id: str, first: datetime, until: datetime) -> Bound:
 
 
 def count_made(record: ScheduleRecord, rows: Sequence[Row]) -> int:
-    """How many of the schedule's fires have a run; runs that were made by hand do not count."""
+    """How many of the schedule's fires have a run. Runs that were made by hand do not count."""
     return sum(is_fire(record, decode_time(row[0])) for row in rows)
 
 
@@ -236,13 +236,13 @@ def create_schedule(
     note: str | None = None,
     now: datetime | None = None,
 ) -> Steps[ScheduleRecord | None]:
-    """Make a schedule, or make one anew that was deleted; None when there is one with this id.
+    """Make a schedule, or make a deleted one again; None if there is one with this id.
 
     Args:
-        run: What its runs are made from; `environment` says which coordinators they live with.
-        code: The workflow's; saved with the schedule.
-        declared: A hash of what a decorator says, for the next one who declares it.
-        now: Instead of the database's clock, for a test that owns the time.
+        run: The model of its runs. Its `environment` decides which coordinators drive them.
+        code: The workflow's code, which is saved with the schedule.
+        declared: A hash of the decorator's arguments. The next process that declares it compares the hash.
+        now: Used instead of the database's clock, for a test with its own clock.
     """
     *_, row = yield ask(*saving_code(code), finding_now())
     at = now or decode_time(row[0])
@@ -275,19 +275,19 @@ def create_schedule(
 
 @work
 def get_schedule(schedule_id: str) -> Steps[ScheduleRecord | None]:
-    """The schedule, or None; a deleted one is there until it is made anew."""
+    """The schedule, or None. A deleted schedule is found too, until it is made again."""
     (row,) = yield last(finding_schedule(schedule_id))
     return None if row is None else schedule_record(row)
 
 
 def finding_schedule(schedule_id: str) -> Bound:
-    """What finds the row of `get_schedule`, for `schedule_record`."""
+    """The query of `get_schedule`. Its row is for `schedule_record`."""
     return _GET.find(schedule_id=schedule_id)
 
 
 @work
 def locked_schedule(schedule_id: str) -> Steps[ScheduleRecord | None]:
-    """The schedule, which nobody else changes until this transaction ends; None if it was deleted."""
+    """The schedule, locked until this transaction ends; None if it was deleted or never existed."""
     (row,) = yield ask(_LOCKED.find(schedule_id=schedule_id))
     return None if row is None else schedule_record(row)
 
@@ -299,7 +299,7 @@ def list_schedules(
     limit: int = 100,
     after: str = "",
 ) -> Steps[list[ScheduleRecord]]:
-    """Schedules by their ids, from the one behind `after` on; without a status, all but deleted ones."""
+    """Schedules by their ids, from the first after `after` on; without a status, no deleted ones."""
     found = _LIST.find_all(
         status=None if status is None else status.value,
         workflow=workflow,
@@ -318,7 +318,7 @@ def running_runs(schedule_id: str) -> Steps[list[str]]:
 
 
 def finding_running(schedule_id: str) -> Bound:
-    """What finds the ids of the runs of a schedule that have not ended, oldest first, one a row."""
+    """The query of `running_runs`. Each of its rows is one id."""
     return _RUNNING.find_all(schedule_id=schedule_id)
 
 
@@ -331,14 +331,14 @@ def change_schedule(
     counts_anew: bool = True,
     now: datetime | None = None,
 ) -> Steps[ScheduleRecord | None]:
-    """Write a schedule that was read and changed; None when somebody else has changed it meanwhile.
+    """Write a schedule that was read and changed; None if another transaction has changed it meanwhile.
 
     Args:
-        record: As it is to be, with the version that was read.
-        type_: The event that tells of it.
-        counts_anew: Whether the next fire is the first from now on: what was missed until now, in a pause
-            say, is not made up then. A fire that was due before, and still waited for its jitter or for
-            somebody to look, is counted as skipped.
+        record: The new record, with the version that was read.
+        type_: The type of the event that records the change.
+        counts_anew: Whether the next fire is the first from now on. Then fires that were missed until now (in
+            a pause, for example) are not made up. A fire that was due before, and still waited for its jitter
+            or for the timer to look, is counted as skipped.
     """
     *_, row = yield ask(*saving_code(code), finding_now())
     at = now or decode_time(row[0])
@@ -381,7 +381,7 @@ def change_schedule(
 
 @work
 def _overtaken(record: ScheduleRecord, at: datetime) -> Steps[tuple[int, list[tuple[str, dict[str, Any]]]]]:
-    """How many fires of the schedule, as it was, have come and are not decided; and the event of that."""
+    """How many fires of the old schedule were due and are not decided, and the event that records them."""
     first = record.next_fire_at
     if record.status is not ScheduleStatus.ACTIVE or first is None or first > at:
         return 0, []
@@ -404,7 +404,7 @@ def _overtaken(record: ScheduleRecord, at: datetime) -> Steps[tuple[int, list[tu
 
 @work
 def delete_schedule(schedule_id: str, *, now: datetime | None = None) -> Steps[bool]:
-    """Whether there was such a schedule; it fires no more. Its runs go on."""
+    """Delete a schedule; whether it existed. It fires no more, and its runs go on."""
     at = now or (yield from database_now())
     row, position = yield ask(
         _DELETE.find(schedule_id=schedule_id, now=at), finding_next_position(schedule_id)
@@ -426,13 +426,13 @@ def schedule_events(schedule_id: str, limit: int = KEPT_EVENTS) -> Steps[list[Sc
 
 
 def finding_event_at(schedule_id: str, at: datetime) -> Bound:
-    """What finds a row if something has happened to a schedule at this very instant."""
+    """The query that finds a row if the schedule has an event at exactly this instant."""
     return _HAS_EVENT_AT.find(schedule_id=schedule_id, at=at)
 
 
 @work
 def events_of(schedule_id: str, call: str) -> Steps[list[tuple[str, dict[str, Any]]]]:
-    """Type and data of what a call has done to a schedule, by the `call` in the data (a hexadecimal name)."""
+    """Type and data of a schedule's events that have this `call` in their data (a hexadecimal name)."""
     (rows,) = yield last(_EVENTS_OF.find_all(schedule_id=schedule_id, said=f'%"call":"{call}"%'))
     return [(type_, msgspec.json.decode(data)) for type_, data in rows]
 
@@ -441,7 +441,7 @@ def events_of(schedule_id: str, call: str) -> Steps[list[tuple[str, dict[str, An
 def note_once(
     schedule_id: str, type_: str, data: dict[str, Any], call: str, *, now: datetime | None = None
 ) -> Steps[bool]:
-    """Add an event to a schedule, once for a call; False when there is no such schedule."""
+    """Add an event to a schedule, once for each call; False if there is no such schedule."""
     if (yield from locked_schedule(schedule_id)) is None:
         return False
     if type_ in [noted for noted, _ in (yield from events_of(schedule_id, call))]:
@@ -453,9 +453,9 @@ def note_once(
 
 
 def finding_next_position(schedule_id: str) -> Bound:
-    """What finds the position of a schedule's next event, for `noting_events`.
+    """The query that finds the position of a schedule's next event. Its answer is for `noting_events`.
 
-    The caller holds the schedule's row, by having changed or locked it: nobody else counts on from there.
+    The caller must have changed or locked the schedule's row: no other transaction then takes the position.
     """
     return _NEXT_POSITION.find(schedule_id=schedule_id)
 
@@ -463,10 +463,10 @@ def finding_next_position(schedule_id: str) -> Bound:
 def noting_events(
     schedule_id: str, next_position: Row, at: datetime, events: Sequence[tuple[str, dict[str, Any]]]
 ) -> list[Bound]:
-    """What adds to a schedule's events what has happened to it: `(type, data)` each, data in JSON's types.
+    """The statements that add events to a schedule: `(type, data)` each, with data of JSON's types.
 
     Args:
-        next_position: The answer to `finding_next_position`, of the same transaction.
+        next_position: The answer to `finding_next_position`, in the same transaction.
     """
     if not events:
         return []
@@ -489,7 +489,7 @@ def noting_events(
 
 
 def counting_end(schedule_id: str, run_id: str, status: RunStatus) -> Bound:
-    """What counts a run of the schedule that has ended, and has the next fire looked at that waits for it."""
+    """The statement that counts the end of a run. If a fire waits for it, the schedule gets looked at."""
     return _COUNT_END.change(
         schedule_id=schedule_id,
         run_id=run_id,

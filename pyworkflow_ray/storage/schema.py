@@ -1,6 +1,6 @@
-"""The tables. All of the engine's state is in them; whatever is not here may be lost at any moment.
+"""The tables. They hold all of the engine's state. Anything that is not in them may be lost at any moment.
 
-Encoded values are TEXT that holds JSON, never a database's own JSON type, which would change them.
+Encoded values are JSON in TEXT columns. A database's own JSON type would change them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pyworkflow_ray.storage.dialects import decode_time, encode_time, require_aw
 
 
 class UTCDateTime(TypeDecorator[datetime]):
-    """An aware UTC instant with its microseconds, whichever database keeps it."""
+    """An aware UTC instant with its microseconds, in either database."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -51,7 +51,7 @@ class UTCDateTime(TypeDecorator[datetime]):
 
 metadata = MetaData()
 
-# Names are ordered byte by byte, in either database and in Python: a page of a list is cut in that order.
+# Names are ordered byte by byte, in either database and in Python. Pages of lists rely on that order.
 _ID = Text().with_variant(Text(collation="C"), "postgresql")
 
 
@@ -65,11 +65,11 @@ runs = Table(
     Column("run_id", _ID, primary_key=True),
     Column("workflow_name", _ID, nullable=False),
     Column("status", Text, nullable=False),
-    # Which code it runs, and where.
+    # Which code the run uses, and where it runs.
     Column("code_hash", _ID),
     Column("environment", Text, nullable=False, server_default=""),
     Column("coordinator", _ID),
-    # The lease. `owner` without `lease_expires_at` is a holder from whom the run has been taken away.
+    # The lease. `owner` without `lease_expires_at` is a former holder that has lost the run.
     Column("owner", _ID),
     Column("previous_owner", _ID),
     Column("epoch", Integer, nullable=False, server_default="0"),
@@ -83,12 +83,12 @@ runs = Table(
     Column("parent_run_id", _ID),
     Column("root_run_id", _ID, nullable=False),
     Column("nesting_depth", Integer, nullable=False, server_default="0"),
-    # By which its parent knows it.
+    # The id of this run in its parent.
     Column("child_id", _ID),
     Column("continued_from_run_id", _ID),
     Column("continued_to_run_id", _ID),
     Column("idempotency_key", _ID),
-    # The schedule that made it, and the fire.
+    # The schedule that made the run, and the fire.
     Column("schedule_id", _ID),
     Column("scheduled_at", UTCDateTime),
     # Values.
@@ -116,7 +116,7 @@ HAS_ENDED = "status IN ('completed', 'failed', 'cancelled', 'continued_as_new')"
 """The condition of `RunStatus.is_terminal`."""
 
 IS_LIVE = "status IN ('pending', 'running')"
-"""The condition of `ix_runs_live`; a query that repeats it word for word is answered from that index."""
+"""The condition of `ix_runs_live`. A query must repeat it word for word to use that index."""
 
 
 def _partial(name: str, *columns: str, where: str, unique: bool = False) -> None:
@@ -132,7 +132,7 @@ _partial("ix_runs_wake", "status", "wake_at", where="wake_at IS NOT NULL")
 _partial("ix_runs_lease", "lease_expires_at", where="lease_expires_at IS NOT NULL")
 _partial("ix_runs_owner", "owner", where="owner IS NOT NULL")
 _partial("ix_runs_parent", "parent_run_id", where="parent_run_id IS NOT NULL")
-# A schedule that fires each second has a million runs, of which one has not ended.
+# A schedule that fires each second may have a million runs, of which one has not ended.
 _partial(
     "ix_runs_schedule", "schedule_id", "created_at", where=f"schedule_id IS NOT NULL AND NOT {HAS_ENDED}"
 )
@@ -156,7 +156,7 @@ events = Table(
     sqlite_with_rowid=False,
 )
 
-# A row that has been read stays, without its data, so that its dedup key holds as long as the run does.
+# A row that was read stays, without its data. So its dedup key holds as long as the run exists.
 inbox = Table(
     "inbox",
     metadata,
@@ -191,7 +191,7 @@ hooks = Table(
     Column("payload", Text),
     Column("payload_schema", Text),
     Column("schema_hash", _ID),
-    # Who delivered: his second try must find that the first one went through.
+    # Which delivery was taken: its second try must find that the first one went through.
     Column("delivery_key", _ID),
     Column("metadata", Text),
 )
@@ -212,20 +212,20 @@ schedules = Table(
     Column("spec", Text, nullable=False),
     Column("overlap_policy", Text, nullable=False),
     Column("catchup_window", Float, nullable=False),
-    # What its runs are made from.
+    # The model of its runs.
     Column("run", Text, nullable=False),
     Column("environment", Text, nullable=False),
-    # A hash of what a decorator says of it.
+    # A hash of the decorator's arguments.
     Column("declared", Text),
     Column("note", Text),
-    # Changes with everything that concerns its fires: whoever has planned by an older one fires nothing.
+    # Changes with everything that concerns its fires. A plan of an older version fires nothing.
     Column("version", Integer, nullable=False),
-    # Where an interval's grid stands.
+    # Where an interval's grid begins.
     Column("anchor_at", UTCDateTime, nullable=False),
     Column("next_fire_at", UTCDateTime),
     Column("look_at", UTCDateTime),
     Column("buffered", Text, nullable=False),
-    # What it has done.
+    # What the schedule has done.
     Column("total_runs", Integer, nullable=False),
     Column("successful_runs", Integer, nullable=False),
     Column("failed_runs", Integer, nullable=False),
@@ -267,7 +267,7 @@ code = Table(
     Column("created_at", UTCDateTime, nullable=False),
 )
 
-# What coordinators of runs with this `environment` are made with; may hold what a user takes for secret.
+# The `runtime_env`s of coordinators, by the `environment` of their runs. The data may hold a user's secrets.
 environments = Table(
     "environments",
     metadata,
@@ -284,7 +284,7 @@ blobs = Table(
     Column("created_at", UTCDateTime, nullable=False),
 )
 
-# Which runs need a blob: the last of them takes it along when it is deleted.
+# Which runs need a blob. When the last of them is deleted, the blob is deleted too.
 run_blobs = Table(
     "run_blobs",
     metadata,

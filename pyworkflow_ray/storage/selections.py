@@ -1,6 +1,6 @@
-"""Queries whose text depends on what is asked for: filters, pages of lists.
+"""Queries whose text depends on their arguments: filters, pages of lists.
 
-They are built with SQLAlchemy, and run like every other statement: by the driver itself, in a batch.
+SQLAlchemy builds them. They run like every other statement: by the driver itself, in a batch.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _NO_TEXT = Statement("")
 
 
 class Selection(Bound):
-    """A query that is made for its database when it is run. Its answer is a list of all rows.
+    """A query that is built for its database when it runs. Its answer is a list of all rows.
 
     Args:
-        build: Makes the query for a database, "sqlite" or "postgresql".
+        build: Builds the query for a database, "sqlite" or "postgresql".
     """
 
     __slots__ = ("_build",)

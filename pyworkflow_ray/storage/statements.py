@@ -1,10 +1,10 @@
-"""SQL text for both databases, and the same text with its parameters, ready to be run.
+"""SQL text for both databases, and the same text with its parameters, ready to run.
 
 A `Statement` is SQL that SQLite and PostgreSQL both understand. Parameters are written `:name`. Some tokens
-stand for what the databases spell differently:
+stand for SQL that the two databases write differently:
 
 - ``<now>`` is the database's own clock.
-- ``<now + :seconds>`` is that clock some seconds later.
+- ``<now + :seconds>`` is that clock plus some seconds.
 - ``<json column>`` is the JSON text of a text column.
 - ``<for update>`` and ``<for key share>`` lock the rows that a SELECT finds. SQLite has one writer anyway.
 
@@ -27,7 +27,7 @@ Kind = Literal["change", "require", "change each", "find", "find all"]
 
 
 class RefusedError(Exception):
-    """A statement that must change a row found none. Nothing of its write is kept."""
+    """A statement that must change a row found none. Nothing that was written with it is kept."""
 
 
 class Statement:
@@ -50,7 +50,7 @@ class Statement:
         return Bound(self, "change", parameters)
 
     def require(self, **parameters: Any) -> Bound:
-        """As `change`, but it must find a row. If it finds none, its whole write is undone and refused."""
+        """As `change`, but it must find a row. If it finds none, its whole transaction is undone."""
         return Bound(self, "require", parameters)
 
     def change_each(self, rows: Sequence[Parameters]) -> Bound:
@@ -66,7 +66,7 @@ class Statement:
         return Bound(self, "find all", parameters)
 
     def text(self, dialect: str) -> str:
-        """The text as the driver of this database takes it."""
+        """The text in the form that this database's driver takes."""
         sql = self._texts.get(dialect)
         if sql is None:
             sql = self._texts[dialect] = translate(self._sql, dialect)
@@ -80,7 +80,7 @@ class Statement:
 
 
 class Bound:
-    """A statement with its parameters, and what is wanted of its answer."""
+    """A statement with its parameters and the kind of its answer."""
 
     __slots__ = ("kind", "parameters", "statement")
 
@@ -91,7 +91,7 @@ class Bound:
         """The statement's answer, run on this connection now.
 
         Raises:
-            RefusedError: It must change a row, and found none.
+            RefusedError: The statement must change a row, and found none.
         """
         return self.run(driver_of(connection), connection.dialect.name)
 
@@ -107,12 +107,14 @@ class Bound:
         return self.answer(driver.execute(*self.resolved(dialect)))
 
     def resolved(self, dialect: str) -> tuple[str, Parameters]:
-        """The text and the parameters as the driver of this database takes them."""
+        """The text and the parameters in the form that this database's driver takes."""
         return self.statement.text(dialect), encode(dialect, self.parameters)
 
     def queue(self, driver: Any) -> Any:
-        """Send the statement to PostgreSQL and do not wait; the cursor, for `answer`. None if there is
-        nothing to run."""
+        """Send the statement to PostgreSQL and do not wait; the cursor, for `answer`.
+
+        None if there is nothing to run.
+        """
         cursor = driver.cursor()
         if self.kind == "change each":
             rows = [encode("postgresql", row) for row in self.parameters]
@@ -125,7 +127,7 @@ class Bound:
         return cursor
 
     def answer(self, cursor: Any) -> Any:
-        """What the statement gives, once it has run on this cursor."""
+        """The statement's answer, after it has run on this cursor."""
         match self.kind:
             case "change":
                 return cursor.rowcount
@@ -134,7 +136,7 @@ class Bound:
                     raise RefusedError
                 return cursor.rowcount
             case "find":
-                # SQLite commits no statement with RETURNING that has not been read to its end.
+                # SQLite commits a statement with RETURNING only if all its rows were read.
                 rows = cursor.fetchall()
                 return rows[0] if rows else None
             case "find all":

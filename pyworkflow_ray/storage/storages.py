@@ -1,4 +1,4 @@
-"""The storage as the other layers see it: submit what writes, read what asks."""
+"""The storage as the other layers see it: they submit works that write, and read with works that query."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ _READ_PATIENCE = 5.0
 
 
 class Storage:
-    """One SQL database that remembers everything; opened when it is first used.
+    """One SQL database that holds all state. It is opened when it is first used.
 
     Args:
         url: An SQLAlchemy URL (``sqlite:///file``, ``postgresql://user:password@host/name``), the path of an
             SQLite file, or ``"memory"``.
         create: Whether a missing SQLite file, or missing tables, may be created.
         synchronous: SQLite's durability: ``"FULL"`` survives a power cut, ``"NORMAL"`` the process's death.
-        give_up_after: Seconds after which a write fails if an opened database stays away; None is never.
+        give_up_after: Seconds after which a write fails if an opened database stays unreachable; None means
+            never.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Storage:
         return self.database.url
 
     def submit(self, task: Task[T]) -> Future[T]:
-        """The future of a work's result, resolved once that is committed; see `Writer.submit`."""
+        """The future of a work's result. It is resolved when the work is committed; see `Writer.submit`."""
         return self.writer.submit(task)
 
     async def write(self, task: Task[T]) -> T:
@@ -63,12 +64,12 @@ class Storage:
         return await self.writer.write(task)
 
     def read(self, query: Task[T]) -> T:
-        """The result of a work that only reads, all of it seen in one snapshot, in the calling thread.
+        """The result of a work that only reads. It runs in the calling thread and sees one snapshot.
 
-        A function that is called with a connection will do, too.
+        The query may also be a function that is called with a connection.
 
         Raises:
-            StorageError: The database cannot be reached, also after some seconds of trying, or refuses.
+            StorageError: The database cannot be reached within some seconds, or it refuses.
         """
         deadline = time.monotonic() + _READ_PATIENCE
         pause = 0.01
@@ -84,7 +85,7 @@ class Storage:
             pause = min(pause * 2, 1.0)
 
     def facts(self) -> dict[str, str]:
-        """What the installation says about itself: `storage_id`, `schema_version`."""
+        """Facts about the installation: `storage_id`, `schema_version`."""
         return self.read(read_facts)
 
     def health_check(self) -> bool:
@@ -95,7 +96,7 @@ class Storage:
             return False
 
     def close(self, timeout: float | None = 10.0) -> None:
-        """Write what was submitted, then let the database go; what takes longer than `timeout` fails."""
+        """Write what was submitted, then close the database. Writes that take longer than `timeout` fail."""
         self.writer.close(timeout)
         self.database.close()
 

@@ -1,4 +1,4 @@
-"""What the timer looks for: runs whose time has come, and runs that nobody cares for."""
+"""What the timer looks for: runs whose time has come, and runs that no process drives."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ _NEVER_PICKED_UP = Statement(f"""
         AND (start_at IS NULL OR start_at <= <now>)
     LIMIT :limit
 """)
-# From the few unread rows to their runs: the other way round would pass by a million sleeping runs. SQLite
-# keeps the order of a CROSS JOIN.
+# The query goes from the few unread rows to their runs. The other direction would read a million sleeping
+# runs. SQLite keeps the order of a CROSS JOIN.
 _UNREAD = Statement(f"""
     SELECT runs.{_ORPHAN_COLUMNS}
     FROM (
@@ -51,7 +51,7 @@ _UNREAD = Statement(f"""
 
 
 class Due(msgspec.Struct, frozen=True):
-    """A run that is to wake in `seconds_until` seconds (negative: should have been awake by then)."""
+    """A run that is to wake in `seconds_until` seconds (negative: it is late by so many seconds)."""
 
     run_id: str
     coordinator: str | None
@@ -61,7 +61,7 @@ class Due(msgspec.Struct, frozen=True):
 
 
 class Orphan(msgspec.Struct, frozen=True):
-    """A run that should be going on and is held by nobody; place it and nudge its coordinator.
+    """A run that should go on and that no process holds. Place it and nudge its coordinator.
 
     `reason` is "lease_expired", "never_picked_up" or "unread_inbox".
     """
@@ -76,10 +76,10 @@ class Orphan(msgspec.Struct, frozen=True):
 
 @work
 def due(horizon_seconds: float = 0.0, limit: int = 1000, *, now: datetime | None = None) -> Steps[list[Due]]:
-    """The suspended runs (and those to be started later) whose time comes within the horizon, earliest first.
+    """The suspended runs (and those that start later) whose time comes within the horizon, earliest first.
 
     Args:
-        now: Instead of the database's clock, for a test that owns the time.
+        now: Used instead of the database's clock, for a test with its own clock.
     """
     if now is None:
         found = _DUE.find_all(horizon=horizon_seconds, limit=limit)
@@ -103,8 +103,8 @@ def due(horizon_seconds: float = 0.0, limit: int = 1000, *, now: datetime | None
 def orphans(limit: int = 1000, *, grace: float = GRACE) -> Steps[list[Orphan]]:
     """Live runs whose lease has run out or that were never picked up, and sleeping ones with an unread inbox.
 
-    Sleeping are suspended runs, and those that start later. Of what comes for a run that was set aside
-    (interrupted), a request to cancel counts alone.
+    A run sleeps if it is suspended or starts later. A run that was set aside (interrupted) counts only if a
+    request to cancel is in its inbox.
     """
     found: dict[str, Orphan] = {}
     answers = yield last(

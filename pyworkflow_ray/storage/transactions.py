@@ -1,14 +1,14 @@
-"""Running works on the one connection that writes, as few round trips apart as their answers allow.
+"""Run works on the one connection that writes, with as few round trips as their answers allow.
 
-Theory of operation. Works run one after another in one transaction, so each sees what the ones before it
-wrote. Their batches are sent without waiting, as long as nobody needs an answer: a group of a hundred works
-of one batch each is one pipeline, with BEGIN in front and COMMIT behind. A work that asks before it goes on
-costs a round trip for each answer it needs.
+Theory of operation. Works run one after another in one transaction, so each sees what the earlier ones wrote.
+Their batches are sent without waiting, as long as no work needs an answer. So a hundred works of one batch
+each are one pipeline, with BEGIN before them and COMMIT after them. A work that asks before it goes on costs
+a round trip for each batch whose answers it needs.
 
 SQLite is in this process. There each batch is run at once, and the same rules hold.
 
-An error belongs to the work whose statement met it. The transaction is undone as a whole; the caller runs the
-guilty work alone, and those around it again.
+An error belongs to the work whose statement raised it. The whole transaction is undone. The caller then runs
+the guilty work alone, and runs the works around it again.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _IDLE = 0
 
 
 class GuiltyError(Exception):
-    """One work of a transaction met an error, and the transaction must be undone.
+    """A statement of a transaction failed, and the transaction must be undone.
 
-    `owner` is the work's place among those that were run together; None when no single work is to blame.
+    `owner` is the index of the guilty work in its group; None when no single work is to blame.
     """
 
     def __init__(self, owner: int | None, error: BaseException) -> None:
@@ -39,7 +39,7 @@ class GuiltyError(Exception):
 
 
 class Sent:
-    """A batch that was sent. `answers` are there once the session has received them."""
+    """A batch that was sent. `answers` is filled when the session receives them."""
 
     __slots__ = ("answers",)
 
@@ -48,29 +48,32 @@ class Sent:
 
 
 class Session(Protocol):
-    """One connection, as transactions use it. Errors of statements are raised as `GuiltyError`; errors that
-    may pass (a lost connection, a lock) are raised as they are."""
+    """One connection, as transactions use it.
+
+    A statement's error is raised as `GuiltyError`. A transient error (a lost connection, a lock) is raised
+    unchanged.
+    """
 
     def begin(self) -> None:
-        """Begin a transaction, with what is sent next."""
+        """Begin a transaction. It may be sent together with the next batch."""
 
     def send(self, batch: Batch, owner: int) -> Sent:
-        """Have a batch run behind all that was sent before."""
+        """Run a batch after all that was sent before."""
 
     def call(self, function: Callable[[Connection], Any], owner: int) -> Any:
-        """What the function does with the connection, behind all that was sent before."""
+        """Call the function with the connection, after all that was sent before; its result."""
 
     def commit(self) -> None:
-        """Commit behind all that was sent before."""
+        """Commit after all that was sent before."""
 
     def receive(self) -> None:
-        """Wait until all that was sent has been answered."""
+        """Wait until all that was sent is answered."""
 
     def rollback(self) -> None:
         """Undo the transaction, and forget what was sent and not answered."""
 
     def close(self) -> None:
-        """Leave the connection as any other user expects it."""
+        """Leave the connection in the state that another user expects."""
 
 
 class SQLiteSession:
@@ -107,7 +110,8 @@ class SQLiteSession:
         pass
 
     def _end(self, verb: str) -> None:
-        # A call may have begun a transaction of SQLAlchemy's: it is the same one, and it must know.
+        # A call may have begun a transaction in SQLAlchemy. It is the same transaction, so SQLAlchemy must
+        # end it.
         getattr(self._connection if self._connection.in_transaction() else self._driver, verb)()
 
 
@@ -117,8 +121,11 @@ class PostgreSQLSession:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._driver = driver_of(connection)
+        # The driver's open pipeline, or None. `_exit` closes it.
         self._pipeline: Any = None
         self._exit = contextlib.ExitStack()
+        # What was sent and not yet answered, in the order of sending: `(owner, statement, cursor, sent)`.
+        # BEGIN and COMMIT have no owner, no statement and no `sent`.
         self._unanswered: list[tuple[int | None, Bound | None, Any, Sent | None]] = []
 
     def begin(self) -> None:
@@ -131,7 +138,7 @@ class PostgreSQLSession:
             for statement in batch.statements:
                 self._unanswered.append((owner, statement, statement.queue(self._driver), sent))
         except BaseException as error:
-            # The driver may raise here what an earlier statement has met on the server.
+            # The driver may raise here the error of an earlier statement on the server.
             raise self._blamed(error, owner) from error
         return sent
 
@@ -162,9 +169,10 @@ class PostgreSQLSession:
     def rollback(self) -> None:
         self._unanswered.clear()
         with contextlib.suppress(Exception):
-            self._leave()  # with what the error has left in the pipeline
-        # The driver's own word for it: it also forgets which statements it has prepared. Those that were
-        # skipped behind the error were not prepared, and the driver does not notice.
+            self._leave()  # closes the pipeline with what the error has left in it
+        # Not the text ROLLBACK: the driver's own method also forgets which statements are prepared. The
+        # server skipped the statements after the error. They are not prepared, and the driver does not
+        # notice.
         self._driver.rollback()
         self._forget_call()
 
@@ -172,9 +180,9 @@ class PostgreSQLSession:
         self._leave()
 
     def _forget_call(self) -> None:
-        """Let SQLAlchemy know that the transaction has ended in which a call used it.
+        """Let SQLAlchemy know that its transaction has ended, if a call began one.
 
-        Its `rollback` rolls back whatever is open on the server, so it must wait until nothing is.
+        SQLAlchemy's `rollback` rolls back what is open on the server. So it runs only when nothing is open.
         """
         if self._connection.in_transaction() and self._driver.info.transaction_status == _IDLE:
             self._connection.rollback()
@@ -185,7 +193,7 @@ class PostgreSQLSession:
         try:
             cursor.execute(sql)
         except BaseException as error:
-            raise self._blamed(error, None) from error  # what an earlier statement has met
+            raise self._blamed(error, None) from error  # the error of an earlier statement
         self._unanswered.append((None, None, cursor, None))
 
     def _enter(self) -> None:
@@ -198,7 +206,7 @@ class PostgreSQLSession:
             self._exit.close()
 
     def _blamed(self, error: BaseException, sending: int | None) -> BaseException:
-        """The error with the work that met it: the first whose statement the server has not answered."""
+        """The error with its work: the first work that has a statement without an answer."""
         if is_transient(error):
             return error
         for owner, statement, cursor, _ in self._unanswered:
@@ -210,10 +218,10 @@ class PostgreSQLSession:
 
 
 class PostgreSQLSnapshot(PostgreSQLSession):
-    """As `PostgreSQLSession`, for reading: all that is asked sees one state of the database.
+    """As `PostgreSQLSession`, for reading: all statements see one state of the database.
 
-    One statement alone goes without a transaction. The pipeline is left with the answers, since the
-    connection goes back to others.
+    A single statement needs no transaction. The pipeline is closed when the answers are received, since
+    the connection then goes back to the pool.
     """
 
     def begin(self) -> None:
@@ -253,7 +261,7 @@ def _blamed(error: BaseException, owner: int) -> BaseException:
 
 
 class Outcome:
-    """What a work came to: its result or its error, both of them after the commit."""
+    """The outcome of a work after the commit: its result or its error."""
 
     __slots__ = ("error", "result")
 
@@ -265,8 +273,8 @@ def run_all(session: Session, works: Sequence[Work[Any]]) -> list[Outcome]:
     """Run works one after another in one transaction, and commit it.
 
     Raises:
-        GuiltyError: One of them is to blame, and there are others. Nothing of any of them is kept.
-        Exception: An error that may pass. Nobody knows whether the commit went through.
+        GuiltyError: One of several works is to blame. Nothing that any of them wrote is kept.
+        Exception: A transient error. It is unknown whether the commit went through.
     """
     if len(works) == 1:
         return [run_alone(session, works[0].at_end())]
@@ -280,7 +288,7 @@ def run_all(session: Session, works: Sequence[Work[Any]]) -> list[Outcome]:
 
 
 def _run_to_last(session: Session, steps: Steps[Any], owner: int) -> tuple[Steps[Any], Sent | None, Outcome]:
-    """Run a work until its result is known, or only the answers of its last batch are missing."""
+    """Run a work until its result is known, or until only the answers of its last batch are missing."""
     try:
         request = next(steps)
         while True:
@@ -298,20 +306,20 @@ def _run_to_last(session: Session, steps: Steps[Any], owner: int) -> tuple[Steps
     except GuiltyError:
         raise
     except BaseException as error:
-        # The work's own error. What it wrote before must not be kept.
+        # The work itself raised this. What it wrote before must not be kept.
         raise (error if is_transient(error) else GuiltyError(owner, error)) from error
 
 
 def _conclude(session: Session, steps: Steps[Any], sent: Sent) -> Outcome:
-    """The outcome of a work whose last batch is committed; it may go on in a transaction of its own."""
+    """The outcome of a work whose last batch is committed. The work may go on in its own transaction."""
     return run_alone(session, steps, lambda: steps.send(sent.answers))
 
 
 def run_alone(session: Session, steps: Steps[Any], advance: Callable[[], Request] | None = None) -> Outcome:
-    """Run one work to its end, or what is left of it, in transactions of its own.
+    """Run one work, or the rest of it, to its end, in its own transactions.
 
     Raises:
-        Exception: An error that may pass. Nobody knows whether the commit went through.
+        Exception: A transient error. It is unknown whether the commit went through.
     """
     advance = advance or steps.__next__
     is_open = False

@@ -1,19 +1,19 @@
-"""Units of work: what a transaction does, said as batches of statements.
+"""Units of work: what a transaction does, written as batches of statements.
 
-Theory of operation. A database is a network away, so what counts is how often somebody waits for it. A *work*
-is a generator that yields batches. No statement of a batch needs an answer of the same batch, so a batch is
-sent as a whole and costs one round trip. The generator is sent the answers, and yields the next batch or
-returns its result.
+Theory of operation. The database is often across a network, so the number of waits for it matters most. A
+*work* is a generator that yields batches. No statement of a batch needs an answer of the same batch, so a
+batch is sent as a whole and costs one round trip. The generator receives the answers. Then it yields the next
+batch or returns its result.
 
 - `ask` makes a batch whose answers the work needs before it can go on.
-- `last` makes a batch that is safe to commit whatever its answers say. COMMIT travels with it. What the work
-  does with the answers happens after the commit: it returns, raises, or goes on in a new transaction.
+- `last` makes a batch that is safe to commit whatever its answers are. COMMIT is sent with it. The work uses
+  the answers after the commit: it returns, raises, or goes on in a new transaction.
 - A statement of `Statement.require` must change a row. If it finds none, the transaction is undone, and
-  `RefusedError` is raised at the work's `yield`. What the work yields then begins anew.
+  `RefusedError` is raised at the work's `yield`. The next batch of the work begins a new transaction.
 
-A work may be run more than once: again after a lost connection, and again when it was undone together with
-another one. So **every work must be safe to run again**, also when the first time was committed and only the
-answer got lost. It finds its own traces to be a success.
+A work may be run more than once: after a lost connection, or after it was undone together with another work.
+So **every work must be safe to run again**, also when the first time was committed and only the answer got
+lost. A work that finds what it wrote before must count that as a success.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class Batch:
-    """Statements that are sent together. With `is_last`, they may be committed whatever they answer."""
+    """Statements that are sent together. With `is_last`, they may be committed whatever the answers are."""
 
     __slots__ = ("is_last", "statements")
 
@@ -41,7 +41,7 @@ class Batch:
 
 
 class Call:
-    """Something that a work does on the connection itself. Its answer is what `function` returns."""
+    """A function that a work calls with the connection itself. Its answer is what `function` returns."""
 
     __slots__ = ("function",)
     is_last = False
@@ -61,15 +61,15 @@ def ask(*statements: Bound) -> Batch:
 
 
 def last(*statements: Bound) -> Batch:
-    """A batch that may be committed whatever it answers."""
+    """A batch that may be committed whatever the answers are."""
     return Batch(statements, is_last=True)
 
 
 class Work(Generic[T_co]):
     """A unit of work that can be run, and run again.
 
-    In another work, ``result = yield from a_work`` makes it a part: its `last` batches are only asked there,
-    since the other one is not done yet. ``yield from a_work.at_end()`` makes it the other one's own end.
+    In another work, ``result = yield from a_work`` makes it a part. Its `last` batches are then only asked,
+    since the other work is not done yet. ``yield from a_work.at_end()`` makes it the end of the other work.
     """
 
     __slots__ = ("_begin",)
@@ -78,15 +78,16 @@ class Work(Generic[T_co]):
         self._begin = begin
 
     def at_end(self) -> Steps[T_co]:
-        """The work from its beginning. Whoever runs it, or ends with it, commits with its last batch."""
+        """The work from its beginning. The caller runs it to its end and commits with its last batch."""
         return self._begin()
 
     def __iter__(self) -> Steps[T_co]:
         return _as_part(self._begin())
 
     def on(self, connection: Connection) -> T_co:
-        """The result, each statement run on this connection now. Its transaction is the caller's affair, and
-        nothing is undone when a statement is refused.
+        """The result; each statement is run on this connection now.
+
+        The caller begins and ends the transaction. Nothing is undone when a statement is refused.
         """
         steps = self._begin()
         advance: Callable[[], Request] = steps.__next__
@@ -126,7 +127,7 @@ def _as_part(steps: Steps[T]) -> Steps[T]:
 
 
 def work(function: Callable[P, Steps[T]]) -> Callable[P, Work[T]]:
-    """Make of a generator function one whose calls can be run again.
+    """Turn a generator function into one whose calls can be run again.
 
     ```python
     @work
@@ -150,7 +151,7 @@ def as_work(task: Work[T] | Callable[[Connection], T]) -> Work[T]:
 
 @work
 def called(function: Callable[[Connection], T]) -> Steps[T]:
-    """The work of calling a function with the connection. It costs a round trip for each statement."""
+    """A work that calls a function with the connection. It costs a round trip for each statement."""
     (result,) = yield Call(function)
     return result  # type: ignore[no-any-return]
 

@@ -1,14 +1,14 @@
-"""One thread that writes for a whole process, and commits together what came together.
+"""One thread writes for a whole process, and commits many works in one transaction.
 
 Theory of operation. A commit that survives a power cut costs a wait for the disk, or for a server across the
-network. How much it holds matters little. So what is submitted while one commit is under way is run, in
-order, in the next transaction. Each caller gets its result when that transaction has been committed.
+network. The number of works in it matters little. So the works that are submitted during one commit run, in
+order, in the next transaction. Each caller gets its result when that transaction is committed.
 
-- A work that fails takes no other along. The group is undone. Then the works in front of the guilty one, the
-  guilty one, and the works behind it are run as three groups, in this order.
+- A work that fails does not make others fail. The group is undone. Then the works before the guilty one, the
+  guilty one, and the works after it are run as three groups, in this order.
 - When the database is locked, gone or restarting, the group is run again until it succeeds. The answer to a
-  COMMIT can get lost although the commit went through. So **every work must be safe to run again**, and find
-  its own traces to be a success.
+  COMMIT can get lost although the commit went through. So **every work must be safe to run again**: a work
+  that finds what it wrote before must count that as a success.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _WARN_EVERY = 10.0
 
 
 class _Job:
-    """A work, and who waits for it: a future of a thread's, or one of an event loop's."""
+    """A work and the future that waits for it. The future is a thread's, or an event loop's (`loop`)."""
 
     __slots__ = ("future", "loop", "outcome", "work")
 
@@ -62,7 +62,7 @@ class _Job:
 
     def answer(self) -> None:
         if isinstance(self.future, asyncio.Future) and self.future.done():
-            return  # whoever waited has been cancelled
+            return  # the caller was cancelled while it waited
         if self.outcome.error is None:
             self.future.set_result(self.outcome.result)
         else:
@@ -73,27 +73,32 @@ class Writer:
     """Runs writes on the thread ``pyworkflow-writer``, in the order in which they were submitted.
 
     Args:
-        database: Where to.
-        give_up_after: Seconds after which a write fails if the database stays away; None is never.
+        database: The database to write to.
+        give_up_after: Seconds after which a write fails if the database stays unreachable; None means never.
     """
 
     def __init__(self, database: Database, *, give_up_after: float | None = None) -> None:
         self._database = database
         self._give_up_after = give_up_after
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        # Protects `_closed`, `_thread` and `_queued`. A job enters the queue only under it, so none comes
+        # after the None by which `close` stops the thread.
         self._submitting = threading.Lock()
+        # Its holder alone writes: the writer's thread, or a caller of `write_here`.
         self._writing = threading.Lock()
+        # How many jobs were submitted and are not yet part of a group. `write_here` reads it without the
+        # lock: it writes in its own thread only if no job waits.
         self._queued = 0
         self._thread: threading.Thread | None = None
         self._closed = False
         self._abandoned = threading.Event()
 
     def submit(self, task: Task[T]) -> Future[T]:
-        """The future of a work's result, resolved once that is committed.
+        """The future of a work's result. It is resolved when the work is committed.
 
         The work runs on the writer's thread, perhaps more than once. A function that is called with the
-        connection must neither commit nor roll back. All must be quick: everybody waits behind them.
-        Cancelling the future before it has begun drops the work.
+        connection must neither commit nor roll back. Works must be quick, since all later ones wait for them.
+        A future that is cancelled before its work has begun drops the work.
 
         Raises:
             StorageError: The writer is closed.
@@ -110,14 +115,17 @@ class Writer:
         return await future
 
     def post(self, task: Task[T], future: asyncio.Future[T], loop: asyncio.AbstractEventLoop) -> None:
-        """As `submit`, from any thread, with the answer in a future of an event loop's.
+        """As `submit`, from any thread; the result goes to a future of the event loop `loop`.
 
-        What was committed together is answered together: one wake-up of the loop for a whole group.
+        A group that was committed together is answered together, with one wake-up of the loop.
         """
         self._enqueue(_Job(task, future, loop))
 
     def write_here(self, task: Task[T], future: asyncio.Future[T], loop: asyncio.AbstractEventLoop) -> None:
-        """As `post`, but in the calling thread when nobody else writes or waits to: one hand-over less."""
+        """As `post`, but written in the calling thread if no other write runs or waits.
+
+        This saves the hand-over to the writer's thread.
+        """
         if self._queued or self._closed or not self._writing.acquire(blocking=False):
             self.post(task, future, loop)
             return
@@ -139,7 +147,7 @@ class Writer:
             self._queue.put(job)
 
     def close(self, timeout: float | None = 10.0) -> None:
-        """Write what is queued, then stop; what is not written after `timeout` seconds fails."""
+        """Write what is queued, then stop. What is not written within `timeout` seconds fails."""
         with self._submitting:
             self._closed = True
             thread = self._thread
@@ -164,7 +172,7 @@ class Writer:
             del job, group  # A waiting writer must not keep the last results alive.
 
     def _group(self, first: _Job) -> tuple[list[_Job], bool]:
-        """What is queued by now and still wanted, and whether the writer is to stop behind it."""
+        """The queued jobs that are still wanted, and whether the writer must stop after them."""
         job: _Job | None = first
         taken, group = 0, []
         while job is not None:
@@ -195,7 +203,7 @@ class Writer:
             groups = [part for part in parts if part] + groups
 
     def _commit(self, group: list[_Job]) -> GuiltyError | None:
-        """Run a group until its outcomes are known, or one of several works is to blame."""
+        """Run a group until its outcomes are known (None), or until one of several works is to blame."""
         started = time.monotonic()
         pause, warned_at = _FIRST_PAUSE, float("-inf")
         while True:
@@ -244,7 +252,7 @@ def _answer(group: list[_Job]) -> None:
         else:
             by_loop.setdefault(job.loop, []).append(job)
     for loop, jobs in by_loop.items():
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits there
+        with contextlib.suppress(RuntimeError):  # the loop is closed, so nothing waits there
             loop.call_soon_threadsafe(_answer_all, jobs)
 
 
@@ -254,7 +262,7 @@ def _answer_all(jobs: list[_Job]) -> None:
 
 
 def translated(error: BaseException, database: Database) -> BaseException:
-    """The error as callers know it: a `StorageError` for the database's own, any other as it is."""
+    """The error as callers see it: a `StorageError` for a database's error; any other error is unchanged."""
     if not is_database_error(error):
         return error
     translation = StorageError(f"The database {database.url} refused: {summary(error)}")
