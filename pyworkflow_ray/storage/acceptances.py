@@ -139,11 +139,11 @@ def accept(new: NewRun, loads: Loads | None = None) -> Steps[Accepted]:
         # A blob can be linked only to a run that exists, so it needs its own batch.
         answers = yield (ask(*inserting) if new.blobs else last(*inserting, *looking))
         row = answers[len(inserting) - 1]
-        if loads is not None and placement is not None:
+        if loads is not None and placement is not None and choice is not None:
+            if row is not None:
+                loads.placed(placement, choice, run_record(row).coordinator)
             if looking and not new.blobs:
                 loads.saw(placement, answers[-1])
-            if row is not None:
-                loads.placed(placement, run_record(row).coordinator)
         if row is not None:
             if new.blobs:
                 yield last(*saving_blobs(new.run_id, new.blobs))

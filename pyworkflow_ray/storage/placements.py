@@ -110,6 +110,19 @@ class Placement(msgspec.Struct, frozen=True):
         return f"{self.prefix}{self.environment}-" if self.environment else self.prefix
 
 
+class _Seen:
+    """The loads of one placement's slots, by the slot's number."""
+
+    __slots__ = ("asked_at", "loads", "since")
+
+    def __init__(self, loads: list[int]) -> None:
+        self.loads = loads
+        self.asked_at = time.monotonic()
+        """When the loads were last asked for; the answer may be on its way."""
+        self.since = [0] * len(loads)
+        """What this process has placed since then. The answer does not hold it."""
+
+
 class Loads:
     """How full a database's coordinators are, as this process last saw them.
 
@@ -118,10 +131,8 @@ class Loads:
     """
 
     def __init__(self) -> None:
-        # Of each placement: when its loads were read (`time.monotonic`), and the load of each slot by the
-        # slot's number. `placed` adds this process's own runs. More than _MOST_PLACEMENTS are not kept: then
-        # all are forgotten.
-        self._seen: dict[Placement, tuple[float, list[int]]] = {}
+        # More than _MOST_PLACEMENTS are not kept: then all are forgotten.
+        self._seen: dict[Placement, _Seen] = {}
 
     def knows(self, placement: Placement) -> bool:
         """Whether the placement's loads were read, so that `choice` can be called."""
@@ -129,9 +140,11 @@ class Loads:
 
     def looking(self, placement: Placement) -> list[Bound]:
         """The query that reads the loads again, if that is due; its answer is for `saw`."""
-        seen_at, _ = self._seen.get(placement, (float("-inf"), []))
-        if time.monotonic() - seen_at < _KNOWN_FOR:
-            return []
+        seen = self._seen.get(placement)
+        if seen is not None:
+            if time.monotonic() - seen.asked_at < _KNOWN_FOR:
+                return []
+            seen.asked_at, seen.since = time.monotonic(), [0] * len(seen.loads)
         slots = max(1, placement.slots)
         return [_LOADS.find_all(prefix=placement.full_prefix, slots=slots, cap=_MOST_COUNTED)]
 
@@ -139,25 +152,34 @@ class Loads:
         """Remember the loads, from the answer to `looking`."""
         if len(self._seen) > _MOST_PLACEMENTS:
             self._seen.clear()
-        self._seen[placement] = time.monotonic(), [load for _, load in sorted(rows)]
+        loads = [load for _, load in sorted(rows)]
+        seen = self._seen.setdefault(placement, _Seen(loads))
+        seen.loads = [load + more for load, more in zip(loads, seen.since, strict=True)]
 
     def choice(self, placement: Placement) -> dict[str, Any]:
-        """The parameters of `CHOSEN_COORDINATOR`.
+        """The parameters of `CHOSEN_COORDINATOR` for one more run.
 
         The fallback is the least full slot. Fullness is counted in packs of `PACK` runs. If several slots are
-        equally full, the lowest of them is taken.
+        equally full, the lowest of them is taken. The run counts there from now on: the next choice may come
+        before the answer to this one.
         """
-        _, loads = self._seen[placement]
-        slot = min(range(len(loads)), key=lambda each: (_fullness(loads[each]), each))
+        seen = self._seen[placement]
+        slot = min(range(len(seen.loads)), key=lambda each: (_fullness(seen.loads[each]), each))
+        seen.loads[slot] += 1
+        seen.since[slot] += 1
         prefix = placement.full_prefix
-        return {"prefix": prefix, "slots": len(loads), "fallback": f"{prefix}{slot}"}
+        return {"prefix": prefix, "slots": len(seen.loads), "fallback": f"{prefix}{slot}"}
 
-    def placed(self, placement: Placement, coordinator: str | None) -> None:
-        """Add a run that was placed to its slot's load."""
-        number = (coordinator or "").removeprefix(placement.full_prefix)
-        _, loads = self._seen[placement]
-        if number.isdecimal() and int(number) < len(loads):
-            loads[int(number)] += 1
+    def placed(self, placement: Placement, choice: dict[str, Any], coordinator: str | None) -> None:
+        """Count a run at the slot that it got, if that is not the fallback of its choice."""
+        seen = self._seen.get(placement)
+        if seen is None or coordinator == choice["fallback"]:
+            return
+        for name, count in ((choice["fallback"], -1), (coordinator or "", 1)):
+            number = name.removeprefix(placement.full_prefix)
+            if number.isdecimal() and int(number) < len(seen.loads):
+                seen.loads[int(number)] = max(0, seen.loads[int(number)] + count)
+                seen.since[int(number)] += count
 
 
 def _fullness(load: int) -> int:
@@ -213,7 +235,6 @@ def _placed(
     for run_id in wanted:
         choice = loads.choice(placement)
         places.append(_PLACE.find(run_id=run_id, grace=GRACE, **choice))
-        loads.placed(placement, choice["fallback"])
     holders = [_COORDINATOR.find(run_id=run_id) for run_id in wanted] if asks_holders else []
     answers = yield last(*places, *holders, *looking)
     if looking:

@@ -175,9 +175,24 @@ def test_a_placed_run_can_be_born_held_by_its_coordinator(storage: Storage) -> N
     assert after.position == 1
 
 
-def test_runs_take_the_lowest_empty_slot_then_the_lowest_that_is_not_full(storage: Storage) -> None:
+@pytest.fixture(params=["asked for each time", "remembered"])
+def loads(request: pytest.FixtureRequest, storage: Storage) -> placements.Loads | None:
+    """What a process knows of the coordinators' loads."""
+    return storage.loads if request.param == "remembered" else None
+
+
+def test_runs_take_the_lowest_empty_slot_then_the_lowest_that_is_not_full(
+    storage: Storage, loads: placements.Loads | None
+) -> None:
     placement = Placement(slots=3)
-    names = [accepted(storage, f"run_{number}", placement=placement).coordinator for number in range(4)]
+
+    def coordinator_of(run_id: str) -> str | None:
+        found: str | None = write(
+            storage, accept, new_run(run_id, placement=placement), loads
+        ).run.coordinator
+        return found
+
+    names = [coordinator_of(f"run_{number}") for number in range(4)]
     assert names == ["coordinator-0", "coordinator-1", "coordinator-2", "coordinator-0"]
 
     for number in (1, 2):
@@ -185,20 +200,20 @@ def test_runs_take_the_lowest_empty_slot_then_the_lowest_that_is_not_full(storag
         status = RunStatus.COMPLETED if number == 1 else RunStatus.SUSPENDED
         appended(storage, run, changes={"status": status}, release=True)
 
-    assert accepted(storage, "run_5", placement=placement).coordinator == "coordinator-1"
-    assert accepted(storage, "run_6", placement=placement).coordinator == "coordinator-2"
-    assert accepted(storage, "run_7", placement=placement).coordinator == "coordinator-0"
+    assert coordinator_of("run_5") == "coordinator-1"
+    assert coordinator_of("run_6") == "coordinator-2"
+    assert coordinator_of("run_7") == "coordinator-0"
 
 
 def test_a_burst_of_runs_fills_one_slot_after_another(
-    storage: Storage, monkeypatch: pytest.MonkeyPatch
+    storage: Storage, loads: placements.Loads | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(placements, "PACK", 30)
     placement = Placement(slots=4)
     names = []
     for start in (0, 50):  # Two transactions and more: what the first placed counts in the next.
         futures = [
-            storage.submit(accept(new_run(f"run_{number}", placement=placement)))
+            storage.submit(accept(new_run(f"run_{number}", placement=placement), loads))
             for number in range(start, start + 50)
         ]
         names += [future.result(timeout=30).run.coordinator for future in futures]
@@ -222,3 +237,31 @@ def test_environments_do_not_share_coordinators(storage: Storage) -> None:
         "coordinator-e2-0",
         "coordinator-0",
     ]
+
+
+def test_runs_that_follow_one_another_stay_at_the_first_slot(storage: Storage) -> None:
+    """What a process remembers of the loads is older than the end of its own last run."""
+    placement = Placement(slots=3)
+    for number in range(5):
+        run = write(storage, accept, new_run(f"run_{number}", placement=placement), storage.loads).run
+        assert run.coordinator == "coordinator-0"
+        held = claimed(storage, run.run_id)
+        appended(storage, held, changes={"status": RunStatus.COMPLETED}, release=True)
+
+
+def test_what_a_process_remembers_of_loads_is_read_again_after_a_while(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process has filled the first slots since this one looked."""
+    monkeypatch.setattr(placements, "PACK", 2)
+    placement = Placement(slots=2)
+    names = []
+    for number in range(2):  # the slots are busy from here on
+        write(storage, accept, new_run(f"first_{number}", placement=placement), storage.loads)
+    for number in range(3):
+        accepted(storage, f"other_{number}", coordinator="coordinator-0")
+    monkeypatch.setattr(placements, "_KNOWN_FOR", 0.0)
+    for number in range(2):  # the first one brings what the second goes by
+        new = new_run(f"last_{number}", placement=placement)
+        names.append(write(storage, accept, new, storage.loads).run.coordinator)
+    assert names[-1] == "coordinator-1"
