@@ -159,8 +159,8 @@ async def renew(storage: Storage, runs: Sequence[History]) -> None:
 async def place_woken(storage: Storage, run_id: str) -> None:
     """Find a coordinator for a suspended run, as the process that wakes it does."""
     told: list[str] = []
-    waker = Nudger(_engine(storage), lambda name, environment, run_ids: told.extend(run_ids))
-    await waker.wake(storage, [SimpleNamespace(run_id=run_id, coordinator=None, environment="")])
+    nudger = Nudger(_engine(storage), lambda group: told.extend(group.run_ids))
+    await nudger.nudge(storage, [SimpleNamespace(run_id=run_id, coordinator=None, environment="")])
     assert told == [run_id]
 
 
@@ -224,7 +224,7 @@ async def answer_hooks(registry: HookRegistry, tokens: Sequence[str], payload: b
 
 def timer(storage: Storage, told: Callable[[list[str]], None]) -> Timer:
     """A timer in this process, which calls `told` with the runs to wake."""
-    return Timer(_engine(storage), lambda name, environment, run_ids: told(run_ids), lambda environment: None)
+    return Timer(_engine(storage), lambda group: told(group.run_ids), lambda environment: None)
 
 
 # --- replay -------------------------------------------------------------------------------------------
