@@ -31,7 +31,9 @@ async def in_task_async(number: int) -> tuple[int, str, int]:
 
 
 @pr.workflow
-async def many(count: int, size: int, bound: int | None = None, is_async: bool = False) -> list[Any]:
+async def many_in_batches(
+    count: int, size: int, bound: int | None = None, is_async: bool = False
+) -> list[Any]:
     step: Any = in_task_async if is_async else in_task
     return list(await step.map(range(count), batch_size=size, max_in_flight=bound))
 
@@ -45,7 +47,7 @@ def outcomes(run: pr.RunHandle[Any], kind: str = "step.completed") -> dict[str, 
 
 @pytest.mark.parametrize("is_async", [False, True])
 def test_steps_share_tasks_and_each_has_its_outcome(shared_engine: EngineUnderTest, is_async: bool) -> None:
-    run = pr.start_sync(many, 70, 32, None, is_async)
+    run = pr.start_sync(many_in_batches, 70, 32, None, is_async)
     results = run.wait(timeout=60)
     assert [number for number, _, _ in results] == list(range(70))
     sizes = Counter(task for _, task, _ in results)
@@ -56,7 +58,7 @@ def test_steps_share_tasks_and_each_has_its_outcome(shared_engine: EngineUnderTe
 
 
 def test_a_bound_counts_attempts_and_not_tasks(shared_engine: EngineUnderTest) -> None:
-    results = pr.start_sync(many, 40, 32, 10).wait(timeout=60)
+    results = pr.start_sync(many_in_batches, 40, 32, 10).wait(timeout=60)
     assert [number for number, _, _ in results] == list(range(40))
     assert max(Counter(task for _, task, _ in results).values()) <= 10
 
@@ -169,7 +171,7 @@ def test_a_cancelled_run_begins_no_more_of_a_batch(shared_engine: EngineUnderTes
     assert asyncio.run(run.cancel("enough"))
     eventually(lambda: run.status_sync() is pr.RunStatus.CANCELLED)
     eventually((tmp_path / "ended 0").exists)
-    pr.start_sync(many, 20, 5).wait(timeout=60)  # the worker is free again
+    pr.start_sync(many_in_batches, 20, 5).wait(timeout=60)  # the worker is free again
     assert sorted(path.name for path in tmp_path.iterdir()) == ["began 0", "ended 0"]
 
 
@@ -200,7 +202,7 @@ def test_the_first_error_withdraws_what_has_not_begun(shared_engine: EngineUnder
     run = pr.start_sync(stops_at_an_error, str(tmp_path))
     assert run.wait(timeout=60) == "no more"
     eventually((tmp_path / "ended 2").exists)
-    pr.start_sync(many, 20, 5).wait(timeout=60)
+    pr.start_sync(many_in_batches, 20, 5).wait(timeout=60)
     assert len(list(tmp_path.glob("began *"))) == 3
 
 
