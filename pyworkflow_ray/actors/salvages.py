@@ -28,6 +28,8 @@ async def salvage(batch_id: str, node: str | None) -> list[Answer]:
 def _salvage(batch_id: str, node: str | None) -> list[Answer]:
     import ray
 
+    if not ray.is_initialized():  # to ask Ray for the node would start a cluster
+        return take_spooled(batch_id)
     here = str(ray.get_runtime_context().get_node_id())
     found: list[Answer] = []
     if node in (None, here):
