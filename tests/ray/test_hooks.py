@@ -182,10 +182,14 @@ async def test_of_a_burst_in_which_the_registry_is_killed_each_payload_counts_on
     runs = await asyncio.gather(*(pr.start(awaits_payload, token) for token in tokens))
     await wait_for_hooks(len(tokens), runs)
     pid = await asyncio.to_thread(living, shared_engine, "hook-registry")
-    deliveries = [asyncio.create_task(pr.resume_hook(token, token)) for token in tokens]
+    deliveries = [asyncio.create_task(pr.resume_hook(token, token)) for token in tokens[:MOST_IN_CALL]]
     await asyncio.wait(deliveries, return_when=asyncio.FIRST_COMPLETED)
+    under_way = [asyncio.create_task(pr.resume_hook(token, token)) for token in tokens[MOST_IN_CALL:]]
+    for _ in range(3):
+        await asyncio.sleep(0)  # they are sent, and no answer comes in so short a time
     kill_all([pid])
-    assert not all(each.done() for each in deliveries)
+    assert not any(each.done() for each in under_way)
+    deliveries += under_way
     given = await asyncio.gather(*deliveries)
     assert [each.run_id for each in given] == runs
     assert await asyncio.gather(*runs) == tokens
