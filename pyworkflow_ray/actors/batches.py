@@ -158,6 +158,8 @@ class BatchRun:
         """Hand outcomes over; whether somebody waits for the batch."""
         import ray
 
+        if not ray.is_initialized():  # the cluster has gone; to look for an actor would start another one
+            raise ConnectionError("This process has no Ray cluster.")
         attempt = self._batch.attempts[0]
         coordinator: Any = ray.get_actor(attempt.coordinator, namespace=attempt.namespace)
         call: Any = coordinator.take_answers.remote(self._batch.batch_id, self._node, answers)
