@@ -139,15 +139,16 @@ def accept(new: NewRun, loads: Loads | None = None) -> Steps[Accepted]:
         # A blob can be linked only to a run that exists, so it needs its own batch.
         answers = yield (ask(*inserting) if new.blobs else last(*inserting, *looking))
         row = answers[len(inserting) - 1]
+        run = None if row is None else run_record(row)
         if loads is not None and placement is not None and choice is not None:
-            if row is not None:
-                loads.placed(placement, choice, run_record(row).coordinator)
+            if run is not None:
+                loads.placed(placement, choice, run.coordinator)
             if looking and not new.blobs:
                 loads.saw(placement, answers[-1])
-        if row is not None:
+        if run is not None:
             if new.blobs:
                 yield last(*saving_blobs(new.run_id, new.blobs))
-            return Accepted(run_record(row), is_new=True)
+            return Accepted(run, is_new=True)
         existing = yield from _existing(new).at_end()
         if existing is not None:
             return existing
