@@ -26,6 +26,10 @@ _MOST_COUNTED = 4 * PACK
 
 _KNOWN_FOR = 1.0
 """Seconds after which the loads are read again."""
+_BURST_PAUSE = 0.1
+"""Seconds after which the next placement of this process begins a new burst."""
+_BURST_SEARCHES = 32
+"""How many runs of a burst look for a free slot."""
 _MOST_PLACEMENTS = 100
 
 _SLOTS = """
@@ -48,7 +52,7 @@ _LOADS = Statement(f"""
 CHOSEN_COORDINATOR = f"""COALESCE((
     {_SLOTS}
     SELECT CAST(:prefix AS TEXT) || CAST(slot AS TEXT) FROM slots
-    WHERE (
+    WHERE CAST(:searches AS INTEGER) = 1 AND (
         SELECT 1 FROM runs AS other
         WHERE other.coordinator = CAST(:prefix AS TEXT) || CAST(slot AS TEXT) AND {IS_LIVE}
         LIMIT 1
@@ -113,10 +117,14 @@ class Placement(msgspec.Struct, frozen=True):
 class _Seen:
     """The loads of one placement's slots, by the slot's number."""
 
-    __slots__ = ("asked_at", "loads", "since")
+    __slots__ = ("asked_at", "burst", "chosen_at", "loads", "since")
 
     def __init__(self, loads: list[int]) -> None:
         self.loads = loads
+        self.burst = 0
+        """How many runs of the present burst this process has placed."""
+        self.chosen_at = float("-inf")
+        """When it has placed the last one."""
         self.asked_at = time.monotonic()
         """When the loads were last asked for; the answer may be on its way."""
         self.since = [0] * len(loads)
@@ -162,13 +170,23 @@ class Loads:
         The fallback is the least full slot. Fullness is counted in packs of `PACK` runs. If several slots are
         equally full, the lowest of them is taken. The run counts there from now on: the next choice may come
         before the answer to this one.
+
+        The first runs of a burst look for free slots, and the others are packed. Short runs of a burst end
+        while it goes on. If the others took the slots that these leave, the burst would be spread over all
+        slots in small shares.
         """
         seen = self._seen[placement]
-        slot = min(range(len(seen.loads)), key=lambda each: (_fullness(seen.loads[each]), each))
+        slots, now = len(seen.loads), time.monotonic()
+        seen.burst = seen.burst + 1 if now - seen.chosen_at < _BURST_PAUSE else 1
+        seen.chosen_at = now
+        searches = seen.burst <= _BURST_SEARCHES
+        full = _fullness if searches else _packs
+        slot = min(range(slots), key=lambda each: (full(seen.loads[each]), each))
         seen.loads[slot] += 1
         seen.since[slot] += 1
         prefix = placement.full_prefix
-        return {"prefix": prefix, "slots": len(seen.loads), "fallback": f"{prefix}{slot}"}
+        fallback = f"{prefix}{slot}"
+        return {"prefix": prefix, "slots": slots, "searches": int(searches), "fallback": fallback}
 
     def placed(self, placement: Placement, choice: dict[str, Any], coordinator: str | None) -> None:
         """Count a run at the slot that it got, if that is not the fallback of its choice."""
@@ -183,7 +201,11 @@ class Loads:
 
 
 def _fullness(load: int) -> int:
-    return 0 if load == 0 else 1 + load // PACK
+    return 0 if load == 0 else 1 + _packs(load)
+
+
+def _packs(load: int) -> int:
+    return load // PACK
 
 
 @work

@@ -129,10 +129,13 @@ class Writer:
         if self._queued or self._closed or not self._writing.acquire(blocking=False):
             self.post(task, future, loop)
             return
+        job = _Job(task, future, loop)
         try:
-            self._write([_Job(task, future, loop)])
+            self._write([job])
         finally:
             self._writing.release()
+        # Not before the release: whoever hears the answer writes again, and would find the lock taken.
+        _answer([job])
 
     def _enqueue(self, job: _Job) -> None:
         with self._submitting:
@@ -169,6 +172,7 @@ class Writer:
                 group, is_last = self._group(job)
                 if group:
                     self._write(group)
+            _answer(group)
             del job, group  # A waiting writer must not keep the last results alive.
 
     def _group(self, first: _Job) -> tuple[list[_Job], bool]:
@@ -190,12 +194,12 @@ class Writer:
         return group, job is None
 
     def _write(self, group: list[_Job]) -> None:
+        """Run a group until the outcome of each of its jobs is known."""
         groups = [group]
         while groups:
             jobs = groups.pop(0)
             blamed = self._commit(jobs)
             if blamed is None:
-                _answer(jobs)
                 continue
             parts = [[job] for job in jobs]
             if blamed.owner is not None:

@@ -222,6 +222,27 @@ def test_a_burst_of_runs_fills_one_slot_after_another(
     assert [names.count(f"coordinator-{slot}") for slot in range(4)] == [30, 30, 30, 10]
 
 
+def test_a_burst_does_not_take_the_slots_that_its_first_runs_leave(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placements, "_BURST_SEARCHES", 5)
+    monkeypatch.setattr(placements, "_BURST_PAUSE", 60.0)
+    placement = Placement(slots=3)
+    names = []
+    for number in range(9):
+        run = write(storage, accept, new_run(f"run_{number}", placement=placement), storage.loads).run
+        names.append(run.coordinator)
+        if run.coordinator != "coordinator-0":  # a short one: it ends at once
+            held = claimed(storage, run.run_id)
+            appended(storage, held, changes={"status": RunStatus.COMPLETED}, release=True)
+    assert names[:5] == ["coordinator-0", *["coordinator-1"] * 4]
+    assert set(names[5:]) == {"coordinator-0"}
+
+    monkeypatch.setattr(placements, "_BURST_PAUSE", 0.0)  # the next run is no part of it
+    after = write(storage, accept, new_run("after", placement=placement), storage.loads).run
+    assert after.coordinator == "coordinator-1"
+
+
 def test_full_slots_share_what_comes(storage: Storage) -> None:
     placement = Placement(slots=1000)  # So many that each is counted to two only.
     futures = [storage.submit(accept(new_run(f"run_{number}", placement=placement))) for number in range(20)]
