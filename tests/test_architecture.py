@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -143,6 +144,13 @@ def test_a_file_can_be_read_in_one_sitting() -> None:
     lengths = {str(path.relative_to(PACKAGE)): len(path.read_text().splitlines()) for _, path in sources()}
     long = {path: count for path, count in lengths.items() if count > MAX_LINES}
     assert not long
+
+
+def test_architecture_md_says_what_every_module_is() -> None:
+    text = (PACKAGE.parent / "ARCHITECTURE.md").read_text()
+    modules = {path.stem for path in PACKAGE.rglob("*.py")} - {"__init__", "__main__"}
+    missing = {name for name in modules if not re.search(rf"`(\w+/)*{name}(\.py)?`", text)}
+    assert not missing, "add them to the tables under 'Every module'"
 
 
 def test_the_root_links_lead_into_the_package() -> None:
