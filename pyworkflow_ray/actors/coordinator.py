@@ -197,7 +197,9 @@ class Coordinator:
                 self.show(drive)
         if self._drives:
             self._idle_since = now
-        elif now - self._idle_since > self.settings.coordinator_ttl.total_seconds():
+            return
+        self.tidy()
+        if now - self._idle_since > self.settings.coordinator_ttl.total_seconds():
             self.leave()
             self._idle_since = now
 
@@ -217,6 +219,9 @@ class Coordinator:
 
     def show(self, drive: Drive) -> None:
         """Called each second for each run that has been here for `VISIBLE_AFTER`."""
+
+    def tidy(self) -> None:
+        """Called each second while no run is here."""
 
     def leave(self) -> None:
         """Called when there has been nothing to do for `coordinator_ttl`."""

@@ -29,6 +29,8 @@ from pyworkflow_ray.exceptions import StorageError
 
 COLLECT_AFTER = 50_000
 """New containers after which an actor's process collects garbage; Python's own figure is 700."""
+TIDY_AFTER = 1_000
+"""The same, for a coordinator that has nothing to do."""
 MOST_SHOWN = 100
 """Runs of one coordinator that show in Ray's dashboard at once; each costs a call."""
 
@@ -110,6 +112,10 @@ class CoordinatorActor(Coordinator):
         if task is not None:
             await asyncio.wait([task])
         self._shown.discard(run_id)
+
+    def tidy(self) -> None:
+        if gc.get_count()[0] > TIDY_AFTER:
+            gc.collect()
 
     def leave(self) -> None:
         self._me().exit.remote()
