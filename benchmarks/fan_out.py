@@ -9,7 +9,7 @@ from clusters import EngineSettings, start_ray
 from distances import near_and_far
 from floors import make_floor
 from measurements import Line, Setting, compared, in_turns, progress
-from workloads import ARGUMENT, all_at_once, in_batches
+from workloads import ARGUMENT, all_at_once, in_batches, lengths_in_batches
 
 AT_LEAST = 0.90
 AT_LEAST_IN_BATCHES = 2
@@ -54,24 +54,29 @@ async def measure(setting: Setting) -> list[Line]:
 
 
 async def _in_batches(setting: Setting, floor: Any) -> list[Line]:
-    """Steps of a millisecond, many in one Ray task, compared with as many bare tasks."""
+    """Steps of a millisecond, and steps that take no time, many in one Ray task; as many bare tasks."""
     from pyworkflow_ray import start
 
     count = 1_000 if setting.quick else 10_000
-    name = f"{count:,} remote steps of 1 ms at once, batch_size={BATCH}"
-    expected = sum(range(count))
+    lines = []
+    for what, workflow, task, expected, bar in (
+        ("of 1 ms", in_batches, floor.pauses_at_once, sum(range(count)), AT_LEAST_IN_BATCHES),
+        ("that take no time", lengths_in_batches, floor.lengths_at_once, count * len(ARGUMENT), None),
+    ):
 
-    async def ours() -> float:
-        started = time.perf_counter()
-        total = await (await start(in_batches, count, BATCH))
-        elapsed = time.perf_counter() - started
-        assert total == expected
-        return count / elapsed
+        async def ours(workflow: Any = workflow, expected: int = expected) -> float:
+            started = time.perf_counter()
+            total = await (await start(workflow, count, BATCH))
+            elapsed = time.perf_counter() - started
+            assert total == expected
+            return count / elapsed
 
-    async def bare() -> float:
-        elapsed, total = await floor.pauses_at_once.remote(count)
-        assert total == expected
-        return count / float(elapsed)
+        async def bare(task: Any = task, expected: int = expected) -> float:
+            elapsed, total = await task.remote(count)
+            assert total == expected
+            return count / float(elapsed)
 
-    reached = await in_turns(3, {"pyworkflow_ray": ours, "bare tasks": bare})
-    return [compared(name, "steps/s", reached, "pyworkflow_ray", "bare tasks", at_least=AT_LEAST_IN_BATCHES)]
+        reached = await in_turns(3, {"pyworkflow_ray": ours, "bare tasks": bare})
+        name = f"{count:,} remote steps {what} at once, batch_size={BATCH}"
+        lines.append(compared(name, "steps/s", reached, "pyworkflow_ray", "bare tasks", at_least=bar))
+    return lines

@@ -51,6 +51,10 @@ def make_floor(namespace: str) -> Any:
             results = await asyncio.gather(*(self._task.remote(text) for _ in range(count)))
             return time.perf_counter() - started, sum(results)
 
+        async def lengths_at_once(self, count: int) -> tuple[float, int]:
+            """As `all_at_once`, with the steps' argument."""
+            return await self.all_at_once(count, ARGUMENT)
+
         async def pauses_at_once(self, count: int) -> tuple[float, int]:
             """As `all_at_once`, with tasks that take a millisecond and return their numbers."""
             started = time.perf_counter()

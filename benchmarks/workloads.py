@@ -64,6 +64,12 @@ async def in_batches(count: int, size: int) -> int:
 
 
 @workflow
+async def lengths_in_batches(count: int, size: int) -> int:
+    """The sum of `count` remote steps' results, in batches of `size` steps that take no time."""
+    return sum(await remote_length.map([ARGUMENT] * count, batch_size=size))
+
+
+@workflow
 async def counting(count: int) -> int:
     """`count`, computed by so many local steps."""
     total = 0
