@@ -134,12 +134,13 @@ class PostgreSQLSession:
     def send(self, batch: Batch, owner: int) -> Sent:
         self._enter()
         sent = Sent()
-        try:
-            for statement in batch.statements:
-                self._unanswered.append((owner, statement, statement.queue(self._driver), sent))
-        except BaseException as error:
-            # The driver may raise here the error of an earlier statement on the server.
-            raise self._blamed(error, owner) from error
+        for statement in batch.statements:
+            try:
+                cursor = statement.queue(self._driver)
+            except BaseException as error:
+                # The error of an earlier statement, or of this one, if the server was quick to answer.
+                raise self._blamed(error, owner, statement) from error
+            self._unanswered.append((owner, statement, cursor, sent))
         return sent
 
     def call(self, function: Callable[[Connection], Any], owner: int) -> Any:
@@ -156,7 +157,7 @@ class PostgreSQLSession:
         try:
             self._answer_all()
         except BaseException as error:
-            raise self._blamed(error, None) from error
+            raise self._blamed(error) from error
         unanswered, self._unanswered = self._unanswered, []
         for _, statement, cursor, sent in unanswered:
             if statement is not None and sent is not None:
@@ -193,7 +194,7 @@ class PostgreSQLSession:
         try:
             cursor.execute(sql)
         except BaseException as error:
-            raise self._blamed(error, None) from error  # the error of an earlier statement
+            raise self._blamed(error) from error  # the error of an earlier statement
         self._unanswered.append((None, None, cursor, None))
 
     def _enter(self) -> None:
@@ -205,16 +206,23 @@ class PostgreSQLSession:
             self._pipeline = None
             self._exit.close()
 
-    def _blamed(self, error: BaseException, sending: int | None) -> BaseException:
-        """The error with its work: the first work that has a statement without an answer."""
+    def _blamed(
+        self, error: BaseException, owner: int | None = None, statement: Bound | None = None
+    ) -> BaseException:
+        """The error with its work: the first work that has a statement without an answer.
+
+        Args:
+            owner, statement: What is just being sent. It is to blame if all others are answered.
+        """
         if is_transient(error):
             return error
-        for owner, statement, cursor, _ in self._unanswered:
+        for sender, sent, cursor, _ in self._unanswered:
             if cursor is not None and cursor.pgresult is None and cursor.statusmessage is None:
-                if statement is not None and statement.kind == "require" and is_refusal(error):
-                    return GuiltyError(owner, RefusedError())
-                return GuiltyError(owner, error)
-        return GuiltyError(sending, error)
+                owner, statement = sender, sent
+                break
+        if statement is not None and statement.kind == "require" and is_refusal(error):
+            return GuiltyError(owner, RefusedError())
+        return GuiltyError(owner, error)
 
 
 class PostgreSQLSnapshot(PostgreSQLSession):

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy.engine import Connection
 
@@ -109,6 +110,31 @@ def test_a_refusal_in_a_group_harms_no_other_work(storage: Storage) -> None:
         ]
     assert [future.result(30) for future in futures] == [1, "refused at 1", 1, "moved", "2"]
     assert seen == ["refused"]
+
+
+def test_a_refusal_is_one_when_the_server_answers_during_the_sending(
+    open_storage: Callable[..., Storage], postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine the driver may find the answer to a statement before it has done with sending it."""
+    execute = psycopg.Cursor.execute
+
+    def slow(cursor: Any, *args: Any, **kwargs: Any) -> Any:
+        execute(cursor, *args, **kwargs)
+        pipeline = cursor.connection._pipeline
+        if pipeline is not None:
+            cursor.connection.wait(pipeline._fetch_gen(flush=True))
+        return cursor
+
+    storage = open_storage(postgresql_url)
+    done(storage, put("k", "1"))
+    monkeypatch.setattr(psycopg.Cursor, "execute", slow)
+    assert done(storage, move("k", "9", "10")) == "refused at 1"
+    with one_group(storage):
+        futures = [
+            storage.submit(each)
+            for each in (put("a", "1"), move("k", "9", "10"), put("b", "1"), move("k", "1", "2"))
+        ]
+    assert [future.result(30) for future in futures] == [1, "refused at 1", 1, "moved"]
 
 
 def test_many_guilty_works_of_a_group_are_each_alone(storage: Storage) -> None:
