@@ -244,10 +244,14 @@ class Drive:
         if run.attributes is not None:
             execution.attributes.update(codec.decode(run.attributes))  # what it was started with
         self._execution = execution
-        if self._history.position == 0 and (run.durable or run.started_at is None):
-            await self._start()
-        else:
+        if self._has_begun():
             await self._reopen(execution)
+        else:
+            await self._start()
+
+    def _has_begun(self) -> bool:
+        """Whether the run's start is committed."""
+        return self._history.position > 0 or not (self.run.durable or self.run.started_at is None)
 
     async def _start(self) -> None:
         """Run the code from its beginning, once its time has come."""
@@ -257,7 +261,7 @@ class Drive:
         was_sent_more = False
         while True:
             if self._has_unread:
-                if await self._is_cancelled_at_once(started):
+                if await self._is_cancelled_at_once():
                     return
                 was_sent_more = True
             if not self._is_early():
@@ -303,12 +307,13 @@ class Drive:
             for hook_id, holder in conflicts.items():
                 self._found(refusal(hook_id, holder))
 
-    async def _is_cancelled_at_once(self, *started: WorkflowStarted) -> bool:
+    async def _is_cancelled_at_once(self) -> bool:
         """Whether a run that has run no code, or can run none, was asked to cancel; it ends here then."""
         _, events = decoded_inbox(self.run_id, await self._read_inbox())
         request = next((event for event in events if isinstance(event, CancellationRequested)), None)
         if request is None:
             return False
+        started = [] if self._has_begun() else [started_event(self.run)]
         outgoing = [] if started else await requests_to_children(self._services, self.run_id)
         await self._turn(self._deciding(lambda turn: end_cancelled(turn, request, outgoing, *started)))
         return True

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import assert_never
 
+import msgspec
 from msgspec import Raw
 
 from pyworkflow_ray.actors.activations import Activation, blob_links
@@ -194,8 +195,15 @@ def end_failed(turn: Turn, error: WorkflowError, *before: Event) -> None:
     if turn.has_code:
         turn.execution.children.close()
         turn.activation.commands.extend(turn.execution.take_commands())
-    for event in (*before, WorkflowFailed(**failure_fields(capture(error)))):
+    for event in (*map(_unseen, before), WorkflowFailed(**failure_fields(capture(error)))):
         turn.record(event, turn.now)
+
+
+def _unseen(event: Event) -> Event:
+    """The event as the history has it whose code is not asked. A replay does not ask it either."""
+    if isinstance(event, WorkflowStarted | CancellationRequested):
+        return msgspec.structs.replace(event, is_unseen=True)
+    return event
 
 
 def end_cancelled(
@@ -208,5 +216,5 @@ def end_cancelled(
         before: Events that the history lacks.
     """
     turn.activation.outgoing.extend(outgoing)
-    for event in (*before, request, WorkflowCancelled(reason=request.reason)):
+    for event in (*map(_unseen, (*before, request)), WorkflowCancelled(reason=request.reason)):
         turn.record(event, turn.now)

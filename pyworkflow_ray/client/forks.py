@@ -20,6 +20,7 @@ from pyworkflow_ray.client.sessions import Session, session
 from pyworkflow_ray.client.starts import hand_over
 from pyworkflow_ray.engine.events import (
     ENDINGS,
+    CancellationRequested,
     ChildCancelled,
     ChildCompleted,
     ChildFailed,
@@ -125,7 +126,7 @@ def _kept(run_id: str, events: list[Event], from_step: str | None, from_position
     """How many events a fork keeps."""
     if from_step is not None and from_position is not None:
         raise ValueError("from_step and from_position both say where to cut: give one of them.")
-    end = next((place for place, event in enumerate(events) if isinstance(event, ENDINGS)), len(events))
+    end = next((place for place, event in enumerate(events) if _is_of_end(event)), len(events))
     kept = _position_of(run_id, events, from_step) if from_position is None else from_position
     if not 1 <= kept <= end:
         raise WorkflowError(f"A fork of run {run_id!r} can keep 1 to {end} events, and not {kept}.")
@@ -139,6 +140,11 @@ def _kept(run_id: str, events: list[Event], from_step: str | None, from_position
             "way there, and belongs to the run that started it. Cut before its start or after its end."
         )
     return kept
+
+
+def _is_of_end(event: Event) -> bool:
+    """Whether the run ends with this event, or with a request that its code has not seen."""
+    return isinstance(event, ENDINGS) or (isinstance(event, CancellationRequested) and event.is_unseen)
 
 
 def _position_of(run_id: str, events: list[Event], step_id: str | None) -> int:
@@ -157,7 +163,9 @@ def _position_of(run_id: str, events: list[Event], step_id: str | None) -> int:
 def _copied(event: Event, run_id: str, now: datetime) -> Event:
     match event:
         case WorkflowStarted():
-            return msgspec.structs.replace(event, seed=event.seed or run_id, counted_from=now)
+            return msgspec.structs.replace(
+                event, seed=event.seed or run_id, counted_from=now, is_unseen=False
+            )
         case HookCreated():
             return msgspec.structs.replace(event, token=new_token())
         case _:

@@ -96,6 +96,8 @@ class WorkflowStarted(EventBase, frozen=True, kw_only=True):
     """The seed of the run's random source. Empty means the run's id. A fork keeps the seed of its origin."""
     counted_from: datetime | None = None
     """When `max_duration` begins to count. None means the run's start. A fork counts from the fork."""
+    is_unseen: bool = False
+    """Whether none of the code has run: the run was ended before."""
 
 
 class WorkflowInterrupted(EventBase, frozen=True, kw_only=True):
@@ -188,6 +190,8 @@ class CancellationRequested(EventBase, frozen=True, kw_only=True):
 
     reason: str = ""
     requested_by: str = ""
+    is_unseen: bool = False
+    """Whether the code has not seen it, nor anything after it: the run was ended without its code."""
 
 
 MAX_DURATION = "max_duration"

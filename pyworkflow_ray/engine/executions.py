@@ -108,6 +108,8 @@ class Execution:
         self._code: Any = None
         self._is_closed = False
         """Whether the code has ended. Nothing of it runs after that."""
+        self._is_ended_without_code = False
+        """Whether the history says that the code sees nothing more. Its end follows then."""
 
     # --- about the run ------------------------------------------------------------------------------
 
@@ -154,7 +156,7 @@ class Execution:
                 while (recorded := recording.upcoming()) is not None:
                     event = recorded.event
                     if not is_outcome(event):
-                        if is_by_coordinator(event):
+                        if self._is_ended_without_code or is_by_coordinator(event):
                             self.is_finished = True
                             self.drop()
                             break
@@ -203,6 +205,12 @@ class Execution:
         if at > self.scope.now:
             self.scope.now = at
             self._loop.set_time(at)
+        if self._is_ended_without_code:
+            return
+        if isinstance(event, WorkflowStarted | CancellationRequested) and event.is_unseen:
+            self._is_ended_without_code = True
+            self.drop()
+            return
         self._resolve(event)
         try:
             self._loop.run_until_idle()

@@ -1,0 +1,183 @@
+"""Runs that are ended without their code: their histories replay to the same end, from every prefix."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+import pyworkflow_ray as pr
+from pyworkflow_ray.actors.coordinator import Coordinator
+from pyworkflow_ray.actors.recoveries import allowed_recoveries
+from pyworkflow_ray.actors.settings import EngineSettings
+from pyworkflow_ray.client.lookups import read_record
+from pyworkflow_ray.client.sessions import session
+from pyworkflow_ray.storage.leases import claim
+from pyworkflow_ray.storage.storages import Storage
+from pyworkflow_ray.testing import WorkflowEnvironment, replay
+from pyworkflow_ray.values.failures import error_type_name
+from tests.local.notes import types
+
+DUE_HERE = "start_at = NULL, coordinator = 'coordinator-0'"
+
+
+@pr.step(local=True)
+async def costs() -> int:
+    return 7
+
+
+@pr.workflow
+async def calls_and_waits(turns: int = 0) -> int:
+    pr.set_query_handler("turns", lambda: turns)
+    total = 0
+    for _ in range(3):
+        total += await costs()
+        try:
+            await pr.sleep("1d")
+        except pr.CancellationError:
+            await costs()  # which code that is not asked does not do
+            raise
+    if turns:
+        await pr.continue_as_new(turns - 1)
+    return total
+
+
+@pr.workflow
+async def begins_with_a_step() -> int:
+    return await costs()
+
+
+async def assert_replays(run: Any) -> None:
+    """Today's code replays the history and each of its prefixes, and the run answers queries."""
+    events = await pr.get_workflow_events(run)
+    for length in range(1, len(events) + 1):
+        replay(events[:length], workflow=(await read_record(session(), str(run))).workflow_name)
+    replay(run)
+    with pytest.raises(pr.WorkflowError, match="answers no query 'nothing'"):
+        await pr.query(run, "nothing")
+
+
+def _set(connection: Any, run: str, changes: str) -> None:
+    connection.execute(text(f"UPDATE runs SET {changes} WHERE run_id = :run"), {"run": str(run)})
+
+
+async def test_a_run_that_was_cancelled_before_it_began_replays_and_answers_queries() -> None:
+    async with WorkflowEnvironment(skip_time=False) as environment:
+        run = await pr.start.options(delay="30d")(begins_with_a_step)
+        await environment.settle()
+        await run.cancel("no longer wanted")
+        with pytest.raises(pr.CancellationError):
+            await run.result(timeout=60)
+        assert await types(run) == ["workflow.started", "cancellation.requested", "workflow.cancelled"]
+        await assert_replays(run)
+
+
+async def _lose(storage: Storage, run: str) -> None:
+    """Have a process hold the run that is gone, and a coordinator of the same name come back."""
+    await storage.write(claim(run, "lost", 60.0, force_from="coordinator-0"))
+    coordinator = Coordinator("coordinator-0", EngineSettings("", suspend_after=timedelta()), storage=storage)
+    await coordinator.open()
+    await coordinator.end_of(run)
+    await coordinator.close()
+
+
+async def test_a_run_whose_code_is_missing_is_cancelled_from_its_start(tmp_path: Path) -> None:
+    pr.configure(default_runtime="local", storage=tmp_path / "local.db")
+    run = await pr.start.options(delay="1d")(begins_with_a_step)
+    with Storage(tmp_path / "local.db") as storage:
+        code = storage.read(_code_of(run))
+        await storage.write(partial(_set, run=run, changes=f"code_hash = 'none', {DUE_HERE}"))
+        await _lose(storage, run)
+        assert await run.status() is pr.RunStatus.INTERRUPTED
+        await run.cancel("nobody has it")
+        await _lose(storage, run)
+        assert await run.status() is pr.RunStatus.CANCELLED
+        await storage.write(partial(_set, run=run, changes=f"code_hash = '{code}'"))
+    assert await types(run) == ["workflow.started", "cancellation.requested", "workflow.cancelled"]
+    await assert_replays(run)
+
+
+def _code_of(run: str) -> Any:
+    def read(connection: Any) -> Any:
+        return connection.execute(
+            text("SELECT code_hash FROM runs WHERE run_id = :run"), {"run": str(run)}
+        ).scalar_one()
+
+    return read
+
+
+@pytest.mark.parametrize("times", [0, 2])
+async def test_a_run_that_was_set_aside_on_its_way_replays_once_cancelled(times: int, tmp_path: Path) -> None:
+    pr.configure(default_runtime="local", storage=tmp_path / "local.db", suspend_after="10ms")
+    run = await pr.start(calls_and_waits)
+    while await run.status() is not pr.RunStatus.SUSPENDED:
+        await asyncio.sleep(0.01)
+    with Storage(tmp_path / "local.db") as storage:
+        for _ in range(times):  # its coordinator is lost
+            await _lose(storage, run)
+        code = storage.read(_code_of(run))
+        await storage.write(partial(_set, run=run, changes="code_hash = 'none'"))
+        await pr.resume(run)
+        assert await run.status() is pr.RunStatus.INTERRUPTED
+        await run.cancel("nobody has it")
+        while not (await run.status()).is_terminal:
+            await asyncio.sleep(0.01)
+        await storage.write(partial(_set, run=run, changes=f"code_hash = '{code}'"))
+    assert (await types(run))[-2:] == ["cancellation.requested", "workflow.cancelled"]
+    assert (await types(run)).count("workflow.interrupted") == times
+    await assert_replays(run)
+    if times:
+        return
+    for kept in (1, len(await types(run)) - 2):
+        forked = await pr.fork(run, from_position=kept)
+        while await forked.status() is not pr.RunStatus.SUSPENDED:
+            await asyncio.sleep(0.01)
+        assert await pr.query(forked, "turns") == 0
+    with pytest.raises(pr.WorkflowError, match="can keep 1 to"):
+        await pr.fork(run, from_position=len(await types(run)) - 1)
+
+
+async def test_a_run_that_is_given_up_at_its_start_replays(tmp_path: Path) -> None:
+    pr.configure(default_runtime="local", storage=tmp_path / "local.db")
+    run = await pr.start.options(delay="1d")(begins_with_a_step)
+    allowed = allowed_recoveries(await read_record(session(), run))
+    with Storage(tmp_path / "local.db") as storage:
+        often = f"{DUE_HERE}, recovery_attempts = {allowed + 1}"
+        await storage.write(partial(_set, run=run, changes=often))
+        await _lose(storage, run)
+    assert (await read_record(session(), run)).error_type == error_type_name(pr.WorkerDiedError)
+    assert await types(run) == ["workflow.started", "workflow.failed"]
+    await assert_replays(run)
+
+
+async def test_a_run_that_is_given_up_on_its_way_replays() -> None:
+    async with WorkflowEnvironment() as environment:
+        environment.crash_at("before_commit", "sleep.completed", times=None)
+        run = await environment.start(calls_and_waits)
+        with pytest.raises(pr.WorkerDiedError):
+            await run
+        await assert_replays(run)
+
+
+async def test_a_run_that_grew_too_long_replays() -> None:
+    async with WorkflowEnvironment(event_hard_limit=6) as environment:
+        run = await environment.start(calls_and_waits)
+        with pytest.raises(pr.EventLimitExceededError):
+            await run
+        await assert_replays(run)
+
+
+async def test_runs_that_continued_as_new_and_were_interrupted_replay() -> None:
+    async with WorkflowEnvironment() as environment:
+        environment.crash_at("after_commit", "step.completed", times=2)
+        run = await environment.start(calls_and_waits, 2)
+        assert await run == 21
+        chain = [record.run_id for record in await pr.get_workflow_chain(run)]
+        assert len(chain) == 3
+        for run_id in chain:
+            await assert_replays(run_id)
