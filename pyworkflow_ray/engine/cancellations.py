@@ -11,28 +11,21 @@ A request does not cancel a task within `shield()`. It cancels the task when the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Generator
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 from pyworkflow_ray.engine.continuations import ContinueAsNew
 from pyworkflow_ray.engine.events import MAX_DURATION, CancellationRequested
-from pyworkflow_ray.engine.loop import RunLoop, RunTask
+from pyworkflow_ray.engine.loop import REQUEST, RequestError, RunLoop, RunTask
 from pyworkflow_ray.exceptions import CancellationError, WorkflowTimeoutError
 
-_T = TypeVar("_T")
 
-
-_MESSAGE = "the run is cancelled"
-"""Distinguishes a request from other reasons for which asyncio cancels a task."""
-
-
-class RunCancelled(CancellationError, asyncio.CancelledError):  # it is asyncio's name for it
+class RunCancelled(CancellationError, RequestError):  # it is asyncio's name for it
     """The run was cancelled. It is an error of this package and of asyncio."""
 
 
-class RunTimedOut(WorkflowTimeoutError, asyncio.CancelledError):
+class RunTimedOut(WorkflowTimeoutError, RequestError):
     """The run's time is over. It is an error of this package and of asyncio."""
 
 
@@ -59,6 +52,7 @@ class Cancellation:
         """Whether the main code has seen the request. Never True without a request."""
         self._run_id, self._loop, self._max_duration = run_id, loop, max_duration
         self._main: RunTask[Any] | None = None
+        loop.translate, loop.request_error = self._translate, self.error
 
     @property
     def is_requested(self) -> bool:
@@ -79,11 +73,6 @@ class Cancellation:
         """Whether the main code has not seen the request, because of a shield or because it had ended."""
         return self.is_requested and not self.is_delivered
 
-    @property
-    def is_passing(self) -> bool:
-        """Whether the request is just now being passed on to the run's tasks."""
-        return self._loop.is_cancelling_run
-
     def deliver(self, request: CancellationRequested, main: RunTask[Any]) -> None:
         """Cancel the main task. The next run of the loop passes the request on to other tasks.
 
@@ -92,7 +81,7 @@ class Cancellation:
         if self.note(request):
             self._main = main
             self._loop.is_cancelling_run = True
-            main.cancel(_MESSAGE)
+            main.cancel(REQUEST)
 
     def note(self, request: CancellationRequested) -> bool:
         """Remember a request, and say whether it counts."""
@@ -113,56 +102,22 @@ class Cancellation:
 
     def is_of_run(self, error: asyncio.CancelledError) -> bool:
         """Whether the run is cancelled. Else another task, or a timeout, has cancelled one of its tasks."""
-        return isinstance(error, RunCancelled | RunTimedOut) or _is_request(error)
+        return isinstance(error, RequestError)
 
-    def translate(self, error: asyncio.CancelledError) -> asyncio.CancelledError:
-        """The error that the code waiting here sees: the run's, or `error` if only this task is cancelled."""
-        if isinstance(error, RunCancelled | RunTimedOut):
+    def that_counts(
+        self, first: asyncio.CancelledError, second: asyncio.CancelledError
+    ) -> asyncio.CancelledError:
+        """What code sees that is cancelled twice before it sees either: the run's error, the newer of two."""
+        return second if self.is_of_run(second) else first
+
+    def _translate(self, error: asyncio.CancelledError) -> asyncio.CancelledError:
+        """The error that the code of the current task sees: the run's, or `error` if only it is cancelled."""
+        task = asyncio.current_task()
+        if not isinstance(task, RunTask) or not task.note_cancellation(error):
             return error
-        is_passed_on = self.is_passing and asyncio.current_task() is not self._main
-        return self.error() if is_passed_on or _is_request(error) else error
-
-    def translating(self, code: Coroutine[Any, Any, _T]) -> _Translating[_T]:
-        """The code of the main task. It sees the run's error in place of asyncio's."""
-        return _Translating(code, self)
-
-    def translate_for_main(self, error: asyncio.CancelledError) -> asyncio.CancelledError:
-        """The error to throw into the main code in place of asyncio's. The request is delivered by that."""
-        if not isinstance(error, RunCancelled | RunTimedOut) and not _is_request(error):
-            return error
-        self.is_delivered = True
+        if task is self._main:
+            self.is_delivered = True
         return self.error()
-
-
-def _is_request(error: asyncio.CancelledError) -> bool:
-    return error.args == (_MESSAGE,)
-
-
-class _Translating(Coroutine[Any, Any, _T]):
-    """Stands between a task and its code, and translates the cancellation that the task throws."""
-
-    def __init__(self, code: Coroutine[Any, Any, _T], cancellation: Cancellation) -> None:
-        self._code, self._cancellation = code, cancellation
-
-    def send(self, value: Any) -> Any:
-        return self._code.send(value)
-
-    def throw(self, *error: Any) -> Any:
-        if isinstance(error[0], asyncio.CancelledError):
-            return self._code.throw(self._cancellation.translate_for_main(error[0]))
-        return self._code.throw(*error)
-
-    def close(self) -> None:
-        self._code.close()
-
-    def __await__(self) -> Generator[Any, Any, _T]:
-        return self
-
-    def __iter__(self) -> _Translating[_T]:
-        return self
-
-    def __next__(self) -> Any:
-        return self._code.send(None)
 
 
 class Shield:
@@ -185,6 +140,6 @@ class Shield:
         task.shields -= 1
         if not task.shields and task.is_cancel_deferred:
             task.is_cancel_deferred = False
-            task.cancel(_MESSAGE)
+            task.cancel(REQUEST)
             if error is None:
                 await asyncio.sleep(0)  # the task is cancelled here, and not at what the code awaits next

@@ -112,13 +112,15 @@ class Children:
             if child.outcome is not None or child.command.parent_close == "abandon":
                 raise
             cancellation = self._scope.cancellation
-            translated = cancellation.translate(error)
-            is_of_run = cancellation.is_of_run(translated)
+            is_of_run = cancellation.is_of_run(error)
             if child.command.parent_close == "cancel" or not is_of_run:
                 self.cancel(child, "its parent no longer waits for it")
             if is_of_run:
-                await asyncio.shield(child.future)
-            raise translated from None
+                try:
+                    await asyncio.shield(child.future)
+                except asyncio.CancelledError as second:
+                    raise cancellation.that_counts(error, second) from None
+            raise
 
     def _value(self, outcome: ChildOutcome) -> Any:
         match outcome:

@@ -53,6 +53,7 @@ from pyworkflow_ray.engine.hooks import Hooks, PendingHook
 from pyworkflow_ray.engine.limits import Limits
 from pyworkflow_ray.engine.loop import LoopTimer, RunLoop, RunTask, collector_paused
 from pyworkflow_ray.engine.recordings import Halt
+from pyworkflow_ray.engine.repairs import repair_asyncio
 from pyworkflow_ray.engine.scopes import Scope
 from pyworkflow_ray.engine.signals import Signals
 from pyworkflow_ray.engine.steps import Steps
@@ -63,6 +64,8 @@ from pyworkflow_ray.values.failures import capture
 _T = TypeVar("_T")
 _DEADLINE = "\0deadline"
 """The id of the timer of `max_duration`. No sleep can have such a name."""
+
+repair_asyncio()
 
 current: ContextVar[Execution | None] = ContextVar("pyworkflow_ray_execution", default=None)
 """The execution whose code is running; None in steps and outside of runs."""
@@ -270,7 +273,7 @@ class Execution:
         kwargs = self.scope.codec.decode(event.kwargs)
         try:
             self._code = self._function(*args, **kwargs)
-            return await self.cancellation.translating(self._code)
+            return await self._code
         except (Halt, GeneratorExit):
             raise
         except BaseException as error:

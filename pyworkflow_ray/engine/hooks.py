@@ -69,9 +69,9 @@ class Hooks:
         try:
             try:
                 return await self._payload(pending)
-            except asyncio.CancelledError as error:
+            except asyncio.CancelledError:
                 self.dispose(pending)
-                raise self._scope.cancellation.translate(error) from None
+                raise
         except Halt:
             await self._scope.stall()
 

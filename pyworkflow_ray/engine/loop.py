@@ -27,8 +27,9 @@ from contextlib import contextmanager
 from contextvars import Context, copy_context
 from datetime import UTC, datetime, timedelta
 from types import FrameType
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
+from pyworkflow_ray.engine.refusals import REFUSED, refusing
 from pyworkflow_ray.exceptions import FatalError
 
 _T = TypeVar("_T")
@@ -102,8 +103,64 @@ class RunFuture(asyncio.Future[_T]):
         return self._ordinal
 
 
+REQUEST = "the run is cancelled"
+"""The message that tells a request to cancel the run from other reasons to cancel a task."""
+
+
+class RequestError(asyncio.CancelledError):
+    """How the code of a run sees a request to cancel the run. It is never raised for another reason."""
+
+
+class TaskCode(Coroutine[Any, Any, _T]):
+    """Stands between a task and its code, and translates the cancellation that the task throws.
+
+    Args:
+        code: What the task runs.
+    """
+
+    __slots__ = ("code",)
+
+    def __init__(self, code: Any) -> None:
+        self.code = code
+
+    def send(self, value: Any) -> Any:
+        return self.code.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        task = asyncio.current_task()
+        if isinstance(error[0], asyncio.CancelledError) and isinstance(task, RunTask):
+            return self.code.throw(task.translated(error[0]))
+        return self.code.throw(*error)
+
+    def close(self) -> None:
+        self.code.close()
+
+    def __await__(self) -> Generator[Any, Any, _T]:
+        return self
+
+    def __iter__(self) -> TaskCode[_T]:
+        return self
+
+    def __next__(self) -> Any:
+        return self.code.send(None)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.code, name)  # what asyncio shows of a coroutine: its name, its frame
+
+
 class RunTask(asyncio.Task[_T]):
     """A task that hashes, and is named, by the order of creation in its run."""
+
+    shields = 0
+    """How many `shield()` blocks the task is in."""
+    is_cancel_deferred = False
+    """Whether a request to cancel the run waits for the end of these blocks. False outside of them."""
+    has_seen_request = False
+    """Whether a request to cancel the run has been raised in its code."""
+    is_stopped_by_request = False
+    """Whether the last cancellation that was raised in its code came from such a request."""
+    _asked_at: asyncio.Future[Any] | None = None
+    """What the task waited for when the request came."""
 
     def __init__(
         self,
@@ -115,19 +172,46 @@ class RunTask(asyncio.Task[_T]):
     ) -> None:
         # The base class puts the task into a weak set, and so hashes it, before it returns.
         self._ordinal = loop.next_ordinal()
-        super().__init__(coro, loop=loop, name=name or f"task-{self._ordinal}", context=context)
+        name = name or f"task-{self._ordinal}"
+        super().__init__(TaskCode(coro), loop=loop, name=name, context=context)
         self._run_loop = loop
-        self.shields = 0
-        """How many `shield()` blocks the task is in."""
-        self.is_cancel_deferred = False
-        """Whether a request to cancel the run waits for the end of these blocks. False outside of them."""
 
     def cancel(self, msg: Any = None) -> bool:
         """As in asyncio, but a request to cancel the run waits until the task has left its shields."""
-        if self.shields and self._run_loop.is_cancelling_run:
-            self.is_cancel_deferred = True
-            return True
+        # What a callback of the loop cancels is late (at a timeout), or beside what failed (in a group).
+        is_passed_on = self._run_loop.is_cancelling_run and asyncio.current_task() is not None
+        if is_passed_on or msg == REQUEST or passes_request_on(sys._getframe(1)):
+            if self.shields:
+                self.is_cancel_deferred = True
+                return True
+            self._asked_at = self._fut_waiter  # type: ignore[attr-defined]
+            msg = REQUEST  # gather() and tasks that are awaited pass it on
         return super().cancel(msg)
+
+    def note_cancellation(self, error: asyncio.CancelledError) -> bool:
+        """Note a cancellation that is raised in the task's code, and say whether it comes from a request.
+
+        asyncio may have lost the message of the request on its way, for instance in a `gather`. Then what was
+        waited for when the request came has ended in a cancellation all the same.
+        """
+        asked_at, self._asked_at = self._asked_at, None
+        is_request = isinstance(error, RequestError) or error.args == (REQUEST,) or _is_cancelled(asked_at)
+        self.is_stopped_by_request = is_request
+        self.has_seen_request = self.has_seen_request or is_request
+        return is_request
+
+    def translated(self, error: asyncio.CancelledError) -> asyncio.CancelledError:
+        """What the task's code sees in place of asyncio's own cancellation."""
+        return self._run_loop.translate(error)
+
+    def request_error(self) -> asyncio.CancelledError:
+        """The error with which code sees a request to cancel the run."""
+        return self._run_loop.request_error()
+
+    def get_coro(self) -> Any:
+        """The code of the task."""
+        code: Any = super().get_coro()
+        return code.code if isinstance(code, TaskCode) else code
 
     def __hash__(self) -> int:
         return self._ordinal
@@ -156,6 +240,10 @@ class RunLoop(asyncio.AbstractEventLoop):
         """Whether a request to cancel the run is just now being passed on to its tasks."""
         self.tasks: dict[RunTask[Any], None] = {}
         """The tasks that are not done, in the order of their creation."""
+        self.translate: Callable[[asyncio.CancelledError], asyncio.CancelledError] = lambda error: error
+        """What the code of the current task sees in place of asyncio's own cancellation."""
+        self.request_error: Callable[[], asyncio.CancelledError] = asyncio.CancelledError
+        """The error with which code sees a request to cancel the run."""
         self.async_generators: weakref.WeakSet[AsyncGenerator[Any, Any]] = weakref.WeakSet()
         self.on_callback_error: Callable[[dict[str, Any]], None] | None = None
 
@@ -333,6 +421,30 @@ def collector_paused(events: int) -> Iterator[None]:
         gc.enable()
 
 
+def _is_cancelled(waited_for: asyncio.Future[Any] | None) -> bool:
+    if waited_for is None or not waited_for.done():
+        return False
+    return waited_for.cancelled() or isinstance(waited_for.exception(), asyncio.CancelledError)
+
+
+def passes_request_on(frame: FrameType | None) -> bool:
+    """Whether asyncio cancels a task here because a request has stopped the one that waits for the task.
+
+    The code of the one that waits may have cleaned up for a while before. So the request may be long past.
+    """
+    caller = frame.f_back if frame is not None else None
+    if frame is None or caller is None:
+        return False
+    if frame.f_globals is vars(asyncio.taskgroups) and frame.f_code.co_name == "_abort":
+        return isinstance(caller.f_locals.get("propagate_cancellation_error"), RequestError)
+    if frame.f_globals is vars(asyncio.tasks) and frame.f_code.co_name == "_cancel_and_wait":
+        waiter = caller.f_locals.get("waiter")  # wait_for() of Python 3.11
+        waiting = asyncio.current_task()
+        if isinstance(waiter, asyncio.Future) and waiter.cancelled() and isinstance(waiting, RunTask):
+            return waiting.is_stopped_by_request
+    return False
+
+
 def _is_of_task(handle: asyncio.Handle) -> bool:
     return isinstance(getattr(handle._callback, "__self__", None), asyncio.Task)  # type: ignore[attr-defined]
 
@@ -348,61 +460,5 @@ def _refuse_unordered(frame: FrameType | None) -> None:
         frame = frame.f_back
 
 
-def _refuse(name: str) -> Callable[..., NoReturn]:
-    def refused(self: RunLoop, *args: Any, **kwargs: Any) -> NoReturn:
-        raise FatalError(
-            f"loop.{name}() is not possible in a workflow function: its event loop does no real input or "
-            "output and has no threads, because everything it does must come out the same in a replay. "
-            "Do this in a step (@step, or @step(local=True) when it is cheap)."
-        )
-
-    refused.__name__ = name
-    return refused
-
-
-_REFUSED = [
-    "run_forever",
-    "run_until_complete",
-    "stop",
-    "close",
-    "call_soon_threadsafe",
-    "run_in_executor",
-    "set_default_executor",
-    "shutdown_default_executor",
-    "getaddrinfo",
-    "getnameinfo",
-    "create_connection",
-    "create_server",
-    "start_tls",
-    "sendfile",
-    "create_unix_connection",
-    "create_unix_server",
-    "create_datagram_endpoint",
-    "connect_accepted_socket",
-    "connect_read_pipe",
-    "connect_write_pipe",
-    "subprocess_shell",
-    "subprocess_exec",
-    "add_reader",
-    "remove_reader",
-    "add_writer",
-    "remove_writer",
-    "sock_recv",
-    "sock_recv_into",
-    "sock_recvfrom",
-    "sock_recvfrom_into",
-    "sock_sendall",
-    "sock_sendto",
-    "sock_connect",
-    "sock_accept",
-    "sock_sendfile",
-    "add_signal_handler",
-    "remove_signal_handler",
-    "set_task_factory",
-    "get_task_factory",
-    "set_exception_handler",
-    "get_exception_handler",
-    "shutdown_asyncgens",
-]
-for _name in _REFUSED:
-    setattr(RunLoop, _name, _refuse(_name))
+for _name in REFUSED:
+    setattr(RunLoop, _name, refusing(_name))

@@ -25,10 +25,7 @@ class Signals:
 
     async def receive(self, name: str) -> Any:
         """The payload of the next signal of this name."""
-        try:
-            return self._scope.codec.decode(await self._queues[name].get())
-        except asyncio.CancelledError as error:
-            raise self._scope.cancellation.translate(error) from None
+        return self._scope.codec.decode(await self._queues[name].get())
 
     def apply(self, event: SignalReceived) -> None:
         """Keep a signal, or give it to the code that waits for one."""

@@ -73,10 +73,12 @@ class Steps:
     ) -> BaseException:
         """Let go of the step according to its `on_cancel`, and return the error that the code sees."""
         cancellation = self._scope.cancellation
-        error = cancellation.translate(error)
         if pending.command.step_id in self.pending:
             if cancellation.is_of_run(error) and pending.is_awaited(self._scope.now):
-                event = await self._last_attempt(pending)
+                try:
+                    event = await self._last_attempt(pending)
+                except asyncio.CancelledError as second:
+                    return cancellation.that_counts(error, second)
                 if on_completed is not None and isinstance(event, StepCompleted):
                     on_completed(self._scope.codec.decode(event.result))
             else:

@@ -46,8 +46,6 @@ class Timers:
             await self._scope.stall()
         try:
             await future
-        except asyncio.CancelledError as error:
-            raise self._scope.cancellation.translate(error) from None
         finally:
             self.forget(sleep_id)
 

@@ -183,7 +183,7 @@ def test_a_request_is_noticed_wherever_the_code_waits(waits: str) -> None:
 @pytest.mark.parametrize("kind", [CancellationError, asyncio.CancelledError])
 def test_a_request_is_noticed_in_the_body_of_a_task_group(kind: type[BaseException]) -> None:
     async def workflow() -> Any:
-        # A TaskGroup wraps whatever comes to its block, but for asyncio's own cancellation itself.
+        # Code that expects the group to wrap the error goes on to work.
         try:
             await in_the_body_of_a_group()
         except* kind:
