@@ -7,10 +7,12 @@ replay knows which steps have no outcome.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime, timedelta
 from typing import assert_never
 
-from pyworkflow_ray.actors.activations import Activation
+from pyworkflow_ray.actors.activations import Activation, RunEnd
 from pyworkflow_ray.actors.attempts import Attempts
+from pyworkflow_ray.actors.observers import Moment, RunEnded, RunInterrupted, RunSuspended, of_run
 from pyworkflow_ray.actors.services import Services
 from pyworkflow_ray.engine.commands import (
     ApplyPatch,
@@ -30,6 +32,7 @@ from pyworkflow_ray.engine.commands import (
 )
 from pyworkflow_ray.engine.events import StepRetrying
 from pyworkflow_ray.engine.pending_steps import PendingStep
+from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage.records import RunRecord
 
 
@@ -80,3 +83,21 @@ async def see_to_steps(attempts: Attempts, activation: Activation, steps: Mappin
                 pass  # the commit has done it
             case _:
                 assert_never(command)
+
+
+def moment_of_end(
+    run: RunRecord, end: RunEnd, events: int, duration: timedelta, wake_at: datetime | None
+) -> Moment:
+    """What observers are told of the end of a drive.
+
+    Args:
+        events: The length of the history.
+        duration: How long the run was driven.
+        wake_at: When a suspended run goes on by itself.
+    """
+    if end.is_final:
+        return RunEnded(**of_run(run), status=end.status, events=events, duration=duration)
+    if end.status == RunStatus.SUSPENDED.value:
+        return RunSuspended(**of_run(run), wake_at=wake_at, duration=duration)
+    error = "" if end.failure is None else end.failure.error
+    return RunInterrupted(**of_run(run), error=error)

@@ -14,6 +14,7 @@ from datetime import timedelta
 import msgspec
 
 from pyworkflow_ray.actors.activations import Activation
+from pyworkflow_ray.actors.engine_threads import CodeStoppedError
 from pyworkflow_ray.actors.observers import AppendCommitted, of_run
 from pyworkflow_ray.actors.services import Services
 from pyworkflow_ray.exceptions import StorageError
@@ -38,6 +39,7 @@ class HistoryWriter:
         """The run's row as it was claimed. Each append names its epoch, and is refused under another one."""
         self.position = run.position
         """The position of the next event. It moves only after a commit, so one commit is made at a time."""
+        self._committed: asyncio.Future[Activation] | None = None
 
     def regain(self, epoch: int) -> None:
         """Write under a new lease on the same run."""
@@ -49,10 +51,12 @@ class HistoryWriter:
         Raises:
             FencedError: Another coordinator has the run. Nothing was written.
             StorageError: The storage is closed.
+            CodeStoppedError: The code that decides was stopped, or abandoned. Nothing was written.
             Exception: What the decision raised. Nothing was written.
         """
         loop = asyncio.get_running_loop()
         committed: asyncio.Future[Activation] = loop.create_future()
+        self._committed = committed
         self._services.threads.submit(self._decide_and_post, decide, committed, loop)
         activation = await committed
         self.position += activation.appended
@@ -66,11 +70,18 @@ class HistoryWriter:
             )
         return activation
 
+    def abandon(self) -> None:
+        """Give up the decision that is being made: it is not written, should it be made after all."""
+        if self._committed is not None and not self._committed.done():
+            self._committed.set_exception(CodeStoppedError())
+
     def _decide_and_post(
         self, decide: Decide, committed: asyncio.Future[Activation], loop: asyncio.AbstractEventLoop
     ) -> None:
         try:
             activation = decide()
+            if committed.done():
+                return  # it was abandoned
             activation.prepare(self.run, self._services.settings, self._services.pack)
             new = append_of(self.run, self.position, activation)
         except BaseException as error:

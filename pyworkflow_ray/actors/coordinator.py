@@ -12,14 +12,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timedelta
-from functools import lru_cache
+from datetime import datetime
+from functools import lru_cache, partial
 from typing import Any
 
 import msgspec
@@ -29,12 +27,12 @@ from pyworkflow_ray.actors.activations import RunEnd
 from pyworkflow_ray.actors.codes import CodeLoader, pack
 from pyworkflow_ray.actors.dispatchers import Dispatcher, LocalDispatcher
 from pyworkflow_ray.actors.drives import Drive
+from pyworkflow_ray.actors.engine_threads import EngineThreads
 from pyworkflow_ray.actors.observers import (
     LogObserver,
     Observer,
     Observers,
     RunAccepted,
-    RunBlocked,
     RunClaimed,
     RunGivenUp,
     of_run,
@@ -43,6 +41,7 @@ from pyworkflow_ray.actors.payloads import Payloads, configured_values
 from pyworkflow_ray.actors.queries import answer_by_replay
 from pyworkflow_ray.actors.services import Services
 from pyworkflow_ray.actors.settings import EngineSettings
+from pyworkflow_ray.actors.watchdogs import Watchdog
 from pyworkflow_ray.clock import Clock, SystemClock
 from pyworkflow_ray.engine.attempts import encode_outcome
 from pyworkflow_ray.exceptions import ConfigurationError, StorageError
@@ -55,8 +54,8 @@ from pyworkflow_ray.storage.storages import Storage
 from pyworkflow_ray.storage.works import together
 
 ENGINE_THREADS = 16
-SLOW_FEED = 5.0
-"""Seconds of workflow code without a pause after which its stack is reported."""
+LOOK_EVERY = 1.0
+"""Seconds between two looks at code that does not wait, and at whether there is anything to do."""
 VISIBLE_AFTER = 5.0
 """Seconds after which a run shows as an actor call in Ray's dashboard. Short runs never pay for it."""
 
@@ -105,6 +104,7 @@ class Coordinator:
         self._clock = clock or SystemClock()
         self._observers = Observers([LogObserver(), *observers])
         self._services: Services | None = None
+        self._watchdog: Watchdog | None = None
         self._drives: dict[str, Drive] = {}
         self._ends: dict[str, asyncio.Task[RunEnd]] = {}
         self._claiming: set[str] = set()
@@ -134,6 +134,8 @@ class Coordinator:
         storage = self._storage or self.settings.open_storage()
         self._storage = storage
         self._storage_id = (await asyncio.to_thread(storage.facts))["storage_id"]
+        threads = EngineThreads(ENGINE_THREADS)
+        self._watchdog = Watchdog(threads, self._observers, self.restart)
         values = configured_values(self.settings.payload_codec, self.settings.payload_limit)
         self._services = Services(
             settings=self.settings,
@@ -143,7 +145,7 @@ class Coordinator:
             clock=self._clock,
             payloads=Payloads(values, _blob_fetcher(storage), self.settings.blob_threshold),
             loader=CodeLoader(),
-            threads=ThreadPoolExecutor(ENGINE_THREADS, thread_name_prefix="pyworkflow-engine"),
+            threads=threads,
             on_due=self.on_due,
             pack=_Packer(),
             begin=self._begin_here,
@@ -184,15 +186,16 @@ class Coordinator:
     async def _watch(self) -> None:
         """Report workflow code that blocks, make long runs visible, and leave when there is nothing to do."""
         while True:
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(LOOK_EVERY)
             try:
                 self._look_after(time.monotonic())
             except Exception as error:
                 logger.warning("Looking after the runs of {} failed: {!r}", self.name, error)
 
     def _look_after(self, now: float) -> None:
-        for drive in list(self._drives.values()):
-            self._report_blocked(drive, now)
+        if self._watchdog is not None:
+            self._watchdog.look(self.drives, now)
+        for drive in self.drives:
             if now - drive.began_at >= VISIBLE_AFTER:
                 self.show(drive)
         if self._drives:
@@ -202,15 +205,6 @@ class Coordinator:
         if now - self._idle_since > self.settings.coordinator_ttl.total_seconds():
             self.leave()
             self._idle_since = now
-
-    def _report_blocked(self, drive: Drive, now: float) -> None:
-        feeding = drive.feeding
-        if feeding is None or now - feeding[0] < SLOW_FEED:
-            return
-        frame = sys._current_frames().get(feeding[1])
-        stack = "".join(traceback.format_stack(frame)[-6:]) if frame is not None else "(unknown)"
-        duration = timedelta(seconds=now - feeding[0])
-        self._observers.report(RunBlocked(**of_run(drive.run), duration=duration, stack=stack))
 
     # --- what a runtime adds ------------------------------------------------------------------
 
@@ -222,6 +216,10 @@ class Coordinator:
 
     def tidy(self) -> None:
         """Called each second while no run is here."""
+
+    def restart(self, reason: str) -> None:
+        """Called when threads are stuck for good, and no others may be added."""
+        logger.error("Coordinator {} has no thread left for its runs: {}", self.name, reason)
 
     def leave(self) -> None:
         """Called when there has been nothing to do for `coordinator_ttl`."""
@@ -368,15 +366,12 @@ class Coordinator:
         """What the run's query function returns or raises, as an outcome."""
         await self.open()
         assert self._services is not None
-        drive = self._drives.get(run_id)
-        if drive is not None:
-            await drive.opened.wait()
-        if drive is not None and drive.execution is not None:
-            outcome = await drive.ask(name, args, kwargs)
-        else:
-            outcome = await asyncio.wrap_future(
-                self._services.threads.submit(answer_by_replay, self._services, run_id, name, args, kwargs)
-            )
+        drive, watchdog = self._drives.get(run_id), self._watchdog
+        assert watchdog is not None
+        outcome = None if drive is None else await watchdog.ask(drive, name, args, kwargs)
+        if outcome is None:
+            by_replay = partial(answer_by_replay, self._services, run_id, name, args, kwargs)
+            outcome = await watchdog.replayed(run_id, name, by_replay)
         return encode_outcome(outcome)
 
     def _begin_accepted(self, run: RunRecord) -> None:

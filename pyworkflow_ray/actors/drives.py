@@ -24,27 +24,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from functools import partial
+from typing import TypeVar
 
-from pyworkflow_ray.actors.actions import see_to_others, see_to_steps
+from pyworkflow_ray.actors.actions import moment_of_end, see_to_others, see_to_steps
 from pyworkflow_ray.actors.activations import Activation, RunEnd
 from pyworkflow_ray.actors.attempts import Attempts
 from pyworkflow_ray.actors.commits import Decide, HistoryWriter
+from pyworkflow_ray.actors.engine_threads import CodePlace, CodeStoppedError, Stretch
 from pyworkflow_ray.actors.hook_rows import due_hooks, expire_hooks, make_hooks, refusal
-from pyworkflow_ray.actors.inboxes import decoded_inbox, read_inbox, requests_to_children
+from pyworkflow_ray.actors.inboxes import decoded_inbox, ending_of, read_inbox, requests_to_children
 from pyworkflow_ray.actors.logs import log_notes
 from pyworkflow_ray.actors.observers import (
     HistoryLong,
-    Moment,
-    RunEnded,
-    RunInterrupted,
     RunLost,
-    RunSuspended,
     of_run,
 )
 from pyworkflow_ray.actors.queries import answer
@@ -96,8 +92,10 @@ class Drive:
     def __init__(self, services: Services, run: RunRecord) -> None:
         self.run_id = run.run_id
         self.began_at = time.monotonic()
-        self.feeding: tuple[float, int] | None = None
-        """Since when, and in which thread, the workflow's code is running; None while it waits."""
+        self.ending: CancellationRequested | WorkflowError | None = None
+        """Why the code is stopped: the run is cancelled, has no time left, or is set aside."""
+        self.ending_since = 0.0
+        self._is_abandoned = False
         self.opened = asyncio.Event()
         """Set once the run can be asked, or will not be for a while."""
         self.is_cancelled = False
@@ -105,8 +103,7 @@ class Drive:
         self._services = services
         self._history = HistoryWriter(services, run)
         self._execution: Execution | None = None
-        self._code_lock = threading.Lock()
-        """Held while the run's code runs: it is fed and queried by one thread at a time."""
+        self._code = CodePlace(services.threads)
         self._wake = asyncio.Event()
         """Set when something has come. It only ends a rest: whoever sets it notes what has come."""
         self._attempts = Attempts(services, run, self._wake.set)
@@ -129,6 +126,11 @@ class Drive:
     def run(self) -> RunRecord:
         """The run's row as it was claimed, with the epoch under which it is held."""
         return self._history.run
+
+    @property
+    def feeding(self) -> Stretch | None:
+        """The code of the run that is running; None while it waits."""
+        return self._code.stretch
 
     @property
     def in_flight(self) -> int:
@@ -172,6 +174,8 @@ class Drive:
                 return self._end
             except StorageError:
                 raise  # the run goes on when the database does
+            except CodeStoppedError:
+                return await self._end_stopped()
             except WorkflowError as error:
                 return await self._set_aside(error)
         except FencedError:
@@ -196,7 +200,10 @@ class Drive:
             self._services.observers.report(moment)
         await self._act(activation)
         if activation.end is not None:
-            self._report_end(activation.end, activation.changes.get("wake_at"))
+            took = timedelta(seconds=time.monotonic() - self.began_at)
+            wake_at = activation.changes.get("wake_at")
+            moment = moment_of_end(self.run, activation.end, self._history.position, took, wake_at)
+            self._services.observers.report(moment)
 
     def _deciding(self, fill: Callable[[Turn], None]) -> Decide:
         """The decision that `fill` makes, with the run's code at its disposal."""
@@ -217,19 +224,6 @@ class Drive:
         steps = {} if self._execution is None or activation.end is not None else self._execution.steps
         await see_to_steps(self._attempts, activation, steps)
 
-    def _report_end(self, end: RunEnd, wake_at: datetime | None) -> None:
-        duration = timedelta(seconds=time.monotonic() - self.began_at)
-        moment: Moment
-        if end.is_final:
-            events = self._history.position
-            moment = RunEnded(**of_run(self.run), status=end.status, events=events, duration=duration)
-        elif end.status == RunStatus.SUSPENDED.value:
-            moment = RunSuspended(**of_run(self.run), wake_at=wake_at, duration=duration)
-        else:
-            error = "" if end.failure is None else end.failure.error
-            moment = RunInterrupted(**of_run(self.run), error=error)
-        self._services.observers.report(moment)
-
     def _found(self, outcome: Event) -> None:
         self._outcomes.append(outcome)
         self._wake.set()
@@ -239,7 +233,8 @@ class Drive:
     async def _open(self) -> None:
         """Load the code, replay the history, and go on from there."""
         run = self.run
-        definition = await self._in_thread(lambda: load_definition(self._services, run))
+        load = partial(load_definition, self._services, run)
+        definition = await self._code.on_thread(partial(self._with_code, load))
         execution = execution_of(self._services, run, definition)
         if run.attributes is not None:
             execution.attributes.update(codec.decode(run.attributes))  # what it was started with
@@ -313,15 +308,21 @@ class Drive:
         request = next((event for event in events if isinstance(event, CancellationRequested)), None)
         if request is None:
             return False
+        await self._end_at_once(request)
+        return True
+
+    async def _end_at_once(self, request: CancellationRequested) -> None:
+        """End the run as the request says, without asking its code."""
         started = [] if self._has_begun() else [started_event(self.run)]
         outgoing = [] if started else await requests_to_children(self._services, self.run_id)
         await self._turn(self._deciding(lambda turn: end_cancelled(turn, request, outgoing, *started)))
-        return True
 
     # --- going on -----------------------------------------------------------------------------------
 
     async def _go_on(self) -> None:
         """Feed all that has come."""
+        if self._is_abandoned:
+            raise CodeStoppedError
         if await self._is_at_limit():
             return
         await self._expire_hooks()
@@ -430,25 +431,63 @@ class Drive:
         return self._execution
 
     async def ask(self, name: str, args: bytes, kwargs: bytes) -> AttemptOutcome:
-        """What the run's query function returns or raises."""
+        """What the run's query function returns or raises.
+
+        Raises:
+            CodeStoppedError: It did not come to an end.
+        """
         execution = self._running()
-        outcome: AttemptOutcome = await self._in_thread(
-            lambda: answer(self._services, execution, name, args, kwargs)
-        )
-        return outcome
+        work = partial(answer, self._services, execution, name, args, kwargs)
+        return await self._code.on_thread(partial(self._with_code, work, is_query=True))
 
-    async def _in_thread(self, work: Callable[[], Any]) -> Any:
-        """Run workflow code on an engine thread."""
-        future: Future[Any] = self._services.threads.submit(self._with_code, work)
-        return await asyncio.wrap_future(future)
+    def _with_code(self, work: Callable[[], _T], *, is_query: bool = False) -> _T:
+        """Run workflow code on the engine thread that calls this, and log what it notes."""
+        execution = self._execution
 
-    def _with_code(self, work: Callable[[], _T]) -> _T:
-        """Run workflow code, and note that it runs, for the watchdog."""
-        with self._code_lock:
-            self.feeding = (time.monotonic(), threading.get_ident())
+        def noted() -> _T:
             try:
                 return work()
             finally:
-                self.feeding = None
-                if self._execution is not None:
-                    log_notes(self._execution)
+                if self._execution is not None and self._execution is execution:
+                    log_notes(execution)
+
+        try:
+            return self._code.run(noted, is_query=is_query)
+        finally:
+            if self._is_abandoned and execution is not None:
+                execution.drop()  # by this thread, in which its code ran
+
+    # --- code that does not wait ----------------------------------------------------------------------
+
+    def end_for(self, ending: CancellationRequested | WorkflowError) -> None:
+        """The run is to end without its code, if that does not come to a wait soon."""
+        if self.ending is None:
+            self.ending, self.ending_since = ending, time.monotonic()
+
+    async def seek_ending(self) -> None:
+        """Look whether the run was asked to end. Its code, which is running, does not read its inbox."""
+        request = await ending_of(self._services, self.run_id, self._execution)
+        if request is not None:
+            self.end_for(request)
+
+    def abandon(self) -> None:
+        """Go on without the code that is running, which does not stop. Its thread may run for ever."""
+        self._is_abandoned = True
+        self._execution = None  # the thread drops it
+        self._code.abandon()
+        self._history.abandon()
+        self._wake.set()
+
+    async def _end_stopped(self) -> RunEnd:
+        """End the run without its code, which was stopped."""
+        ending, execution = self.ending, self._execution
+        self._execution = None
+        if execution is not None:
+            execution.drop()
+        if ending is None:
+            raise WorkflowError(f"A query of run {self.run_id!r} does not end: the run goes on elsewhere.")
+        if isinstance(ending, WorkflowError):
+            return await self._set_aside(ending)
+        await self._end_at_once(ending)
+        assert self._end is not None
+        return self._end

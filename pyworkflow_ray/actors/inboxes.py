@@ -29,6 +29,7 @@ from pyworkflow_ray.storage.statements import Bound
 
 if TYPE_CHECKING:
     from pyworkflow_ray.actors.services import Services
+    from pyworkflow_ray.engine.executions import Execution
 
 
 class InboxEntry(msgspec.Struct, frozen=True):
@@ -105,3 +106,17 @@ def decoded_history(run_id: str, rows: list[EventRow]) -> list[Recorded]:
         return decode_history(rows)
     except ValueError as error:
         raise SerializationError(f"The history of run {run_id!r} cannot be read: {error}") from error
+
+
+async def ending_of(
+    services: Services, run_id: str, execution: Execution | None
+) -> CancellationRequested | None:
+    """Why a run whose code is just running is to end; None if it is not to."""
+    if execution is not None and execution.is_late(services.clock.now()):
+        return execution.end_of_time()
+    if execution is not None and execution.cancellation.request is not None:
+        return execution.cancellation.request
+    with contextlib.suppress(SerializationError):
+        _, events = decoded_inbox(run_id, await read_inbox(services, run_id))
+        return next((event for event in events if isinstance(event, CancellationRequested)), None)
+    return None

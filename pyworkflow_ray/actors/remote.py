@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import sys
 import time
 from collections.abc import Collection, Iterable
@@ -117,6 +118,10 @@ class CoordinatorActor(Coordinator):
         if gc.get_count()[0] > TIDY_AFTER:
             gc.collect()
 
+    def restart(self, reason: str) -> None:
+        super().restart(reason)
+        os._exit(1)  # Ray begins another process of this name, which goes on with the other runs
+
     def leave(self) -> None:
         self._me().exit.remote()
 
@@ -149,8 +154,6 @@ class CoordinatorActor(Coordinator):
 
     @ray.method(concurrency_group="health")
     async def pid(self) -> int:
-        import os
-
         return os.getpid()
 
 
@@ -193,8 +196,6 @@ class TimerActor(Timer):
         self._running = asyncio.get_running_loop().create_task(self.run())  # see CoordinatorActor
 
     async def pid(self) -> int:
-        import os
-
         return os.getpid()
 
     def _rouse_other(self, environment: str) -> None:
@@ -230,8 +231,6 @@ class HookRegistryActor(HookRegistry):
                 logger.warning("Runs whose hooks were answered were not nudged: {}", type(error).__name__)
 
     async def pid(self) -> int:
-        import os
-
         return os.getpid()
 
 

@@ -22,6 +22,7 @@ from pyworkflow_ray.actors.observers import RunRecovered, RunReplayed, RunTimerF
 from pyworkflow_ray.actors.services import Services
 from pyworkflow_ray.engine.commands import Command
 from pyworkflow_ray.engine.events import (
+    MAX_DURATION,
     CancellationRequested,
     Event,
     HookExpired,
@@ -33,7 +34,7 @@ from pyworkflow_ray.engine.events import (
     failure_fields,
 )
 from pyworkflow_ray.engine.executions import Execution
-from pyworkflow_ray.exceptions import WorkerDiedError, WorkflowError
+from pyworkflow_ray.exceptions import WorkerDiedError, WorkflowError, WorkflowTimeoutError
 from pyworkflow_ray.storage.histories import EventRow
 from pyworkflow_ray.storage.inboxes import InboxRow
 from pyworkflow_ray.storage.records import RunRecord
@@ -209,12 +210,16 @@ def _unseen(event: Event) -> Event:
 def end_cancelled(
     turn: Turn, request: CancellationRequested, outgoing: Sequence[InboxEntry], *before: Event
 ) -> None:
-    """End the run as cancelled, without asking its code.
+    """End the run without asking its code: as cancelled, or as failed if its time is over.
 
     Args:
         outgoing: Requests to the run's children.
         before: Events that the history lacks.
     """
     turn.activation.outgoing.extend(outgoing)
-    for event in (*map(_unseen, (*before, request)), WorkflowCancelled(reason=request.reason)):
+    ending: Event = WorkflowCancelled(reason=request.reason)
+    if request.requested_by == MAX_DURATION:
+        error = WorkflowTimeoutError(turn.run.run_id, timedelta(seconds=turn.run.max_duration or 0))
+        ending = WorkflowFailed(**failure_fields(capture(error)))
+    for event in (*map(_unseen, (*before, request)), ending):
         turn.record(event, turn.now)

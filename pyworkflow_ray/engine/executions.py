@@ -109,6 +109,7 @@ class Execution:
         self._main: RunTask[Any] | None = None
         """The workflow function's own task; None before the start."""
         self._code: Any = None
+        self._deadline: datetime | None = None
         self._is_closed = False
         """Whether the code has ended. Nothing of it runs after that."""
         self._is_ended_without_code = False
@@ -263,7 +264,8 @@ class Execution:
         max_duration = self.scope.limits.max_duration
         if max_duration is not None:
             counted_from = event.counted_from or self.scope.now
-            self.timers.keep(_DEADLINE, counted_from + max_duration, None)
+            self._deadline = counted_from + max_duration
+            self.timers.keep(_DEADLINE, self._deadline, None)
         context = Context()
         context.run(current.set, self)
         self._main = self._loop.create_task(self._run(event), name=self.run_id, context=context)
@@ -320,9 +322,17 @@ class Execution:
     def due_event(self, timer_id: str) -> Event:
         """The event that says that this timer is due."""
         if timer_id == _DEADLINE:
-            reason = f"its max_duration of {self.scope.limits.max_duration} is over"
-            return CancellationRequested(reason=reason, requested_by=MAX_DURATION)
+            return self.end_of_time()
         return self.hooks.expiry(timer_id) or TimerFired(sleep_id=timer_id)
+
+    def is_late(self, at: datetime) -> bool:
+        """Whether the run's time is over, which its code has not been told. Any thread may ask."""
+        return self._deadline is not None and at >= self._deadline and not self.cancellation.is_timeout
+
+    def end_of_time(self) -> CancellationRequested:
+        """The event that says that the run's time is over."""
+        reason = f"its max_duration of {self.scope.limits.max_duration} is over"
+        return CancellationRequested(reason=reason, requested_by=MAX_DURATION)
 
     # --- ending -------------------------------------------------------------------------------------
 
