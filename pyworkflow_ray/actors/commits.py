@@ -14,7 +14,7 @@ from datetime import timedelta
 import msgspec
 
 from pyworkflow_ray.actors.activations import Activation
-from pyworkflow_ray.actors.engine_threads import CodeStoppedError
+from pyworkflow_ray.actors.engine_threads import CodeStoppedError, contained
 from pyworkflow_ray.actors.observers import AppendCommitted, of_run
 from pyworkflow_ray.actors.services import Services
 from pyworkflow_ray.exceptions import StorageError
@@ -85,7 +85,7 @@ class HistoryWriter:
             activation.prepare(self.run, self._services.settings, self._services.pack)
             new = append_of(self.run, self.position, activation)
         except BaseException as error:
-            loop.call_soon_threadsafe(_answer, committed, None, error)
+            loop.call_soon_threadsafe(_answer, committed, None, contained(error))
             return
         if new is None:
             loop.call_soon_threadsafe(_answer, committed, activation, None)

@@ -21,6 +21,9 @@ from concurrent.futures import Executor, Future
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
+from pyworkflow_ray.exceptions import WorkflowError
+from pyworkflow_ray.values.failures import error_type_name, text_of
+
 _T = TypeVar("_T")
 
 QUERY_PATIENCE = 10.0
@@ -64,11 +67,13 @@ class Stretch:
                 result = work()
             finally:
                 self._leave()
-        except BaseException:
+        except BaseException as error:
             self._leave()  # again: `CodeStopped` may have come between the code and the first time
             if self.stopped_at is not None:
                 raise CodeStoppedError from None
-            raise
+            if isinstance(error, Exception):
+                raise
+            raise contained(error) from error
         if self.stopped_at is not None:
             raise CodeStoppedError
         return result
@@ -90,6 +95,13 @@ class Stretch:
             if not self._is_over:
                 self.stopped_at = self.stopped_at or time.monotonic()
                 _raise_in(self.thread, CodeStopped)
+
+
+def contained(error: BaseException) -> Exception:
+    """The error, or one in its place if it would end the process whose event loop it reaches."""
+    if isinstance(error, Exception):
+        return error
+    return WorkflowError(f"Code of the workflow raised {error_type_name(type(error))}: {text_of(error)}")
 
 
 def _raise_in(thread: int, error: type[BaseException] | None) -> None:
@@ -153,11 +165,14 @@ class _Worker:
         self.thread: threading.Thread | None = None
 
 
+_Item = tuple[Future[Any], Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+
+
 class _Pool:
     """What the threads share. They do not hold the `EngineThreads`, which may be collected."""
 
     def __init__(self) -> None:
-        self.queue: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self.queue: SimpleQueue[_Item | None] = SimpleQueue()
         self.lock = threading.Lock()
         self.idle = 0
         self.workers: set[_Worker] = set()
@@ -178,11 +193,11 @@ class _Pool:
         self.queue.put(None)  # for the next thread
 
 
-def _run(future: Future[Any], call: Callable[[], Any]) -> None:
+def _run(future: Future[Any], call: Callable[..., Any], args: Any, kwargs: Any) -> None:
     if not future.set_running_or_notify_cancel():
         return
     try:
-        result = call()
+        result = call(*args, **kwargs)
     except BaseException as error:
         future.set_exception(error)
     else:
@@ -205,8 +220,8 @@ class EngineThreads(Executor):
     def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
         """Call a function on a thread of the pool."""
         future: Future[_T] = Future()
-        self._pool.queue.put((future, lambda: fn(*args, **kwargs)))
         pool = self._pool
+        pool.queue.put((future, fn, args, kwargs))
         with pool.lock:
             if pool.idle:
                 pool.idle -= 1

@@ -21,7 +21,9 @@ def answer(services: Services, execution: Execution, name: str, args: bytes, kwa
         given = services.payloads.decode(Raw(args)), services.payloads.decode(Raw(kwargs))
         value = execution.query(name, *given)
         return AttemptCompleted(result=services.payloads.encode(value, f"the answer to query {name!r}"))
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise  # the query takes too long
+    except BaseException as error:
         return AttemptFailed(failure=capture(error))
 
 
@@ -39,7 +41,9 @@ def answer_by_replay(
     try:
         execution.replay(decode_history(rows))
         return answer(services, execution, name, args, kwargs)
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         return AttemptFailed(failure=capture(error))
     finally:
         log_notes(execution)

@@ -32,7 +32,7 @@ from pyworkflow_ray.engine.running_steps import RunningStep
 from pyworkflow_ray.exceptions import StepTimeoutError
 from pyworkflow_ray.storage.codes import Code
 from pyworkflow_ray.values.codec import Values
-from pyworkflow_ray.values.failures import capture
+from pyworkflow_ray.values.failures import capture, text_of
 
 _Work = TypeVar("_Work", bound=msgspec.Struct)
 
@@ -190,9 +190,13 @@ def _local_threads() -> ThreadPoolExecutor:
 def _call_plain(function: Any, args: Any, kwargs: Any) -> Any:
     try:
         return function(*args, **kwargs)
-    except (SystemExit, KeyboardInterrupt) as error:
-        # An executor's thread would pass these on to the loop, and the loop would stop.
-        raise RuntimeError(f"The step raised {type(error).__name__}: {error}") from error
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:
+        if isinstance(error, Exception) and not isinstance(error, StopIteration):
+            raise
+        # An executor's thread would pass these on to the loop, which would stop, or never hear of them.
+        raise RuntimeError(f"The step raised {type(error).__name__}: {text_of(error)}") from error
 
 
 async def _in_time(call: Awaitable[Any], attempt: Attempt) -> Any:

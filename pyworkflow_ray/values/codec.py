@@ -19,6 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 import msgspec
 
 from pyworkflow_ray.exceptions import PayloadTooLargeError, SerializationError
+from pyworkflow_ray.values.failures import text_of
 from pyworkflow_ray.values.tags import (
     MAX_DEPTH,
     TooDeepError,
@@ -214,9 +215,11 @@ def _coded(codec: PayloadCodec, verb: str, data: bytes) -> bytes:
     name = f"{type(codec).__module__}.{type(codec).__qualname__}.{verb}"
     try:
         result = getattr(codec, verb)(data)
-    except Exception as error:  # a codec of the user's may raise anything
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a codec of the user's may raise anything
         raise SerializationError(
-            f"The payload codec failed: {name} raised {type(error).__name__}: {error}."
+            f"The payload codec failed: {name} raised {type(error).__name__}: {text_of(error)}."
         ) from error
     if not isinstance(result, bytes):
         raise SerializationError(

@@ -73,7 +73,7 @@ def _captured(error: BaseException, skipped: tuple[str, ...], causes: int) -> Fa
     exception = _or(None, lambda: _pickled(error))
     cause = _or(None, lambda: _cause_of(error)) if causes else None
     return Failure(
-        error=_text_of(error),
+        error=text_of(error),
         error_type=_storable(error_type_name(type(error))),
         traceback=_or("", lambda: _traceback_of(error, skipped)),
         # A run that is being cancelled wants no other attempt.
@@ -95,14 +95,19 @@ def _or(default: _T, function: Callable[[], _T]) -> _T:
     """What the function returns; the default if it raises. An exception's own methods may raise anything."""
     try:
         return function()
-    except Exception:
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
         return default
 
 
-def _text_of(error: BaseException) -> str:
+def text_of(error: BaseException) -> str:
+    """The text of an error. Its own `__str__` may raise anything."""
     try:
         text = str(error)
-    except Exception as second:
+    except KeyboardInterrupt:
+        raise  # somebody interrupts this code
+    except BaseException as second:
         return f"<its __str__ raised {type(second).__name__}>"
     return _storable(text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 3] + "...")
 
@@ -195,7 +200,7 @@ def _by_state(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, 
 
 
 def _is_same(error: BaseException, copy: Any) -> bool:
-    return _are_alike(error, copy) and _text_of(error) == _text_of(copy)
+    return _are_alike(error, copy) and text_of(error) == text_of(copy)
 
 
 def _are_alike(one: Any, other: Any) -> bool:

@@ -25,6 +25,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from pyworkflow_ray.exceptions import SerializationError
+from pyworkflow_ray.values.failures import text_of
 from pyworkflow_ray.values.modules import pickle_by_value, unpickle
 from pyworkflow_ray.values.objects import OBJECT_TAGS, put_together, take_apart
 
@@ -33,6 +34,7 @@ MAX_DEPTH = 100
 PYTHON = ".".join(platform.python_version_tuple()[:2])
 _MIN_INT, _MAX_INT = -(2**63), 2**64 - 1
 _REPR_LENGTH = 200
+_REASON_LENGTH = 1000
 
 # A place inside a value: the place of its container, and the step from there. Only an error makes text of
 # it.
@@ -130,12 +132,13 @@ def untagged(plain: Plain) -> Any:
         )
     try:
         return read(plain)
-    except SerializationError:
+    except (SerializationError, KeyboardInterrupt, RecursionError):
         raise
-    except Exception as error:
+    except BaseException as error:  # classes have code of their own
         raise SerializationError(
-            f"Cannot read a stored value tagged {tag!r}: {type(error).__name__}: {error}. The stored text is "
-            f"damaged, or was not written by this package: {str(plain)[:_REPR_LENGTH]}"
+            f"Cannot read a stored value tagged {tag!r}: {type(error).__name__}: "
+            f"{text_of(error)[:_REASON_LENGTH]}. The stored text is damaged, or was not written by this "
+            f"package: {str(plain)[:_REPR_LENGTH]}"
         ) from error
 
 
@@ -325,8 +328,11 @@ def pickled(value: Any, place: Place | None) -> Plain:
         raise UnstorableError(path_of(place, ""), type_name(value), reason)
     try:
         data = pickle_by_value(value)
-    except Exception as error:  # the value's own code may raise anything
-        reason = str(error) if isinstance(error, TypeError) else f"{type(error).__name__}: {error}"
+    except KeyboardInterrupt:
+        raise  # somebody interrupts this code
+    except BaseException as error:  # the value's own code may raise anything, and even exit
+        text = text_of(error)[:_REASON_LENGTH]
+        reason = text if isinstance(error, TypeError) else f"{type(error).__name__}: {text}"
         raise UnstorableError(path_of(place, ""), type_name(value), reason) from error
     return {
         TAG: "pickle",
@@ -346,7 +352,9 @@ def type_name(value: Any) -> str:
 def _repr_of(value: Any) -> str:
     try:
         text = repr(value)
-    except Exception as error:  # the repr is for people; a broken one must not stop a value
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the repr is for people; a broken one must not stop a value
         return f"<its repr raised {type(error).__name__}>"
     return _storable(text if len(text) <= _REPR_LENGTH else text[: _REPR_LENGTH - 3] + "...")
 
@@ -359,10 +367,13 @@ def _read_pickle(plain: dict[str, Any]) -> Any:
     data = _bytes_in(plain, "data")
     try:
         return unpickle(data)
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         written = plain.get("python")
         message = (
-            f"Cannot unpickle a stored value of type {plain.get('type')}: {type(error).__name__}: {error}."
+            f"Cannot unpickle a stored value of type {plain.get('type')}: {type(error).__name__}: "
+            f"{text_of(error)[:_REASON_LENGTH]}."
         )
         if written != PYTHON:
             message += f" Python {written} pickled it, and this is Python {PYTHON}: use one version for both."

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from pathlib import Path
 
 import pytest
 import ray
 
 import pyworkflow_ray as pr
+from pyworkflow_ray.actors.coordinator import ENGINE_THREADS
 from tests.ray.conftest import EngineUnderTest, eventually
 
 
@@ -37,6 +39,24 @@ def test_workflow_code_that_blocks_makes_neither_its_coordinator_deaf_nor_other_
     status = ray.get(engine.actor("coordinator-0").status.remote(), timeout=5)
     assert status["runs"] == [slow]
     assert slow.wait(timeout=60) == "after"
+
+
+@pr.workflow
+async def never_waits(folder: str) -> None:
+    (Path(folder) / uuid.uuid4().hex).touch()
+    while True:
+        pass
+
+
+def test_more_endless_loops_than_threads_hold_up_no_other_run_and_one_can_be_cancelled(
+    engine: EngineUnderTest, tmp_path: Path
+) -> None:
+    loops = [pr.start_sync(never_waits, str(tmp_path)) for _ in range(ENGINE_THREADS + 2)]
+    eventually(lambda: len(list(tmp_path.iterdir())) >= ENGINE_THREADS)
+    assert pr.start_sync(quick).wait(timeout=60) == 1
+    assert pr.run_sync(loops[0].cancel("it never ends"))
+    with pytest.raises(pr.CancellationError, match="it never ends"):
+        loops[0].wait(timeout=60)
 
 
 @pr.workflow
