@@ -13,7 +13,7 @@ from pyworkflow_ray.engine.commands import ApplyPatch, RecordSideEffect, SetAttr
 from pyworkflow_ray.engine.events import NONE, AttributesSet, PatchApplied, SideEffectRecorded
 from pyworkflow_ray.engine.scopes import Scope
 from pyworkflow_ray.exceptions import StepFailedError
-from pyworkflow_ray.ids import Ordinals
+from pyworkflow_ray.ids import Ordinals, require_storable
 from pyworkflow_ray.values.failures import capture, restore
 
 _T = TypeVar("_T")
@@ -85,6 +85,7 @@ class Effects:
             self._unpatched.add(patch_id)
         if patch_id in self._unpatched or recording.divergence is not None:
             return False
+        require_storable(patch_id)
         recording.is_replaying = False
         recording.emit(ApplyPatch(patch_id))
         return True

@@ -17,7 +17,7 @@ from pyworkflow_ray.engine.pending_steps import PendingStep, conclude, step_erro
 from pyworkflow_ray.engine.recordings import Halt
 from pyworkflow_ray.engine.scopes import Scope
 from pyworkflow_ray.exceptions import NonDeterminismError
-from pyworkflow_ray.ids import Ordinals
+from pyworkflow_ray.ids import Ordinals, require_storable
 
 
 class Steps:
@@ -97,6 +97,9 @@ class Steps:
             raise
 
     def _step_id(self, name: str, given: str | None) -> str:
+        if given:
+            require_storable(given)
+            require_storable(name)
         step_id = given or self._ordinals.next(name)
         while step_id in self._ids:
             if given:

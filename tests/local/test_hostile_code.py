@@ -172,3 +172,36 @@ async def test_an_argument_that_cannot_be_stored_is_refused_by_the_call(what: st
         with pytest.raises(pr.SerializationError, match=r"of type|nested"):
             await run.signal("x", made(what))
         assert await run == "whole"
+
+
+# --- names ----------------------------------------------------------------------------------------------
+
+
+@pr.workflow
+async def names(what: str, name: str) -> None:
+    match what:
+        case "hook":
+            await pr.hook(name)
+        case "step":
+            await makes.options(name=name)("whole")
+        case "step's id":
+            await makes.options(step_id=name)("whole")
+        case "named step with an id":
+            await makes.options(step_id="an id", name=name)("whole")
+        case "sleep":
+            await pr.sleep("1h", name=name)
+        case "side effect":
+            pr.side_effect(lambda: 1, name)
+        case "patch":
+            pr.patched(name)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"], ids=["NUL", "surrogate"])
+@pytest.mark.parametrize(
+    "what", ["hook", "step", "step's id", "named step with an id", "sleep", "side effect", "patch"]
+)
+async def test_a_name_that_no_database_holds_fails_its_run_and_stops_it_not(what: str, name: str) -> None:
+    """A run whose append no database takes would be given up and taken over again, for ever."""
+    async with WorkflowEnvironment() as environment:
+        with pytest.raises(ValueError, match="cannot be stored: names have no NUL"):
+            await environment.run(names, what, name)
