@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import pyworkflow_ray as pr
-from pyworkflow_ray.actors import coordinator, engine_threads, watchdogs
+from pyworkflow_ray.actors import coordinator, watchdogs
 from pyworkflow_ray.actors.engine_threads import CodeStoppedError, EngineThreads, Stretch
 from pyworkflow_ray.testing import WorkflowEnvironment, replay
 from tests.local.notes import types
@@ -31,9 +31,9 @@ def released() -> threading.Event:
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Seconds become tenths, and what is left of code ends with the test."""
     monkeypatch.setattr(coordinator, "LOOK_EVERY", 0.05)
-    for name in ("SLOW_FEED", "STOP_AFTER", "ABANDON_AFTER", "QUERY_LIMIT"):
+    for name in ("SLOW_FEED", "STOP_AFTER", "ABANDON_AFTER"):
         monkeypatch.setattr(watchdogs, name, 0.3)
-    monkeypatch.setattr(engine_threads, "QUERY_PATIENCE", 1.0)
+    monkeypatch.setattr(watchdogs, "QUERY_LIMIT", 1.5)
     RELEASED.clear()
     yield
     RELEASED.set()

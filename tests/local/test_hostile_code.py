@@ -101,38 +101,38 @@ def makes_on_a_thread(what: str) -> Any:
 
 
 @pr.workflow
-async def calls(what: str, on_thread: bool) -> Any:
+async def hostile_calls(what: str, on_thread: bool) -> Any:
     await (makes_on_a_thread(what) if on_thread else makes(what))
 
 
 @pr.workflow
-async def returns(what: str) -> Any:
+async def hostile_returns(what: str) -> Any:
     return made(what)
 
 
 @pr.workflow
-async def takes(value: Any) -> Any:
+async def hostile_takes(value: Any) -> Any:
     return value
 
 
 @pr.workflow
-async def passes_on(what: str) -> Any:
+async def hostile_passes_on(what: str) -> Any:
     await makes.options(name="takes")(made(what))
 
 
 @pr.workflow
-async def records(what: str) -> Any:
+async def hostile_records(what: str) -> Any:
     pr.side_effect(lambda: made(what))
 
 
 @pr.workflow
-async def answers() -> None:
+async def hostile_answers() -> None:
     pr.set_query_handler("made", made)
     await pr.sleep("1d")
 
 
 @pr.workflow
-async def bystands() -> str:
+async def hostile_bystands() -> str:
     await pr.sleep("1d")
     return await makes("whole")
 
@@ -141,13 +141,13 @@ async def bystands() -> str:
 @pytest.mark.parametrize("what", HOSTILE)
 async def test_what_fights_back_fails_its_own_run_and_no_other(what: str) -> None:
     async with WorkflowEnvironment(skip_time=False) as environment:
-        bystander = await environment.start(bystands)
+        bystander = await environment.start(hostile_bystands)
         for run in [
-            await environment.start(calls, what, False),
-            await environment.start(calls, what, True),
-            await environment.start(returns, what),
-            await environment.start(passes_on, what),
-            await environment.start(records, what),
+            await environment.start(hostile_calls, what, False),
+            await environment.start(hostile_calls, what, True),
+            await environment.start(hostile_returns, what),
+            await environment.start(hostile_passes_on, what),
+            await environment.start(hostile_records, what),
         ]:
             await environment.settle()
             is_at_result = what == "exits when loaded" and await run.status() is pr.RunStatus.COMPLETED
@@ -155,7 +155,7 @@ async def test_what_fights_back_fails_its_own_run_and_no_other(what: str) -> Non
             with pytest.raises(Exception, match=r"\S") as caught:
                 await run
             assert isinstance(caught.value, Exception)
-        asked = await environment.start(answers)
+        asked = await environment.start(hostile_answers)
         await environment.settle()
         with pytest.raises(Exception, match=r"\S"):
             await asked.query("made", what)
@@ -167,8 +167,8 @@ async def test_what_fights_back_fails_its_own_run_and_no_other(what: str) -> Non
 async def test_an_argument_that_cannot_be_stored_is_refused_by_the_call(what: str) -> None:
     async with WorkflowEnvironment() as environment:
         with pytest.raises(pr.SerializationError, match=r"of type|nested"):
-            await environment.start(takes, made(what))
-        run = await environment.start(bystands)
+            await environment.start(hostile_takes, made(what))
+        run = await environment.start(hostile_bystands)
         with pytest.raises(pr.SerializationError, match=r"of type|nested"):
             await run.signal("x", made(what))
         assert await run == "whole"
@@ -178,7 +178,7 @@ async def test_an_argument_that_cannot_be_stored_is_refused_by_the_call(what: st
 
 
 @pr.workflow
-async def names(what: str, name: str) -> None:
+async def hostile_names(what: str, name: str) -> None:
     match what:
         case "hook":
             await pr.hook(name)
@@ -204,4 +204,4 @@ async def test_a_name_that_no_database_holds_fails_its_run_and_stops_it_not(what
     """A run whose append no database takes would be given up and taken over again, for ever."""
     async with WorkflowEnvironment() as environment:
         with pytest.raises(ValueError, match="cannot be stored: names have no NUL"):
-            await environment.run(names, what, name)
+            await environment.run(hostile_names, what, name)
