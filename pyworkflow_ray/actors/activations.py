@@ -67,13 +67,14 @@ from pyworkflow_ray.engine.events import (
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage.acceptances import NewRun, accept
 from pyworkflow_ray.storage.codes import Code, saving_code
-from pyworkflow_ray.storage.histories import Append, appending, confirm_append, is_still_unread
+from pyworkflow_ray.storage.histories import Append, appending, confirm_append, is_still_unread, locks_of
 from pyworkflow_ray.storage.hooks import NewHook, creating_hook, disposing_hooks, holder_of
 from pyworkflow_ray.storage.inboxes import move_unread
+from pyworkflow_ray.storage.locks import Locks, Strength, merged
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.runs import get_run, latest_of_chain, releasing_key
 from pyworkflow_ray.storage.statements import Bound, RefusedError
-from pyworkflow_ray.storage.works import Steps, ask, last, together, work
+from pyworkflow_ray.storage.works import Steps, ask, last, locking, together, work
 from pyworkflow_ray.values import codec
 from pyworkflow_ray.values.failures import Failure
 from pyworkflow_ray.values.schemas import schema_text
@@ -232,6 +233,12 @@ class Activation:
             if outcome is not None:
                 self.outgoing.append(InboxEntry(run.parent_run_id, f"child:{run.child_id}", outcome))
 
+    def locks(self, new: Append) -> Locks:
+        """The rows that `write` locks."""
+        posted = Locks(runs={entry.run_id: Strength.POSTS for entry in self.outgoing})
+        return merged((locks_of(new), posted))
+
+    @locking(locks)
     @work
     def write(self, new: Append) -> Steps[bool]:
         """Write all of it; the result is `append`'s.
@@ -272,6 +279,7 @@ class Activation:
         self.to_nudge = to_nudge
         return is_unread
 
+    @locking(locks)
     @work
     def written(self, new: Append) -> Steps[Activation]:
         """As `write`; the result is the activation itself."""

@@ -14,15 +14,17 @@ from pyworkflow_ray.actors.inboxes import CANCEL_KEY, InboxEntry
 from pyworkflow_ray.engine.events import CancellationRequested
 from pyworkflow_ray.exceptions import WorkflowError
 from pyworkflow_ray.storage.dialects import decode_time
-from pyworkflow_ray.storage.fires import Fired, fire, run_of_text
+from pyworkflow_ray.storage.fires import Fired, fire, locks_of, run_of_text
 from pyworkflow_ray.storage.inboxes import was_posted
+from pyworkflow_ray.storage.locks import merged
 from pyworkflow_ray.storage.plans import DueSchedule, Plan, due_schedules, other_environments, plan
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.runs import latest_of_chain
-from pyworkflow_ray.storage.schedules import ScheduleRecord, finding_now, finding_schedule, schedule_record
+from pyworkflow_ray.storage.schedule_records import ScheduleRecord, schedule_record
+from pyworkflow_ray.storage.schedules import finding_now, finding_schedule
 from pyworkflow_ray.storage.statements import Row
 from pyworkflow_ray.storage.storages import Storage
-from pyworkflow_ray.storage.works import Steps, last, together, work
+from pyworkflow_ray.storage.works import Steps, last, locking, together, work
 
 MOST_DUE = 1000
 """Schedules that are read in one go."""
@@ -88,6 +90,7 @@ async def _fire(
 async def _written(storage: Storage, plans: Sequence[Plan], at: datetime | None) -> list[tuple[Plan, Fired]]:
     """Carry out the plans in one transaction. If it fails, one for each plan: a guilty one stops no other."""
 
+    @locking(lambda: merged(map(locks_of, plans)))
     @work
     def fire_all() -> Steps[list[tuple[Plan, Fired]]]:
         done: list[Fired] = yield from together(*(fire(each, now=at) for each in plans))

@@ -10,8 +10,9 @@ from pyworkflow_ray.engine.events import Event
 from pyworkflow_ray.exceptions import ConfigurationError, WorkflowNotFoundError
 from pyworkflow_ray.storage import runs
 from pyworkflow_ray.storage.inboxes import finding_posted
+from pyworkflow_ray.storage.locks import Locks, Strength
 from pyworkflow_ray.storage.records import RunRecord, run_record
-from pyworkflow_ray.storage.works import Steps, ask, last, work
+from pyworkflow_ray.storage.works import Steps, ask, last, locking, work
 
 
 async def send(
@@ -34,6 +35,7 @@ async def send(
     return record
 
 
+@locking(lambda entry, *_: Locks(runs={entry.run_id: Strength.POSTS}))
 @work
 def _posted(entry: InboxEntry, once_in_chain: bool, tried: set[str]) -> Steps[RunRecord | None]:
     """The run that has the entry in its inbox; None when it has ended.

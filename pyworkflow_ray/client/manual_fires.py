@@ -19,8 +19,8 @@ from pyworkflow_ray.exceptions import ConfigurationError, ScheduleNotFoundError
 from pyworkflow_ray.recurrences.overlaps import policy_of
 from pyworkflow_ray.statuses import OverlapPolicy, ScheduleStatus
 from pyworkflow_ray.storage import fires, schedules
-from pyworkflow_ray.storage.schedules import ScheduleRecord
-from pyworkflow_ray.storage.works import Steps, together, work
+from pyworkflow_ray.storage.schedule_records import ScheduleRecord
+from pyworkflow_ray.storage.works import Steps, locking, together, work
 
 MOST_BACKFILLED = 10_000
 _BATCH = 100
@@ -48,6 +48,7 @@ async def trigger_schedule(
     of = await opened()
     call = _new_call()
 
+    @locking(lambda: fires.locks_of_trigger(schedule_id, policy))
     @work
     def trigger() -> Steps[fires.Fired | None]:
         fired = yield from fires.trigger(schedule_id, policy, call, now=own_now(of))

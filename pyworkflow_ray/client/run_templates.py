@@ -15,7 +15,7 @@ from pyworkflow_ray.client.sessions import Session
 from pyworkflow_ray.storage import fires, schedules
 from pyworkflow_ray.storage.acceptances import NewRun
 from pyworkflow_ray.storage.codes import Code
-from pyworkflow_ray.storage.schedules import ScheduleRecord
+from pyworkflow_ray.storage.schedule_records import ScheduleRecord
 
 
 def run_template(

@@ -22,7 +22,7 @@ from pyworkflow_ray.recurrences.specs import ScheduleSpec
 from pyworkflow_ray.statuses import OverlapPolicy, ScheduleStatus
 from pyworkflow_ray.storage import schedules
 from pyworkflow_ray.storage.codes import Code
-from pyworkflow_ray.storage.schedules import ScheduleRecord
+from pyworkflow_ray.storage.schedule_records import ScheduleRecord
 from pyworkflow_ray.storage.works import Steps, work
 
 

@@ -14,7 +14,7 @@ from pyworkflow_ray.exceptions import ConfigurationError, ScheduleNotFoundError
 from pyworkflow_ray.recurrences.specs import ScheduleSpec
 from pyworkflow_ray.statuses import OverlapPolicy, ScheduleStatus
 from pyworkflow_ray.storage import fires, schedules
-from pyworkflow_ray.storage.schedules import ScheduleRecord
+from pyworkflow_ray.storage.schedule_records import ScheduleRecord
 from pyworkflow_ray.storage.storages import Storage
 from pyworkflow_ray.storage.works import Steps, together, work
 from pyworkflow_ray.values import codec

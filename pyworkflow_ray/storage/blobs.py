@@ -28,6 +28,8 @@ def saving_blobs(run_id: str, blobs: Sequence[tuple[str, bytes | None]]) -> list
     """
     if not blobs:
         return []
+    # In one order: two transactions that insert the same blobs wait for each other.
+    blobs = sorted(blobs, key=lambda blob: blob[0])
     new = [{"hash": hash_, "data": data, "size": len(data)} for hash_, data in blobs if data is not None]
     return [
         _SAVE.change_each(new),

@@ -240,7 +240,12 @@ def summary(error: BaseException) -> str:
 
 def is_connection_suspect(error: BaseException) -> bool:
     """Whether the connection itself may be broken, so that a new one is needed."""
-    return is_transient(error) and not _is_locked(error)
+    return is_transient(error) and not _is_locked(error) and not is_deadlock(error)
+
+
+def is_deadlock(error: BaseException) -> bool:
+    """Whether the transaction and another one waited for each other, and this one was undone."""
+    return getattr(_original(error), "sqlstate", None) == "40P01"
 
 
 def is_transient(error: BaseException) -> bool:

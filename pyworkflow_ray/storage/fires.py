@@ -28,12 +28,12 @@ from pyworkflow_ray.recurrences.overlaps import Decision, decide
 from pyworkflow_ray.statuses import OverlapPolicy
 from pyworkflow_ray.storage.acceptances import NewRun, accept
 from pyworkflow_ray.storage.dialects import decode_time
+from pyworkflow_ray.storage.locks import Locks
 from pyworkflow_ray.storage.plans import Plan
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.runs import get_runs
+from pyworkflow_ray.storage.schedule_records import COLUMNS, ScheduleRecord, schedule_record
 from pyworkflow_ray.storage.schedules import (
-    COLUMNS,
-    ScheduleRecord,
     count_made,
     events_of,
     finding_event_at,
@@ -45,10 +45,9 @@ from pyworkflow_ray.storage.schedules import (
     is_fire,
     locked_schedule,
     noting_events,
-    schedule_record,
 )
 from pyworkflow_ray.storage.statements import Bound, Row, Statement
-from pyworkflow_ray.storage.works import Steps, ask, last, together, work
+from pyworkflow_ray.storage.works import Steps, ask, last, locking, together, work
 
 # The first write of the transaction: a second transaction finds another version. If another transaction locks
 # the row now (a run that ends, for example), this one does not wait for it. The other one may itself wait for
@@ -87,6 +86,7 @@ class Fired(msgspec.Struct, frozen=True):
     is_stale: bool = False
 
 
+@locking(lambda planned, *_, **__: locks_of(planned))
 @work
 def fire(planned: Plan, *, now: datetime | None = None) -> Steps[Fired]:
     """Decide the fires that are due or put off; nothing if the schedule has changed since it was planned."""
@@ -116,6 +116,21 @@ def fire(planned: Plan, *, now: datetime | None = None) -> Steps[Fired]:
     return (yield from carried_out.at_end())
 
 
+def locks_of(planned: Plan) -> Locks:
+    """The rows that a fire locks: runs before schedules, as the end of a run does.
+
+    The schedule's own row is not among them. It is left for the next look if another transaction locks it.
+    """
+    return Locks(cancelled_of=(planned.schedule_id,) if planned.is_cancelling else ())
+
+
+def locks_of_trigger(schedule_id: str, policy: OverlapPolicy) -> Locks:
+    """The rows that `trigger` locks."""
+    is_cancelling = policy is OverlapPolicy.CANCEL_OTHER
+    return Locks(schedules=(schedule_id,), cancelled_of=(schedule_id,) if is_cancelling else ())
+
+
+@locking(lambda schedule_id, policy, *_, **__: locks_of_trigger(schedule_id, policy))
 @work
 def trigger(
     schedule_id: str, policy: OverlapPolicy, call: str, *, now: datetime | None = None
@@ -153,6 +168,7 @@ def trigger(
     return (yield from _carry_out(record, decision, running, position, fire_at, call=call).at_end())
 
 
+@locking(lambda schedule_id, *_, **__: Locks(schedules=(schedule_id,)))
 @work
 def backfill(
     schedule_id: str, fires: Sequence[datetime], call: str, *, now: datetime | None = None

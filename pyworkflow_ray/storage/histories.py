@@ -16,9 +16,10 @@ from pyworkflow_ray.storage import schema
 from pyworkflow_ray.storage.blobs import saving_blobs
 from pyworkflow_ray.storage.dialects import decode_time
 from pyworkflow_ray.storage.hooks import disposing_hooks, disposing_pending_hooks
+from pyworkflow_ray.storage.locks import Locks, Strength, changing
 from pyworkflow_ray.storage.schedules import counting_end
 from pyworkflow_ray.storage.statements import Bound, RefusedError, Statement
-from pyworkflow_ray.storage.works import Steps, last, work
+from pyworkflow_ray.storage.works import Steps, last, locking, work
 
 EventRow = tuple[int, datetime, str, str]
 """`(position, timestamp, type, data)`"""
@@ -86,6 +87,19 @@ class Append(msgspec.Struct, frozen=True, kw_only=True):
     schedule_id: str | None = None
 
 
+def locks_of(new: Append) -> Locks:
+    """The rows that an append locks, besides those that are posted to with it."""
+    if not _is_end(new):
+        return changing(new.run_id)
+    schedules = () if new.schedule_id is None else (new.schedule_id,)
+    return Locks(runs={new.run_id: Strength.ENDS}, schedules=schedules)
+
+
+def _is_end(new: Append) -> bool:
+    return _plain(new.changes.get("status")) in _ENDINGS
+
+
+@locking(locks_of)
 @work
 def append(new: Append) -> Steps[bool]:
     """Extend the run's history and change its row: both, or neither.
@@ -131,7 +145,7 @@ def appending(new: Append, behind_fence: Sequence[Bound] = ()) -> list[Bound]:
         rows = [{"run_id": new.run_id, "id": id_, "position": new.position} for id_ in new.read_inbox]
         statements.append(_MARK_READ.change_each(rows))
     statements += disposing_hooks(new.run_id, new.hooks_disposed)
-    if _plain(new.changes.get("status")) in _ENDINGS:
+    if _is_end(new):
         # The hooks come first: this waits for a delivery that is under way. Its inbox row must be marked too.
         statements.append(disposing_pending_hooks(new.run_id))
         statements.append(_MARK_ALL_READ.change(run_id=new.run_id, position=new.position))

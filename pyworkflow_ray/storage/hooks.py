@@ -23,10 +23,11 @@ from pyworkflow_ray.exceptions import (
 from pyworkflow_ray.statuses import HookStatus
 from pyworkflow_ray.storage import schema
 from pyworkflow_ray.storage.dialects import decode_time
+from pyworkflow_ray.storage.locks import Locks
 from pyworkflow_ray.storage.pages import before, cursor_behind
 from pyworkflow_ray.storage.selections import selecting
 from pyworkflow_ray.storage.statements import Bound, Statement
-from pyworkflow_ray.storage.works import Steps, Work, last, together, work
+from pyworkflow_ray.storage.works import Steps, Work, last, locking, together, work
 
 
 class NewHook(msgspec.Struct, frozen=True, kw_only=True):
@@ -228,6 +229,8 @@ def create_hook(run_id: str, new: NewHook) -> Steps[str | None]:
     return holder_of((yield last(*creating_hook(run_id, new))))
 
 
+# The run comes before its hook, as in the end of a run, which lets go of its hooks.
+@locking(lambda token, *_, **__: Locks(tokens=(token,)))
 @work
 def deliver(
     token: str, delivery_key: str, data: str, *, fits: str | None = None, now: datetime | None = None
@@ -275,6 +278,7 @@ def deliver(
         # The token was taken over between two of the statements; the new hook may have it.
 
 
+@locking(lambda deliveries, *_, **__: Locks(tokens=[each.token for each in deliveries]))
 @work
 def deliver_all(
     deliveries: Sequence[Delivery], *, now: datetime | None = None

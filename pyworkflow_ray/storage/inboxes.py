@@ -12,9 +12,10 @@ from datetime import datetime
 import msgspec
 
 from pyworkflow_ray.storage.dialects import decode_time
+from pyworkflow_ray.storage.locks import Locks, Strength
 from pyworkflow_ray.storage.schema import HAS_ENDED
 from pyworkflow_ray.storage.statements import Bound, Statement
-from pyworkflow_ray.storage.works import Steps, ask, last, work
+from pyworkflow_ray.storage.works import Steps, ask, last, locking, work
 
 _POST = Statement(f"""
     INSERT INTO inbox (run_id, dedup_key, kind, data, created_at)
@@ -64,6 +65,7 @@ def posting(run_id: str, dedup_key: str, kind: str, data: str | bytes) -> Bound:
     return _POST.change(run_id=run_id, dedup_key=dedup_key, kind=kind, data=text)
 
 
+@locking(lambda run_id, *_: Locks(runs={run_id: Strength.POSTS}))
 @work
 def post(run_id: str, dedup_key: str, kind: str, data: str | bytes) -> Steps[bool]:
     """Put something into a run's inbox; whether it is new there.

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from pyworkflow_ray.storage.locks import changing
 from pyworkflow_ray.storage.records import COLUMNS, RunRecord, run_record
 from pyworkflow_ray.storage.schema import HAS_ENDED, IS_LIVE
 from pyworkflow_ray.storage.statements import Statement
-from pyworkflow_ray.storage.works import Steps, last, work
+from pyworkflow_ray.storage.works import Steps, last, locking, work
 
 # An owner's second claim does not change `previous_owner`. The answer to the first claim's COMMIT may be
 # lost. Then the second claim must still report the interruption that the first one found.
@@ -40,10 +41,16 @@ _CLAIM = Statement(f"""
         AND ({_IS_FREE} OR {_IS_PREDECESSORS})
     RETURNING {COLUMNS}
 """)
+_IS_PLACED = f"""
+    coordinator = :force_from AND {IS_LIVE} AND (start_at IS NULL OR start_at <= <now>)
+        AND ({_IS_FREE} OR {_IS_PREDECESSORS})
+"""
+# It locks its rows in the order of their ids, as all transactions do.
 _CLAIM_PLACED = Statement(f"""
     {_TAKE}
-    WHERE coordinator = :force_from AND {IS_LIVE} AND (start_at IS NULL OR start_at <= <now>)
-        AND ({_IS_FREE} OR {_IS_PREDECESSORS})
+    WHERE {_IS_PLACED} AND run_id IN (
+        SELECT run_id FROM runs WHERE {_IS_PLACED} ORDER BY run_id <for no key update>
+    )
     RETURNING {COLUMNS}
 """)
 # Only the runs that are named, and only at their epochs. A process may hold a run that it does not drive: for
@@ -78,6 +85,7 @@ def owner_of(coordinator: str, cluster: str, incarnation: str) -> str:
     return f"{coordinator}@{cluster}:{incarnation}" if cluster else f"{coordinator}:{incarnation}"
 
 
+@locking(lambda run_id, *_, **__: changing(run_id))
 @work
 def claim(
     run_id: str,
@@ -128,6 +136,7 @@ def renew_leases(held: Iterable[tuple[str, int]], lease_ttl: float, owner: str |
     yield last(_RENEW.change_each(rows))
 
 
+@locking(lambda run_id, *_, **__: changing(run_id))
 @work
 def regain(run_id: str, owner: str, lease_ttl: float, *, born_owner: str) -> Steps[int | None]:
     """The epoch at which `owner` goes on with a run after its lease ran out; None if it may not."""
@@ -135,6 +144,7 @@ def regain(run_id: str, owner: str, lease_ttl: float, *, born_owner: str) -> Ste
     return None if row is None else int(row[0])
 
 
+@locking(lambda run_id, epoch: changing(run_id))
 @work
 def give_up(run_id: str, epoch: int) -> Steps[bool]:
     """Let go of a run that could not be driven. The next claim sees that the run was interrupted."""
@@ -142,6 +152,7 @@ def give_up(run_id: str, epoch: int) -> Steps[bool]:
     return bool(changed == 1)
 
 
+@locking(lambda run_id, epoch: changing(run_id))
 @work
 def release(run_id: str, epoch: int) -> Steps[bool]:
     """Let go of a run without an interruption; False if it is no longer held at this epoch."""

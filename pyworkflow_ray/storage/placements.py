@@ -13,9 +13,10 @@ from typing import Any
 
 import msgspec
 
+from pyworkflow_ray.storage.locks import changing
 from pyworkflow_ray.storage.schema import HAS_ENDED, IS_LIVE
 from pyworkflow_ray.storage.statements import Bound, Row, Statement
-from pyworkflow_ray.storage.works import Steps, ask, last, work
+from pyworkflow_ray.storage.works import Steps, ask, last, locking, work
 
 # After the first run of each slot, runs are packed, PACK to a slot. A coordinator drives hundreds of small
 # runs at once. If a burst were spread over all slots, it would start as many processes, each with its own
@@ -222,6 +223,7 @@ def known_loads(placement: Placement, loads: Loads | None) -> Steps[tuple[Loads,
     return loads, []
 
 
+@locking(lambda run_ids, *_, **__: changing(*run_ids))
 @work
 def place(run_ids: Iterable[str], placement: Placement, loads: Loads | None = None) -> Steps[dict[str, str]]:
     """Place runs that no process holds (suspended runs to wake, orphans to pick up); their coordinators.
@@ -234,6 +236,7 @@ def place(run_ids: Iterable[str], placement: Placement, loads: Loads | None = No
     return placed
 
 
+@locking(lambda run_ids, *_, **__: changing(*run_ids))
 @work
 def locate(run_ids: Iterable[str], placement: Placement, loads: Loads | None = None) -> Steps[dict[str, str]]:
     """The coordinators to nudge for these runs: as `place`, and for a run that is held, its coordinator.
@@ -244,6 +247,7 @@ def locate(run_ids: Iterable[str], placement: Placement, loads: Loads | None = N
     return {**held, **placed}
 
 
+@locking(lambda run_ids, *_, **__: changing(*run_ids))
 @work
 def _placed(
     run_ids: Iterable[str], placement: Placement, loads: Loads | None, *, asks_holders: bool

@@ -8,8 +8,9 @@ from itertools import islice
 import msgspec
 
 from pyworkflow_ray.recurrences.specs import ScheduleSpec
+from pyworkflow_ray.statuses import OverlapPolicy
 from pyworkflow_ray.storage.dialects import decode_time
-from pyworkflow_ray.storage.schedules import ScheduleRecord
+from pyworkflow_ray.storage.schedule_records import ScheduleRecord
 from pyworkflow_ray.storage.statements import Statement
 from pyworkflow_ray.storage.works import Steps, last, work
 
@@ -55,6 +56,7 @@ class Plan(msgspec.Struct, frozen=True):
         missed: How many fires are too late to be decided, from `missed_from` to `missed_until`.
         next_fire_at: The first fire after all of these; None if there are no more.
         look_at: When to look at the schedule again.
+        is_cancelling: Whether a fire may ask the schedule's other runs to cancel.
     """
 
     schedule_id: str
@@ -65,6 +67,7 @@ class Plan(msgspec.Struct, frozen=True):
     missed_until: datetime | None
     next_fire_at: datetime | None
     look_at: datetime | None
+    is_cancelling: bool = False
 
     @property
     def last(self) -> datetime | None:
@@ -129,7 +132,15 @@ def plan(record: ScheduleRecord, now: datetime) -> Plan:
     following = first if last is None else spec.next_after(last, record.anchor_at)
     look_at = None if following is None else spec.jittered(record.schedule_id, following)
     return Plan(
-        record.schedule_id, record.version, due, missed, missed_from, missed_until, following, look_at
+        record.schedule_id,
+        record.version,
+        due,
+        missed,
+        missed_from,
+        missed_until,
+        following,
+        look_at,
+        is_cancelling=record.overlap_policy is OverlapPolicy.CANCEL_OTHER,
     )
 
 

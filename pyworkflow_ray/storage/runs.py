@@ -233,7 +233,8 @@ def releasing_key(run_id: str) -> Bound:
 
 
 @work
-def _delete(run_ids: Sequence[str]) -> Steps[int]:
+def _delete(found: Sequence[str]) -> Steps[int]:
+    run_ids = sorted(found)  # All transactions lock rows in this order.
     linked = yield ask(*map(finding_blobs, run_ids))
     hashes = {hash_ for (hash_,) in chain(*linked)}
     deleting = [_DELETE.change(run_id=run_id) for run_id in run_ids]

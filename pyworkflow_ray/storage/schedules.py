@@ -14,9 +14,11 @@ from pyworkflow_ray.statuses import OverlapPolicy, RunStatus, ScheduleStatus
 from pyworkflow_ray.storage.acceptances import NewRun
 from pyworkflow_ray.storage.codes import Code, saving_code
 from pyworkflow_ray.storage.dialects import decode_time
+from pyworkflow_ray.storage.locks import Locks
+from pyworkflow_ray.storage.schedule_records import COLUMNS, ScheduleRecord, schedule_record
 from pyworkflow_ray.storage.schema import HAS_ENDED
 from pyworkflow_ray.storage.statements import Bound, Row, Statement
-from pyworkflow_ray.storage.works import Steps, ask, last, work
+from pyworkflow_ray.storage.works import Steps, ask, last, locking, work
 
 KEPT_EVENTS = 1000
 """Events kept of one schedule. Older ones are deleted, since a schedule has no end."""
@@ -24,35 +26,6 @@ MOST_OVERTAKEN = 1000
 """The most overtaken fires that a change counts. Other transactions wait while it counts."""
 
 _MICROSECOND = timedelta(microseconds=1)
-
-
-class ScheduleRecord(msgspec.Struct, frozen=True):
-    """The row of a schedule; `run` is the model of its runs, as JSON text of a `NewRun`."""
-
-    schedule_id: str
-    workflow_name: str
-    status: ScheduleStatus
-    spec: ScheduleSpec
-    overlap_policy: OverlapPolicy
-    catchup_window: float
-    run: str
-    environment: str
-    declared: str | None
-    note: str | None
-    version: int
-    anchor_at: datetime
-    next_fire_at: datetime | None
-    look_at: datetime | None
-    buffered: list[datetime]
-    total_runs: int
-    successful_runs: int
-    failed_runs: int
-    skipped_runs: int
-    last_fire_at: datetime | None
-    last_run_at: datetime | None
-    last_run_id: str | None
-    created_at: datetime
-    updated_at: datetime
 
 
 class ScheduleEvent(msgspec.Struct, frozen=True):
@@ -64,10 +37,6 @@ class ScheduleEvent(msgspec.Struct, frozen=True):
     type: str
     data: str
 
-
-FIELDS = ScheduleRecord.__struct_fields__
-COLUMNS = ", ".join(FIELDS)
-_TIMES = tuple(index for index, name in enumerate(FIELDS) if name.endswith("_at"))
 
 _INSERT = Statement(f"""
     INSERT INTO schedules ({COLUMNS}) VALUES (
@@ -165,19 +134,6 @@ _run_encoder = msgspec.json.Encoder()
 def run_text(run: NewRun) -> str:
     """The text of the model of a schedule's runs, as the row keeps it."""
     return _run_encoder.encode(msgspec.structs.replace(run, code=None)).decode()
-
-
-def schedule_record(row: Row) -> ScheduleRecord:
-    """The record of a row that was selected as `COLUMNS`."""
-    values = dict(zip(FIELDS, row, strict=True))
-    for index in _TIMES:
-        if row[index] is not None:
-            values[FIELDS[index]] = decode_time(row[index])
-    values["status"] = ScheduleStatus(values["status"])
-    values["overlap_policy"] = OverlapPolicy(values["overlap_policy"])
-    values["spec"] = ScheduleSpec.from_dict(msgspec.json.decode(values["spec"]))
-    values["buffered"] = [datetime.fromisoformat(each) for each in msgspec.json.decode(values["buffered"])]
-    return ScheduleRecord(**values)
 
 
 def _spec_text(spec: ScheduleSpec) -> str:
@@ -322,6 +278,7 @@ def finding_running(schedule_id: str) -> Bound:
     return _RUNNING.find_all(schedule_id=schedule_id)
 
 
+@locking(lambda record, *_, **__: Locks(schedules=(record.schedule_id,)))
 @work
 def change_schedule(
     record: ScheduleRecord,
@@ -402,6 +359,7 @@ def _overtaken(record: ScheduleRecord, at: datetime) -> Steps[tuple[int, list[tu
     return count, [("schedule.skipped", told)]
 
 
+@locking(lambda schedule_id, *_, **__: Locks(schedules=(schedule_id,)))
 @work
 def delete_schedule(schedule_id: str, *, now: datetime | None = None) -> Steps[bool]:
     """Delete a schedule; whether it existed. It fires no more, and its runs go on."""
@@ -437,6 +395,7 @@ def events_of(schedule_id: str, call: str) -> Steps[list[tuple[str, dict[str, An
     return [(type_, msgspec.json.decode(data)) for type_, data in rows]
 
 
+@locking(lambda schedule_id, *_, **__: Locks(schedules=(schedule_id,)))
 @work
 def note_once(
     schedule_id: str, type_: str, data: dict[str, Any], call: str, *, now: datetime | None = None

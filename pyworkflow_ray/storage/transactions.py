@@ -3,7 +3,8 @@
 Theory of operation. Works run one after another in one transaction, so each sees what the earlier ones wrote.
 Their batches are sent without waiting, as long as no work needs an answer. So a hundred works of one batch
 each are one pipeline, with BEGIN before them and COMMIT after them. A work that asks before it goes on costs
-a round trip for each batch whose answers it needs.
+a round trip for each batch whose answers it needs. The rows that the works lock are locked first, in the same
+pipeline (`locks`).
 
 SQLite is in this process. There each batch is run at once, and the same rules hold.
 
@@ -20,7 +21,8 @@ from typing import Any, Protocol
 from sqlalchemy.engine import Connection
 
 from pyworkflow_ray.storage.dialects import begin_immediate, driver_of, is_refusal, is_transient
-from pyworkflow_ray.storage.statements import Bound, RefusedError
+from pyworkflow_ray.storage.locks import merged, taking
+from pyworkflow_ray.storage.statements import Bound, Parameters, RefusedError
 from pyworkflow_ray.storage.works import Batch, Call, Request, Steps, Work
 
 _IDLE = 0
@@ -57,6 +59,9 @@ class Session(Protocol):
     def begin(self) -> None:
         """Begin a transaction. It may be sent together with the next batch."""
 
+    def lock(self, works: Sequence[Work[Any]]) -> None:
+        """Lock the rows that these works lock, after all that was sent before."""
+
     def send(self, batch: Batch, owner: int) -> Sent:
         """Run a batch after all that was sent before."""
 
@@ -85,6 +90,9 @@ class SQLiteSession:
 
     def begin(self) -> None:
         begin_immediate(self._driver)
+
+    def lock(self, works: Sequence[Work[Any]]) -> None:
+        pass  # the whole database is locked
 
     def send(self, batch: Batch, owner: int) -> Sent:
         sent = Sent()
@@ -125,11 +133,15 @@ class PostgreSQLSession:
         self._pipeline: Any = None
         self._exit = contextlib.ExitStack()
         # What was sent and not yet answered, in the order of sending: `(owner, statement, cursor, sent)`.
-        # BEGIN and COMMIT have no owner, no statement and no `sent`.
+        # BEGIN, COMMIT and the locks have no owner, no statement and no `sent`.
         self._unanswered: list[tuple[int | None, Bound | None, Any, Sent | None]] = []
 
     def begin(self) -> None:
         self._queue_text("BEGIN")
+
+    def lock(self, works: Sequence[Work[Any]]) -> None:
+        for statement in taking(merged(each.locks() for each in works)):
+            self._queue_text(*statement.resolved("postgresql"))
 
     def send(self, batch: Batch, owner: int) -> Sent:
         self._enter()
@@ -188,11 +200,11 @@ class PostgreSQLSession:
         if self._connection.in_transaction() and self._driver.info.transaction_status == _IDLE:
             self._connection.rollback()
 
-    def _queue_text(self, sql: str) -> None:
+    def _queue_text(self, sql: str, parameters: Parameters | None = None) -> None:
         self._enter()
         cursor = self._driver.cursor()
         try:
-            cursor.execute(sql)
+            cursor.execute(sql, parameters)
         except BaseException as error:
             raise self._blamed(error) from error  # the error of an earlier statement
         self._unanswered.append((None, None, cursor, None))
@@ -234,6 +246,9 @@ class PostgreSQLSnapshot(PostgreSQLSession):
 
     def begin(self) -> None:
         self._has_begun = False
+
+    def lock(self, works: Sequence[Work[Any]]) -> None:
+        pass  # it only reads
 
     def send(self, batch: Batch, owner: int) -> Sent:
         if batch.is_last and not self._has_begun and len(batch.statements) == 1:
@@ -285,9 +300,10 @@ def run_all(session: Session, works: Sequence[Work[Any]]) -> list[Outcome]:
         Exception: A transient error. It is unknown whether the commit went through.
     """
     if len(works) == 1:
-        return [run_alone(session, works[0].at_end())]
+        return [run_alone(session, works[0].at_end(), locks_of=works)]
     begun: list[tuple[Steps[Any], Sent | None, Outcome]] = []
     session.begin()
+    session.lock(works)
     for owner, each in enumerate(works):
         begun.append(_run_to_last(session, each.at_end(), owner))
     session.commit()
@@ -323,8 +339,17 @@ def _conclude(session: Session, steps: Steps[Any], sent: Sent) -> Outcome:
     return run_alone(session, steps, lambda: steps.send(sent.answers))
 
 
-def run_alone(session: Session, steps: Steps[Any], advance: Callable[[], Request] | None = None) -> Outcome:
+def run_alone(
+    session: Session,
+    steps: Steps[Any],
+    advance: Callable[[], Request] | None = None,
+    *,
+    locks_of: Sequence[Work[Any]] = (),
+) -> Outcome:
     """Run one work, or the rest of it, to its end, in its own transactions.
+
+    Args:
+        locks_of: The work, whose rows are locked at the beginning of each transaction.
 
     Raises:
         Exception: A transient error. It is unknown whether the commit went through.
@@ -347,6 +372,7 @@ def run_alone(session: Session, steps: Steps[Any], advance: Callable[[], Request
             return Outcome(error=error)
         if not is_open:
             session.begin()
+            session.lock(locks_of)
             is_open = True
         try:
             answers = _answered(session, request)

@@ -24,6 +24,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 from sqlalchemy.engine import Connection
 
+from pyworkflow_ray.storage.locks import NO_LOCKS, Locks, merged
 from pyworkflow_ray.storage.statements import Bound, RefusedError
 
 P = ParamSpec("P")
@@ -70,12 +71,17 @@ class Work(Generic[T_co]):
 
     In another work, ``result = yield from a_work`` makes it a part. Its `last` batches are then only asked,
     since the other work is not done yet. ``yield from a_work.at_end()`` makes it the end of the other work.
+    The other work says itself which rows it locks (`locking`).
     """
 
-    __slots__ = ("_begin",)
+    __slots__ = ("_begin", "locks")
 
-    def __init__(self, begin: Callable[[], Steps[T_co]]) -> None:
+    def __init__(
+        self, begin: Callable[[], Steps[T_co]], locks: Callable[[], Locks] = lambda: NO_LOCKS
+    ) -> None:
         self._begin = begin
+        self.locks = locks
+        """The rows that the work locks. Its transaction locks them first, in one order with all others."""
 
     def at_end(self) -> Steps[T_co]:
         """The work from its beginning. The caller runs it to its end and commits with its last batch."""
@@ -144,6 +150,30 @@ def work(function: Callable[P, Steps[T]]) -> Callable[P, Work[T]]:
     return make
 
 
+def locking(
+    locks_of: Callable[P, Locks],
+) -> Callable[[Callable[P, Work[T]]], Callable[P, Work[T]]]:
+    """Say which rows the works of a function lock; `locks_of` is called with the function's arguments.
+
+    ```python
+    @locking(lambda run_id, name: changing(run_id))
+    @work
+    def rename(run_id: str, name: str) -> Steps[bool]: ...
+    ```
+    """
+
+    def decorate(function: Callable[P, Work[T]]) -> Callable[P, Work[T]]:
+        def make(*args: P.args, **kwargs: P.kwargs) -> Work[T]:
+            made = function(*args, **kwargs)
+            made.locks = lambda: locks_of(*args, **kwargs)
+            return made
+
+        update_wrapper(make, function)
+        return make
+
+    return decorate
+
+
 def as_work(task: Work[T] | Callable[[Connection], T]) -> Work[T]:
     """The work itself, or one that calls a function with the connection."""
     return task if isinstance(task, Work) else called(task)
@@ -156,6 +186,7 @@ def called(function: Callable[[Connection], T]) -> Steps[T]:
     return result  # type: ignore[no-any-return]
 
 
+@locking(lambda *works: merged(each.locks() for each in works))
 @work
 def together(*works: Work[Any]) -> Steps[list[Any]]:
     """The results of works that do not depend on each other: their batches are sent as one.

@@ -6,6 +6,8 @@ order, in the next transaction. Each caller gets its result when that transactio
 
 - A work that fails does not make others fail. The group is undone. Then the works before the guilty one, the
   guilty one, and the works after it are run as three groups, in this order.
+- When the group and another transaction wait for each other, the database undoes one of them. Rows are locked
+  in one order, so that is rare (`locks`). The halves of the group are then run as two groups, at once.
 - When the database is locked, gone or restarting, the group is run again until it succeeds. The answer to a
   COMMIT can get lost although the commit went through. So **every work must be safe to run again**: a work
   that finds what it wrote before must count that as a success.
@@ -27,7 +29,7 @@ from sqlalchemy.engine import Connection
 
 from pyworkflow_ray.exceptions import StorageError
 from pyworkflow_ray.storage.databases import Database
-from pyworkflow_ray.storage.dialects import is_database_error, is_transient, summary
+from pyworkflow_ray.storage.dialects import is_database_error, is_deadlock, is_transient, summary
 from pyworkflow_ray.storage.transactions import GuiltyError, Outcome, run_all
 from pyworkflow_ray.storage.works import Work, as_work
 
@@ -197,17 +199,11 @@ class Writer:
         """Run a group until the outcome of each of its jobs is known."""
         groups = [group]
         while groups:
-            jobs = groups.pop(0)
-            blamed = self._commit(jobs)
-            if blamed is None:
-                continue
-            parts = [[job] for job in jobs]
-            if blamed.owner is not None:
-                parts = [jobs[: blamed.owner], [jobs[blamed.owner]], jobs[blamed.owner + 1 :]]
+            parts = self._commit(groups.pop(0))
             groups = [part for part in parts if part] + groups
 
-    def _commit(self, group: list[_Job]) -> GuiltyError | None:
-        """Run a group until its outcomes are known (None), or until one of several works is to blame."""
+    def _commit(self, group: list[_Job]) -> list[list[_Job]]:
+        """Run a group until its outcomes are known; or else the groups to run instead of it, in order."""
         started = time.monotonic()
         pause, warned_at = _FIRST_PAUSE, float("-inf")
         while True:
@@ -215,8 +211,14 @@ class Writer:
                 with self._database.session() as session:
                     outcomes = run_all(session, [job.work for job in group])
             except GuiltyError as guilty:
-                return guilty
+                if (owner := guilty.owner) is None:
+                    return [[job] for job in group]
+                return [group[:owner], [group[owner]], group[owner + 1 :]]
             except BaseException as error:
+                if is_deadlock(error) and not self._abandoned.is_set():
+                    if len(group) > 1:
+                        return [group[: len(group) // 2], group[len(group) // 2 :]]
+                    continue  # the other transaction was let through, and this one may follow
                 waited = time.monotonic() - started
                 if not is_transient(error) or self._is_given_up(waited):
                     outcomes = [Outcome(error=error)] * len(group)
@@ -230,7 +232,7 @@ class Writer:
             for job, outcome in zip(group, outcomes, strict=True):
                 met = outcome.error
                 job.outcome = outcome if met is None else Outcome(error=self._translated(met))
-            return None
+            return []
 
     def _is_given_up(self, waited: float) -> bool:
         return self._abandoned.is_set() or (self._give_up_after is not None and waited >= self._give_up_after)

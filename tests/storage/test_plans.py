@@ -12,7 +12,7 @@ import pytest
 from pyworkflow_ray.recurrences.specs import ScheduleSpec
 from pyworkflow_ray.statuses import OverlapPolicy, ScheduleStatus
 from pyworkflow_ray.storage.plans import MOST_DUE, MOST_MISSED, Plan, plan
-from pyworkflow_ray.storage.schedules import ScheduleRecord
+from pyworkflow_ray.storage.schedule_records import ScheduleRecord
 from tests.storage.builders import NOON
 
 SECOND, MINUTE, HOUR, DAY = (timedelta(seconds=s) for s in (1, 60, 3600, 86_400))

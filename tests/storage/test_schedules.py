@@ -23,9 +23,9 @@ from pyworkflow_ray.storage.histories import append
 from pyworkflow_ray.storage.inboxes import unread
 from pyworkflow_ray.storage.plans import Plan, due_schedules, other_environments, plan
 from pyworkflow_ray.storage.runs import delete_run, get_run, list_runs
+from pyworkflow_ray.storage.schedule_records import ScheduleRecord
 from pyworkflow_ray.storage.schedules import (
     KEPT_EVENTS,
-    ScheduleRecord,
     change_schedule,
     create_schedule,
     delete_schedule,
