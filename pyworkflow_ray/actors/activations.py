@@ -112,6 +112,8 @@ class Activation:
     blobs: list[tuple[str, bytes | None]] = field(default_factory=list)
     changes: dict[str, Any] = field(default_factory=dict)
     read_inbox: list[int] = field(default_factory=list)
+    known_unread: int | None = None
+    """If this ends the run: how many unread rows the turn knows of. With more than these it does not end."""
     hooks: list[tuple[NewHook, Code | None]] = field(default_factory=list)
     disposed: list[str] = field(default_factory=list)
     new_runs: list[NewRun] = field(default_factory=list)
@@ -244,7 +246,7 @@ class Activation:
         """Write all of it; the result is `append`'s.
 
         Raises:
-            FencedError: As `append` does.
+            FencedError, UnreadError: As `append` does.
         """
         self.begun = []
         to_nudge: list[str] = []

@@ -50,6 +50,7 @@ class HistoryWriter:
 
         Raises:
             FencedError: Another coordinator has the run. Nothing was written.
+            UnreadError: The run cannot end: something has come for it meanwhile. Nothing was written.
             StorageError: The storage is closed.
             CodeStoppedError: The code that decides was stopped, or abandoned. Nothing was written.
             Exception: What the decision raised. Nothing was written.
@@ -106,6 +107,7 @@ def append_of(run: RunRecord, position: int, activation: Activation) -> Append |
     """
     is_empty = not (activation.rows or activation.changes or activation.read_inbox or activation.outgoing)
     releases = activation.end is not None
+    is_final = activation.end is not None and activation.end.is_final
     is_visible = releases or activation.read_inbox or "started_at" in activation.changes
     if is_empty or not (run.durable or is_visible):
         return None
@@ -120,6 +122,7 @@ def append_of(run: RunRecord, position: int, activation: Activation) -> Append |
         read_inbox=activation.read_inbox,
         hooks_disposed=activation.disposed,
         schedule_id=run.schedule_id,
+        known_unread=activation.known_unread if run.durable and is_final else None,
     )
 
 

@@ -26,6 +26,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TypeVar
@@ -36,7 +37,13 @@ from pyworkflow_ray.actors.attempts import Attempts
 from pyworkflow_ray.actors.commits import Decide, HistoryWriter
 from pyworkflow_ray.actors.engine_threads import CodePlace, CodeStoppedError, Stretch
 from pyworkflow_ray.actors.hook_rows import due_hooks, expire_hooks, make_hooks, refusal
-from pyworkflow_ray.actors.inboxes import decoded_inbox, ending_of, read_inbox, requests_to_children
+from pyworkflow_ray.actors.inboxes import (
+    decoded_history,
+    decoded_inbox,
+    ending_of,
+    read_inbox,
+    requests_to_children,
+)
 from pyworkflow_ray.actors.logs import log_notes
 from pyworkflow_ray.actors.observers import (
     HistoryLong,
@@ -60,6 +67,7 @@ from pyworkflow_ray.actors.turns import (
     end_cancelled,
     end_failed,
     feed_incoming,
+    feed_start,
     reopen,
     started_event,
 )
@@ -73,12 +81,15 @@ from pyworkflow_ray.exceptions import (
     WorkflowError,
 )
 from pyworkflow_ray.statuses import RunStatus
-from pyworkflow_ray.storage.histories import FencedError, read_events
+from pyworkflow_ray.storage.histories import FencedError, UnreadError, read_events
 from pyworkflow_ray.storage.inboxes import InboxRow
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.values import codec
 
 _T = TypeVar("_T")
+
+MOST_TRIES = 5
+"""How often a run is kept from its end by what comes for it. Otherwise it might never end."""
 
 
 class Drive:
@@ -232,13 +243,7 @@ class Drive:
 
     async def _open(self) -> None:
         """Load the code, replay the history, and go on from there."""
-        run = self.run
-        load = partial(load_definition, self._services, run)
-        definition = await self._code.on_thread(partial(self._with_code, load))
-        execution = execution_of(self._services, run, definition)
-        if run.attributes is not None:
-            execution.attributes.update(codec.decode(run.attributes))  # what it was started with
-        self._execution = execution
+        execution = await self._load()
         if self._has_begun():
             await self._reopen(execution)
         else:
@@ -248,26 +253,45 @@ class Drive:
         """Whether the run's start is committed."""
         return self._history.position > 0 or not (self.run.durable or self.run.started_at is None)
 
+    async def _load(self) -> Execution:
+        """Load the run's code, which has run nothing yet."""
+        definition = await self._in_thread(partial(load_definition, self._services, self.run))
+        execution = execution_of(self._services, self.run, definition)
+        if self.run.attributes is not None:  # what it was started with
+            execution.attributes.update(codec.decode(self.run.attributes))
+        if self._execution is not None:
+            self._execution.drop()
+        self._execution = execution
+        return execution
+
     async def _start(self) -> None:
         """Run the code from its beginning, once its time has come."""
         started = started_event(self.run)
         if was_lost_at_start(self.run) and not self._is_early() and not await self._may_start(started):
             return
-        was_sent_more = False
+        known: list[InboxRow] = []
+        tries = 0
         while True:
             if self._has_unread:
-                if await self._is_cancelled_at_once():
+                known = await self._read_inbox()
+                if await self._is_cancelled_at_once(known):
                     return
-                was_sent_more = True
             if not self._is_early():
-                break
+                # The start is committed by itself, before anything is fed that is due. Otherwise code that
+                # ends its process would be recovered for ever, without a trace of it.
+                ends_anyway = tries == MOST_TRIES
+                feed = partial(feed_start, started=started, known=known, ends_anyway=ends_anyway)
+                with contextlib.suppress(UnreadError):
+                    await self._turn(self._deciding(feed))
+                    self._has_unread = self._has_unread or bool(known)
+                    return
+                tries += 1
+                self._has_unread = True
+                await self._load()
+                continue
             self.opened.set()
             await self._services.clock.wait(self._wake, self.run.start_at)
             self._wake.clear()
-        self._has_unread = self._has_unread or was_sent_more
-        # The start is committed by itself, before anything is fed that is due. Otherwise code that ends its
-        # process would be recovered for ever, without a trace of it.
-        await self._turn(self._deciding(lambda turn: turn.feed(started)))
 
     def _is_early(self) -> bool:
         """Whether the run is to start later."""
@@ -302,9 +326,9 @@ class Drive:
             for hook_id, holder in conflicts.items():
                 self._found(refusal(hook_id, holder))
 
-    async def _is_cancelled_at_once(self) -> bool:
+    async def _is_cancelled_at_once(self, unread: list[InboxRow]) -> bool:
         """Whether a run that has run no code, or can run none, was asked to cancel; it ends here then."""
-        _, events = decoded_inbox(self.run_id, await self._read_inbox())
+        _, events = decoded_inbox(self.run_id, unread)
         request = next((event for event in events if isinstance(event, CancellationRequested)), None)
         if request is None:
             return False
@@ -329,8 +353,24 @@ class Drive:
         unread = await self._read_inbox() if self._has_unread else []
         arrived = self._attempts.take_arrived()
         outcomes, self._outcomes = self._outcomes, []
-        incoming = Incoming(arrived, outcomes, unread, self._expired, self._recoveries > 0)
-        await self._turn(self._deciding(lambda turn: feed_incoming(turn, incoming)))
+        await self._feed(Incoming(arrived, outcomes, unread, self._expired, self._recoveries > 0))
+
+    async def _feed(self, incoming: Incoming) -> None:
+        """Feed what has come. If the run ends while more comes for it, it did not end: it is fed that first.
+
+        Its code has ended in memory, so it is replayed, as after a crash before the commit.
+        """
+        for tries in range(1, MOST_TRIES + 1):
+            with contextlib.suppress(UnreadError):
+                await self._turn(self._deciding(partial(feed_incoming, incoming=incoming)))
+                return
+            await self._replay()
+            incoming = replace(incoming, unread=await self._read_inbox(), ends_anyway=tries + 1 == MOST_TRIES)
+
+    async def _replay(self) -> None:
+        history = await asyncio.to_thread(self._services.storage.read, read_events(self.run_id))
+        execution = await self._load()
+        await self._in_thread(lambda: execution.replay(decoded_history(self.run_id, history)))
 
     async def _read_inbox(self) -> list[InboxRow]:
         self._has_unread = False  # before the read: what comes during it is read the next time
@@ -412,7 +452,7 @@ class Drive:
         If it was asked to cancel, it is cancelled instead, and its code does not see that.
         """
         with contextlib.suppress(SerializationError):  # its inbox cannot be read, either
-            if await self._is_cancelled_at_once() and self._end is not None:
+            if await self._is_cancelled_at_once(await self._read_inbox()) and self._end is not None:
                 return self._end
         await self._turn(lambda: set_aside(self.run_id, error))
         assert self._end is not None
@@ -436,9 +476,15 @@ class Drive:
         Raises:
             CodeStoppedError: It did not come to an end.
         """
-        execution = self._running()
-        work = partial(answer, self._services, execution, name, args, kwargs)
+
+        def work() -> AttemptOutcome:
+            return answer(self._services, self._running(), name, args, kwargs)
+
         return await self._code.on_thread(partial(self._with_code, work, is_query=True))
+
+    async def _in_thread(self, work: Callable[[], _T]) -> _T:
+        """Run workflow code on an engine thread."""
+        return await self._code.on_thread(partial(self._with_code, work))
 
     def _with_code(self, work: Callable[[], _T], *, is_query: bool = False) -> _T:
         """Run workflow code on the engine thread that calls this, and log what it notes."""

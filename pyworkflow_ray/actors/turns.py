@@ -36,7 +36,7 @@ from pyworkflow_ray.engine.events import (
 from pyworkflow_ray.engine.executions import Execution
 from pyworkflow_ray.exceptions import WorkerDiedError, WorkflowError, WorkflowTimeoutError
 from pyworkflow_ray.storage.histories import EventRow
-from pyworkflow_ray.storage.inboxes import InboxRow
+from pyworkflow_ray.storage.inboxes import MOVED, InboxRow
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.values.failures import capture
 
@@ -51,6 +51,7 @@ class Incoming:
         unread: What lies in the run's inbox.
         expired: Hooks whose rows take no payload any more. Only these may expire in the run.
         had_recoveries: Whether recoveries are counted in the run's row.
+        ends_anyway: Whether the run may end although something comes for it just now.
     """
 
     arrived: list[Arrived]
@@ -58,6 +59,7 @@ class Incoming:
     unread: list[InboxRow]
     expired: Set[str]
     had_recoveries: bool
+    ends_anyway: bool = False
 
 
 class Turn:
@@ -117,13 +119,38 @@ def started_event(run: RunRecord) -> WorkflowStarted:
     )
 
 
+def feed_start(turn: Turn, started: WorkflowStarted, known: Sequence[InboxRow], ends_anyway: bool) -> None:
+    """Feed the start.
+
+    Args:
+        known: What lies in the run's inbox. None of it is a request to cancel.
+        ends_anyway: As in `Incoming`.
+    """
+    turn.feed(started)
+    if not ends_anyway:
+        turn.activation.known_unread = known_unread(turn, known)
+
+
 def feed_incoming(turn: Turn, incoming: Incoming) -> None:
-    """Feed all that has come, and the timers that are due, until the run ends."""
-    _feed_arrived(turn, incoming)
+    """Feed all that has come, and the timers that are due, until the run ends.
+
+    The inbox comes first: its senders were told that the run will get it, and the rest may end the run.
+    """
     _feed_inbox(turn, incoming)
+    _feed_arrived(turn, incoming)
     _feed_timers(turn, incoming.expired)
     if incoming.arrived and turn.activation.events and incoming.had_recoveries:
         turn.activation.changes["recovery_attempts"] = 0  # the run got further
+    if not incoming.ends_anyway:
+        turn.activation.known_unread = known_unread(turn, incoming.unread)
+
+
+def known_unread(turn: Turn, rows: Sequence[InboxRow]) -> int:
+    """How many of these rows may be left when the run ends now: see `Append.known_unread`."""
+    end = turn.activation.end
+    if end is not None and end.continued_to:
+        return sum(row.kind not in MOVED for row in rows)
+    return len(rows)
 
 
 def _feed_arrived(turn: Turn, incoming: Incoming) -> None:

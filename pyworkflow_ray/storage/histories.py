@@ -16,6 +16,7 @@ from pyworkflow_ray.storage import schema
 from pyworkflow_ray.storage.blobs import saving_blobs
 from pyworkflow_ray.storage.dialects import decode_time
 from pyworkflow_ray.storage.hooks import disposing_hooks, disposing_pending_hooks
+from pyworkflow_ray.storage.inboxes import MOVED
 from pyworkflow_ray.storage.locks import Locks, Strength, changing
 from pyworkflow_ray.storage.schedules import counting_end
 from pyworkflow_ray.storage.statements import Bound, RefusedError, Statement
@@ -61,6 +62,14 @@ class FencedError(StorageError):
         self.run_id, self.epoch = run_id, epoch
 
 
+class UnreadError(StorageError):
+    """The run cannot end yet: something came for it that its holder had not read when the end was decided."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(f"Something came for run {run_id!r} before it could end.")
+        self.run_id = run_id
+
+
 class Append(msgspec.Struct, frozen=True, kw_only=True):
     """What one activation of a run writes, all of it in one transaction.
 
@@ -73,6 +82,9 @@ class Append(msgspec.Struct, frozen=True, kw_only=True):
         read_inbox: Ids of the inbox rows that the events record.
         hooks_disposed: Ids of the run's hooks that wait no longer. A run that ends disposes of all its hooks.
         schedule_id: The schedule that made the run, and that counts its end.
+        known_unread: For an end: how many unread rows its holder knows of. If there are more, the append is
+            refused, since their senders were told that the run will get them. For a run that continues, only
+            those count that are not moved to its successor. None ends it anyway.
     """
 
     run_id: str
@@ -85,6 +97,7 @@ class Append(msgspec.Struct, frozen=True, kw_only=True):
     read_inbox: Sequence[int] = ()
     hooks_disposed: Sequence[str] = ()
     schedule_id: str | None = None
+    known_unread: int | None = None
 
 
 def locks_of(new: Append) -> Locks:
@@ -97,6 +110,18 @@ def locks_of(new: Append) -> Locks:
 
 def _is_end(new: Append) -> bool:
     return _plain(new.changes.get("status")) in _ENDINGS
+
+
+def _knowledge(new: Append) -> str:
+    """The fence's condition on the inbox."""
+    if new.known_unread is None:
+        return ""
+    continues = _plain(new.changes.get("status")) == RunStatus.CONTINUED_AS_NEW.value
+    which = f"AND kind NOT IN ({', '.join(map(repr, MOVED))})" if continues else ""
+    return (
+        f"AND :_known >= (SELECT count(*) FROM inbox "
+        f"WHERE inbox.run_id = runs.run_id AND read_position IS NULL {which})"
+    )
 
 
 @locking(locks_of)
@@ -114,6 +139,7 @@ def append(new: Append) -> Steps[bool]:
 
     Raises:
         FencedError: The run is held at another epoch, has ended, or is gone.
+        UnreadError: The append ends the run, and something has come that its holder does not know of.
     """
     statements = appending(new)
     try:
@@ -130,8 +156,10 @@ def appending(new: Append, behind_fence: Sequence[Bound] = ()) -> list[Bound]:
         behind_fence: More statements, directly after the fence. Their answers come at the same places.
     """
     following = new.position + len(new.events)
-    fence = _fence(tuple(new.changes), bool(new.events), new.release)
+    fence = _fence(tuple(new.changes), bool(new.events), new.release, _knowledge(new))
     parameters = {name: _plain(value) for name, value in new.changes.items()}
+    if new.known_unread is not None:
+        parameters["_known"] = new.known_unread
     if new.events:
         parameters["_at"] = new.events[-1][0]
     statements = [
@@ -183,6 +211,7 @@ def confirm_append(new: Append) -> Steps[bool]:
 
     Raises:
         FencedError: The history has gone on without this append.
+        UnreadError: It was refused because of what lies in the inbox.
     """
     following = new.position + len(new.events)
     state, last_event, still_unread = yield last(
@@ -193,6 +222,8 @@ def confirm_append(new: Append) -> Steps[bool]:
     if state is None or state[0] != new.epoch:
         raise FencedError(new.run_id, new.epoch)
     _, position, status = state
+    if new.known_unread is not None and position == new.position and status not in _ENDINGS:
+        raise UnreadError(new.run_id)
     if new.events:
         is_there = last_event == (new.events[-1][1], _text(new.events[-1][2]))
     else:
@@ -210,7 +241,7 @@ def confirm_append(new: Append) -> Steps[bool]:
 
 
 @lru_cache(maxsize=1024)
-def _fence(columns: tuple[str, ...], has_events: bool, release: bool) -> Statement:
+def _fence(columns: tuple[str, ...], has_events: bool, release: bool, knowledge: str) -> Statement:
     unknown = set(columns) - _CHANGEABLE_COLUMNS
     if unknown:
         raise ValueError(
@@ -224,7 +255,7 @@ def _fence(columns: tuple[str, ...], has_events: bool, release: bool) -> Stateme
     return Statement(
         f"UPDATE runs SET {', '.join(assignments)} "
         "WHERE run_id = :_run_id AND epoch = :_epoch AND position = :_old "
-        f"AND NOT {schema.HAS_ENDED}"
+        f"AND NOT {schema.HAS_ENDED} {knowledge}"
     )
 
 

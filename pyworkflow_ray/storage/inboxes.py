@@ -36,7 +36,9 @@ _WITH_UNREAD = Statement(f"""
 # A process that posts meanwhile waits for this lock. Then it finds that the run has ended.
 _LOCK_RUN = Statement("SELECT 1 FROM runs WHERE run_id = :run_id <for update>")
 # What came for a hook or from a child is not moved: in another run, its ids name other hooks and children.
-_MOVED = ("signal.received", "cancellation.requested")
+MOVED = ("signal.received", "cancellation.requested")
+"""The kinds of rows that follow a run into its successor."""
+
 _WAS_POSTED = Statement("SELECT 1 FROM inbox WHERE run_id = :run_id AND dedup_key = :dedup_key")
 _WAS_POSTED_TO_CHAIN = Statement("""
     WITH RECURSIVE chain(id, earlier) AS (
@@ -124,6 +126,6 @@ def move_unread(run_id: str, to_run_id: str, but: Collection[int] = ()) -> Steps
     """
     yield ask(_LOCK_RUN.find(run_id=run_id))
     rows = yield from unread(run_id)
-    moved = [row for row in rows if row.kind in _MOVED and row.id not in but]
+    moved = [row for row in rows if row.kind in MOVED and row.id not in but]
     if moved:
         yield ask(*(posting(to_run_id, row.dedup_key, row.kind, row.data) for row in moved))

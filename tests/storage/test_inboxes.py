@@ -11,9 +11,10 @@ from sqlalchemy.engine import Connection
 
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage.acceptances import accept
-from pyworkflow_ray.storage.histories import FencedError, append
+from pyworkflow_ray.storage.histories import FencedError, UnreadError, append
 from pyworkflow_ray.storage.inboxes import move_unread, post, runs_with_unread, unread
 from pyworkflow_ray.storage.records import RunRecord
+from pyworkflow_ray.storage.runs import get_run
 from pyworkflow_ray.storage.storages import Storage
 from tests.storage.builders import accepted, appended, claimed, new_append, new_run, read, write
 
@@ -147,3 +148,26 @@ def test_what_comes_while_a_run_is_continued_is_not_lost(shared_url: str) -> Non
         assert not write(client, post, "run_1", "key", "cancel", "{}"), "the sender learns, and asks again"
         continuation.result(timeout=30)
         assert write(client, post, "run_2", "key", "cancel", "{}")
+
+
+def test_a_run_does_not_end_over_what_its_holder_has_not_read(storage: Storage) -> None:
+    run = claimed(storage)
+    write(storage, post, "run_1", "key", "signal.received", "{}")
+    end = {"changes": {"status": RunStatus.COMPLETED}, "release": True}
+    with pytest.raises(UnreadError):
+        write(storage, append, new_append(run, "end", known_unread=0, **end))
+    assert read(storage, get_run, "run_1") == run
+    known = new_append(run, "end", known_unread=1, **end)
+    for _ in range(2):  # and again, when the first answer is lost
+        assert write(storage, append, known) is False
+    assert read(storage, unread, "run_1") == []
+
+
+def test_what_moves_to_the_successor_keeps_no_run_from_continuing(storage: Storage) -> None:
+    run = claimed(storage)
+    end = {"changes": {"status": RunStatus.CONTINUED_AS_NEW}, "release": True, "known_unread": 0}
+    write(storage, post, "run_1", "signal", "signal.received", "{}")
+    write(storage, post, "run_1", "hook", "hook.received", "{}")
+    with pytest.raises(UnreadError):
+        write(storage, append, new_append(run, "end", **end))
+    assert write(storage, append, new_append(run, "end", **end | {"known_unread": 1})) is False

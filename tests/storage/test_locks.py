@@ -20,7 +20,7 @@ from sqlalchemy.engine import Connection
 from pyworkflow_ray.actors.schedulers import fire_due
 from pyworkflow_ray.recurrences.specs import ScheduleSpec
 from pyworkflow_ray.statuses import OverlapPolicy, RunStatus
-from pyworkflow_ray.storage.histories import append
+from pyworkflow_ray.storage.histories import UnreadError, append
 from pyworkflow_ray.storage.hooks import Delivery, NewHook, create_hook, deliver_all, get_hook
 from pyworkflow_ray.storage.inboxes import move_unread, post, unread
 from pyworkflow_ray.storage.leases import claim_placed
@@ -265,4 +265,18 @@ def test_posts_to_a_run_do_not_wait_for_its_appends(two: tuple[Storage, Storage]
     run = claimed(first, "run_1")
     with stopped(first, append(new_append(run, "x")), Gate()):
         assert second.submit(post("run_1", "key", "signal.received", "{}")).result(30) is True
+    assert len(read(first, unread, "run_1")) == 1
+
+
+def test_an_end_waits_for_what_is_being_posted_and_is_refused_then(
+    two: tuple[Storage, Storage], postgresql_url: str
+) -> None:
+    first, second = two
+    run = claimed(first, "run_1")
+    with stopped(second, post("run_1", "key", "signal.received", "{}"), Gate()) as futures:
+        ending = first.submit(append(new_append(run, "end", changes=END, release=True, known_unread=0)))
+        until_waiting(postgresql_url)
+    assert futures[0].result(30) is True
+    with pytest.raises(UnreadError):
+        ending.result(30)
     assert len(read(first, unread, "run_1")) == 1
