@@ -12,6 +12,7 @@ from typing import Any
 from msgspec import Raw
 
 from pyworkflow_ray.actors.observers import AttemptDispatched, AttemptEnded
+from pyworkflow_ray.actors.renewals import Hold
 from pyworkflow_ray.actors.runner import KILL_GRACE, Attempt
 from pyworkflow_ray.actors.services import Services
 from pyworkflow_ray.actors.tickets import Ticket
@@ -32,11 +33,14 @@ class Attempts:
     Args:
         services: What the coordinator lends.
         run: The run's row.
+        hold: Whether the run is surely held. Otherwise nothing is dispatched.
         on_arrival: Called when one has ended.
     """
 
-    def __init__(self, services: Services, run: RunRecord, on_arrival: Callable[[], None]) -> None:
-        self._services, self._run, self._on_arrival = services, run, on_arrival
+    def __init__(
+        self, services: Services, run: RunRecord, hold: Hold, on_arrival: Callable[[], None]
+    ) -> None:
+        self._services, self._run, self._hold, self._on_arrival = services, run, hold, on_arrival
         self._tickets: dict[str, Ticket] = {}
         self._retries: dict[str, datetime] = {}
         self._arrived: list[Arrived] = []
@@ -95,7 +99,11 @@ class Attempts:
             await self.dispatch(pending)
 
     async def dispatch(self, pending: PendingStep) -> None:
-        """Make the step's present attempt."""
+        """Make the step's present attempt, once the run is surely held.
+
+        Raises:
+            FencedError: Another process has the run.
+        """
         command = pending.command
         options = command.options
         attempt = Attempt(
@@ -115,6 +123,7 @@ class Attempts:
             coordinator=self._run.coordinator or "",
             logging=self._services.settings.logging,
         )
+        await self._hold.sure()
         self._retries.pop(command.step_id, None)
         self._tickets[command.step_id] = self._services.dispatcher.dispatch(
             attempt,

@@ -3,8 +3,8 @@
 Theory of operation. `__init__` only stores its arguments: an exception there would end a detached actor for
 good. Then the actor opens itself, after every restart too: it claims what its predecessor of the same name
 held, and goes on with it. Runs come in by `accept` (a client has had a run accepted) and by `wake` (something
-has come for a run, or a run is due). One background task renews the leases of all runs at once. Another one
-reports blocked code, and ends the process when it has had nothing to do for a while.
+has come for a run, or a run is due). One background task renews the leases of all runs at once (`renewals`).
+Another one reports blocked code, and ends the process when it has had nothing to do for a while.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from pyworkflow_ray.actors.observers import (
 )
 from pyworkflow_ray.actors.payloads import Payloads, configured_values
 from pyworkflow_ray.actors.queries import answer_by_replay
+from pyworkflow_ray.actors.renewals import Hold, Renewals, now
 from pyworkflow_ray.actors.services import Services
 from pyworkflow_ray.actors.settings import EngineSettings
 from pyworkflow_ray.actors.watchdogs import Watchdog
@@ -48,7 +49,7 @@ from pyworkflow_ray.exceptions import ConfigurationError, StorageError
 from pyworkflow_ray.storage.blobs import load_blob
 from pyworkflow_ray.storage.codes import Code
 from pyworkflow_ray.storage.inboxes import runs_with_unread
-from pyworkflow_ray.storage.leases import claim, claim_placed, give_up, owner_of, regain, renew_leases
+from pyworkflow_ray.storage.leases import claim, claim_placed, give_up, owner_of, regain
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.storages import Storage
 from pyworkflow_ray.storage.works import together
@@ -113,6 +114,7 @@ class Coordinator:
         self._recent: dict[str, RunEnd] = {}
         self._opening: asyncio.Task[None] | None = None
         self._background: list[asyncio.Task[None]] = []
+        self._renewals: Renewals | None = None
         self._idle_since = time.monotonic()
         self._storage_id = ""
 
@@ -154,31 +156,32 @@ class Coordinator:
             observers=self._observers,
         )
         ttl = self.settings.lease_ttl.total_seconds()
+        self._renewals = Renewals(storage, self.owner, self.settings.lease_ttl, lambda: self.drives)
+        since = now()
         runs = await storage.write(claim_placed(self.name, self.owner, ttl, self.cluster))
         for run in runs:
-            self._begin_claimed(run)
-        self._background = [
-            asyncio.get_running_loop().create_task(work()) for work in (self._renew, self._watch)
-        ]
+            self._begin_claimed(run, since)
+        works = (self._renewals.run, self._look_for_mail, self._watch)
+        self._background = [asyncio.get_running_loop().create_task(work()) for work in works]
 
     async def close(self) -> None:
         """Drop every run where it stands. Another coordinator may go on with them."""
         for task in (*self._background, *self._ends.values()):
             task.cancel()
         await asyncio.gather(*self._background, *self._ends.values(), return_exceptions=True)
+        if self._renewals is not None:
+            self._renewals.close()
         if self._services is not None:
             self._services.threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _renew(self) -> None:
-        ttl = self.settings.lease_ttl.total_seconds()
+    async def _look_for_mail(self) -> None:
+        """Look for unread inboxes: a process that posted to a run may have died before its nudge."""
         while True:
-            await asyncio.sleep(ttl / 3)
+            await asyncio.sleep(self.settings.lease_ttl.total_seconds() / 3)
             if not self._drives or self._storage is None:
                 continue
-            with contextlib.suppress(Exception):  # the writer reports it, and this is tried again soon
-                held = [(drive.run_id, drive.run.epoch) for drive in self.drives]
-                await self._storage.write(renew_leases(held, ttl, self.owner))
-                # A process that posted to a run may have died before its nudge. The unread rows are few.
+            with contextlib.suppress(Exception):  # this is tried again soon
+                # The unread rows are few.
                 for run_id in await asyncio.to_thread(self._storage.read, runs_with_unread()):
                     if run_id in self._drives:
                         self._drives[run_id].notice()
@@ -288,9 +291,10 @@ class Coordinator:
         new = [r for r in wanted if r not in self._ends and r not in self._claiming]
         # Noted before the first await: a second wake of the same run would claim it too.
         self._claiming.update(new)
+        since = now()
         try:
             for run in await self._claim(new):
-                self._begin_claimed(run)
+                self._begin_claimed(run, since)
         finally:
             self._claiming.difference_update(new)
         return [run_id for run_id in wanted if run_id in self._ends]
@@ -314,9 +318,11 @@ class Coordinator:
             return
         drives = sorted(drives, key=lambda drive: drive.run_id)  # in one order everywhere, as in `_claim`
         regains = [regain(drive.run_id, self.owner, ttl, born_owner=self.name) for drive in drives]
+        since = now()
         for drive, epoch in zip(drives, await self._storage.write(together(*regains)), strict=True):
             if epoch is not None:
                 drive.regain(epoch)
+                drive.hold.extend(self.settings.lease_ttl, since)
 
     def _begin_here(self, run: RunRecord) -> None:
         is_as_born = run.epoch == 1 and run.owner == self.name
@@ -376,9 +382,10 @@ class Coordinator:
 
     def _begin_accepted(self, run: RunRecord) -> None:
         self._observers.report(RunAccepted(**of_run(run), coordinator=self.name))
-        self._begin(run)
+        # It was accepted a moment ago, by another clock. Half of its lease is left for sure.
+        self._begin(run, now() - self.settings.lease_ttl.total_seconds() / 2)
 
-    def _begin_claimed(self, run: RunRecord) -> None:
+    def _begin_claimed(self, run: RunRecord, since: float) -> None:
         self._observers.report(
             RunClaimed(
                 **of_run(run),
@@ -387,13 +394,13 @@ class Coordinator:
                 was_interrupted=run.was_interrupted,
             )
         )
-        self._begin(run)
+        self._begin(run, since)
 
-    def _begin(self, run: RunRecord) -> asyncio.Task[RunEnd]:
+    def _begin(self, run: RunRecord, since: float) -> asyncio.Task[RunEnd]:
         assert self._services is not None
         self._idle_since = time.monotonic()
         self._recent.pop(run.run_id, None)
-        drive = Drive(self._services, run)
+        drive = Drive(self._services, run, Hold(run, self.settings.lease_ttl, since))
         self._drives[run.run_id] = drive
         task = asyncio.get_running_loop().create_task(self._contain(drive), name=run.run_id)
         self._ends[run.run_id] = task

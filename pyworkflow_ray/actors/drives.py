@@ -59,6 +59,7 @@ from pyworkflow_ray.actors.recoveries import (
     set_aside,
     was_lost_at_start,
 )
+from pyworkflow_ray.actors.renewals import Hold
 from pyworkflow_ray.actors.services import Services, execution_of, load_definition
 from pyworkflow_ray.actors.suspensions import suspension, wait_of
 from pyworkflow_ray.actors.turns import (
@@ -98,9 +99,11 @@ class Drive:
     Args:
         services: What the coordinator lends.
         run: The run's row, as it was claimed.
+        hold: Until when the run is surely held.
     """
 
-    def __init__(self, services: Services, run: RunRecord) -> None:
+    def __init__(self, services: Services, run: RunRecord, hold: Hold) -> None:
+        self.hold = hold
         self.run_id = run.run_id
         self.began_at = time.monotonic()
         self.ending: CancellationRequested | WorkflowError | None = None
@@ -117,7 +120,7 @@ class Drive:
         self._code = CodePlace(services.threads)
         self._wake = asyncio.Event()
         """Set when something has come. It only ends a rest: whoever sets it notes what has come."""
-        self._attempts = Attempts(services, run, self._wake.set)
+        self._attempts = Attempts(services, run, hold, self._wake.set)
         self._outcomes: list[Event] = []
         """Outcomes that the drive has found itself, to be fed in the next turn."""
         self._expired: set[str] = set()
@@ -168,6 +171,11 @@ class Drive:
         self._has_unread = True
         self._wake.set()
 
+    def lose(self) -> None:
+        """Drop the run: another process has it."""
+        self.hold.lose()
+        self._wake.set()
+
     def regain(self, epoch: int) -> None:
         """Hold the run under this epoch: a sweep has placed it here again, while it was here."""
         self._history.regain(epoch)
@@ -200,6 +208,7 @@ class Drive:
 
     async def _turn(self, decide: Decide) -> None:
         """Have something decided, commit it, act on it."""
+        self.hold.check()
         self._wake.clear()
         activation = await self._history.commit(decide)
         self._recoveries = activation.changes.get("recovery_attempts", self._recoveries)
@@ -272,6 +281,7 @@ class Drive:
         known: list[InboxRow] = []
         tries = 0
         while True:
+            self.hold.check()
             if self._has_unread:
                 known = await self._read_inbox()
                 if await self._is_cancelled_at_once(known):
@@ -403,6 +413,7 @@ class Drive:
 
     async def _rest(self) -> bool:
         """Wait until something has come or is due; False when the run was suspended instead."""
+        self.hold.check()
         clock = self._services.clock
         if self._attempts.arrived or self._outcomes or self._has_unread:
             return True

@@ -163,6 +163,29 @@ class Database:
                 self._undo(session, error)
                 raise
 
+    @property
+    def has_many_writers(self) -> bool:
+        """Whether several connections can write at the same time."""
+        return self._url.get_backend_name() != "sqlite"
+
+    def write_aside(self, task: Work[T]) -> T:
+        """The committed result of a work, run on a connection of its own; see `has_many_writers`."""
+        self._open()
+        assert self._write_engine is not None
+        with self._write_engine.connect() as connection:
+            session = PostgreSQLSession(connection)
+            try:
+                outcome = run_alone(session, task.at_end(), locks_of=[task])
+            except BaseException:
+                with suppress(Exception):
+                    session.close()
+                connection.invalidate()
+                raise
+            session.close()
+        if outcome.error is not None:
+            raise outcome.error
+        return outcome.result  # type: ignore[no-any-return]
+
     def close(self) -> None:
         """Close all connections. A later use opens the database again; a database in memory is lost."""
         with self._opening, self._one_at_a_time:

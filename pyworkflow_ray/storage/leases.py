@@ -60,8 +60,12 @@ _RENEW = Statement("""
     UPDATE runs SET
         lease_expires_at = <now + :ttl>,
         owner = CASE WHEN owner = coordinator THEN COALESCE(CAST(:owner AS TEXT), owner) ELSE owner END
-    WHERE run_id = :run_id AND epoch = :epoch AND lease_expires_at IS NOT NULL
+    WHERE run_id = (
+        SELECT run_id FROM runs WHERE run_id = :run_id AND epoch = :epoch AND lease_expires_at IS NOT NULL
+        <for no key update skip locked>
+    )
 """)
+_HOLDER = Statement("SELECT epoch, owner, coordinator FROM runs WHERE run_id = :run_id")
 # Our lease had run out. A sweep took the run from us and placed it with us again. No other process has
 # claimed it, so we hold it at the epoch in its row.
 _REGAIN = Statement(f"""
@@ -121,19 +125,38 @@ def claim_placed(coordinator: str, owner: str, lease_ttl: float, cluster: str = 
 
 
 @work
-def renew_leases(held: Iterable[tuple[str, int]], lease_ttl: float, owner: str | None = None) -> Steps[None]:
-    """Hold these runs, each at its epoch, for another `lease_ttl` seconds.
+def renew_leases(
+    held: Iterable[tuple[str, int]], lease_ttl: float, owner: str | None = None
+) -> Steps[list[str]]:
+    """Hold these runs, each at its epoch, for another `lease_ttl` seconds; those that are held now.
 
-    A lease that has run out is renewed too, as long as no other process has taken the run.
+    A lease that has run out is renewed too, as long as no other process has taken the run. A run whose row is
+    locked just now is left out: this waits for nobody.
 
     Args:
         owner: The name of their owner. A run that was accepted as held by its coordinator's name gets it.
     """
-    # All transactions lock rows in this order, so that two of them never wait for each other.
-    rows = [
-        {"run_id": run_id, "epoch": epoch, "ttl": lease_ttl, "owner": owner} for run_id, epoch in sorted(held)
+    wanted = sorted(held)
+    renewing = [
+        _RENEW.change(run_id=run_id, epoch=epoch, ttl=lease_ttl, owner=owner) for run_id, epoch in wanted
     ]
-    yield last(_RENEW.change_each(rows))
+    counts = yield last(*renewing)
+    return [run_id for (run_id, _), count in zip(wanted, counts, strict=True) if count == 1]
+
+
+@work
+def lost_leases(held: Iterable[tuple[str, int]], owner: str) -> Steps[list[str]]:
+    """Which of these runs, each held at its epoch by `owner`, are gone or another process's by now.
+
+    A run that was taken from `owner` and that nobody has claimed yet is not among them.
+    """
+    wanted = list(held)
+    rows = yield last(*(_HOLDER.find(run_id=run_id) for run_id, _ in wanted))
+    return [
+        run_id
+        for (run_id, epoch), row in zip(wanted, rows, strict=True)
+        if row is None or (row[0] != epoch and row[1] not in (owner, row[2]))
+    ]
 
 
 @locking(lambda run_id, *_, **__: changing(run_id))

@@ -63,6 +63,22 @@ class Storage:
         """As `submit`, for the running event loop."""
         return await self.writer.write(task)
 
+    def write_aside(self, task: Task[T]) -> T:
+        """The committed result of a work that waits for no other write of this process.
+
+        It runs in the calling thread, on a connection of its own. It is tried once. In SQLite there is one
+        writer, so there it waits for its turn.
+
+        Raises:
+            StorageError: The database cannot be reached, or it refuses.
+        """
+        if not self.database.has_many_writers:
+            return self.submit(task).result()
+        try:
+            return self.database.write_aside(as_work(task))
+        except Exception as error:
+            raise translated(error, self.database) from error
+
     def read(self, query: Task[T]) -> T:
         """The result of a work that only reads. It runs in the calling thread and sees one snapshot.
 

@@ -15,6 +15,7 @@ from pyworkflow_ray.storage.leases import (
     claim,
     claim_placed,
     give_up,
+    lost_leases,
     owner_of,
     regain,
     release,
@@ -323,3 +324,12 @@ def test_a_run_that_was_born_held_is_its_drivers_once_it_was_renewed(storage: St
     assert renewed is not None
     assert (renewed.owner, renewed.epoch) == (owner, 1)
     assert write(storage, claim_placed, "coordinator-0", "other", 60.0, "10.0.0.2:6379") == []
+
+
+def test_a_lease_is_lost_when_another_process_has_the_run(storage: Storage) -> None:
+    runs = [claimed(storage, f"run_{number}", ttl=0) for number in range(4)]
+    write(storage, claim, "run_1", "process-2", 60)
+    write(storage, place, ["run_2"], Placement())  # nobody has claimed it: it may be placed here again
+    held = [(run.run_id, run.epoch) for run in runs]
+    assert write(storage, renew_leases, [*held, ("gone", 1)], 60) == ["run_0", "run_3"]
+    assert read(storage, lost_leases, [*held, ("gone", 1)], "process-1") == ["run_1", "gone"]

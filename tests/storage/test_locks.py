@@ -18,12 +18,13 @@ import pytest
 from sqlalchemy.engine import Connection
 
 from pyworkflow_ray.actors.schedulers import fire_due
+from pyworkflow_ray.exceptions import StorageError
 from pyworkflow_ray.recurrences.specs import ScheduleSpec
 from pyworkflow_ray.statuses import OverlapPolicy, RunStatus
 from pyworkflow_ray.storage.histories import UnreadError, append
 from pyworkflow_ray.storage.hooks import Delivery, NewHook, create_hook, deliver_all, get_hook
 from pyworkflow_ray.storage.inboxes import move_unread, post, unread
-from pyworkflow_ray.storage.leases import claim_placed
+from pyworkflow_ray.storage.leases import claim_placed, renew_leases
 from pyworkflow_ray.storage.placements import Placement, place
 from pyworkflow_ray.storage.runs import get_run
 from pyworkflow_ray.storage.schedules import create_schedule, get_schedule
@@ -280,3 +281,28 @@ def test_an_end_waits_for_what_is_being_posted_and_is_refused_then(
     with pytest.raises(UnreadError):
         ending.result(30)
     assert len(read(first, unread, "run_1")) == 1
+
+
+# --- leases ---------------------------------------------------------------------------------------
+
+
+def test_a_renewal_waits_for_no_group_and_for_no_row(two: tuple[Storage, Storage]) -> None:
+    """The writer of this process stands in the middle of a group, and holds one of the rows."""
+    first, _ = two
+    runs = {name: claimed(first, name) for name in ("run_1", "run_2")}
+    held = [(run.run_id, run.epoch) for run in runs.values()]
+    with stopped(first, append(new_append(runs["run_1"], "x")), Gate()) as futures:
+        assert first.write_aside(renew_leases(held, 90.0)) == ["run_2"]
+    for future in futures:
+        future.result(30)
+    assert first.write_aside(renew_leases(held, 90.0)) == ["run_1", "run_2"]
+
+
+def test_a_renewal_that_the_server_refuses_is_an_error_and_the_next_one_goes_through(
+    two: tuple[Storage, Storage],
+) -> None:
+    first, _ = two
+    run = claimed(first, "run_1")
+    with pytest.raises(StorageError):
+        first.write_aside(renew_leases([("run_1", run.epoch)], float("nan")))
+    assert first.write_aside(renew_leases([("run_1", run.epoch)], 90.0)) == ["run_1"]
