@@ -61,6 +61,14 @@ class SerializationError(FatalError):
     """A value cannot be written to the history, or cannot be read from it."""
 
 
+class UnreadableRowError(SerializationError):
+    """A row of the database has a cell that cannot be read. `run_id` names the run that it stops, if any."""
+
+    def __init__(self, message: str, run_id: str | None = None) -> None:
+        super().__init__(message)
+        self.run_id = run_id
+
+
 class StepValidationError(FatalError):
     """An argument of a step or workflow does not fit its signature."""
 

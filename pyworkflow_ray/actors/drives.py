@@ -38,11 +38,12 @@ from pyworkflow_ray.actors.commits import Decide, HistoryWriter
 from pyworkflow_ray.actors.engine_threads import CodePlace, CodeStoppedError, Stretch
 from pyworkflow_ray.actors.hook_rows import due_hooks, expire_hooks, make_hooks, refusal
 from pyworkflow_ray.actors.inboxes import (
+    cancellation_in,
     decoded_history,
-    decoded_inbox,
     ending_of,
     read_inbox,
     requests_to_children,
+    require_whole,
 )
 from pyworkflow_ray.actors.logs import log_notes
 from pyworkflow_ray.actors.observers import (
@@ -54,6 +55,7 @@ from pyworkflow_ray.actors.queries import answer
 from pyworkflow_ray.actors.recoveries import (
     allowed_recoveries,
     counted,
+    explained,
     given_up,
     recovery_of,
     set_aside,
@@ -77,14 +79,13 @@ from pyworkflow_ray.engine.events import CancellationRequested, Event, WorkflowS
 from pyworkflow_ray.engine.executions import Execution
 from pyworkflow_ray.exceptions import (
     EventLimitExceededError,
-    SerializationError,
     StorageError,
     WorkflowError,
 )
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage.histories import FencedError, UnreadError, read_events
-from pyworkflow_ray.storage.inboxes import InboxRow
-from pyworkflow_ray.storage.records import RunRecord
+from pyworkflow_ray.storage.inboxes import InboxRow, readable_unread
+from pyworkflow_ray.storage.records import RunRecord, require_json
 from pyworkflow_ray.values import codec
 
 _T = TypeVar("_T")
@@ -197,6 +198,11 @@ class Drive:
                 return await self._end_stopped()
             except WorkflowError as error:
                 return await self._set_aside(error)
+            except Exception as error:
+                # What keeps a run from being opened would keep it from that the next time, too.
+                if self._is_open:
+                    raise
+                return await self._set_aside(error)
         except FencedError:
             self._services.observers.report(RunLost(**of_run(self.run)))
             return RunEnd(self.run_id, "lost")
@@ -252,6 +258,11 @@ class Drive:
 
     async def _open(self) -> None:
         """Load the code, replay the history, and go on from there."""
+        if self.run.epoch > 1:  # otherwise its row was written just now
+            require_json(self.run)
+            if self._history.position == 0:
+                first = read_events(self.run_id, limit=1)
+                require_whole(self.run, await asyncio.to_thread(self._services.storage.read, first))
         execution = await self._load()
         if self._has_begun():
             await self._reopen(execution)
@@ -320,6 +331,7 @@ class Drive:
     async def _reopen(self, execution: Execution) -> None:
         """Go on from where the history ends."""
         history = await asyncio.to_thread(self._services.storage.read, read_events(self.run_id))
+        require_whole(self.run, history)
         recovery = recovery_of(self.run, self._recoveries, self._services.owner)
         # Attempts are dispatched after this turn: an interruption gives all of them new numbers.
         await self._turn(self._deciding(lambda turn: reopen(turn, history, recovery)))
@@ -338,8 +350,7 @@ class Drive:
 
     async def _is_cancelled_at_once(self, unread: list[InboxRow]) -> bool:
         """Whether a run that has run no code, or can run none, was asked to cancel; it ends here then."""
-        _, events = decoded_inbox(self.run_id, unread)
-        request = next((event for event in events if isinstance(event, CancellationRequested)), None)
+        request = cancellation_in(self.run_id, unread)
         if request is None:
             return False
         await self._end_at_once(request)
@@ -457,15 +468,16 @@ class Drive:
         if due_at is not None:
             self._services.on_due(due_at)
 
-    async def _set_aside(self, error: WorkflowError) -> RunEnd:
+    async def _set_aside(self, error: Exception) -> RunEnd:
         """Set the run aside: its code cannot go on over its history here. `resume` tries again.
 
         If it was asked to cancel, it is cancelled instead, and its code does not see that.
         """
-        with contextlib.suppress(SerializationError):  # its inbox cannot be read, either
-            if await self._is_cancelled_at_once(await self._read_inbox()) and self._end is not None:
-                return self._end
-        await self._turn(lambda: set_aside(self.run_id, error))
+        unread = await asyncio.to_thread(self._services.storage.read, readable_unread(self.run_id))
+        if await self._is_cancelled_at_once(unread) and self._end is not None:
+            return self._end
+        why = await explained(self._services, self.run_id, error)
+        await self._turn(lambda: set_aside(self.run_id, why))
         assert self._end is not None
         return self._end
 

@@ -20,11 +20,14 @@ from pyworkflow_ray.engine.events import (
     decode_event,
     decode_history,
     encode_data,
+    is_known_type,
     type_of,
 )
-from pyworkflow_ray.exceptions import SerializationError, StorageError
-from pyworkflow_ray.storage.histories import EventRow, read_events
+from pyworkflow_ray.exceptions import StorageError, UnreadableRowError
+from pyworkflow_ray.storage.damages import unreadable
+from pyworkflow_ray.storage.histories import EventRow, read_events, unreadable_event
 from pyworkflow_ray.storage.inboxes import InboxRow, posting, unread
+from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.statements import Bound
 
 if TYPE_CHECKING:
@@ -83,29 +86,60 @@ def decoded_inbox(run_id: str, rows: list[InboxRow]) -> tuple[list[int], list[Ev
     """The ids of the rows, and the outcomes that they hold.
 
     Raises:
-        SerializationError: A row cannot be read.
+        UnreadableRowError: A row cannot be read.
     """
-    outcomes = []
+    return [row.id for row in rows], [_decoded(run_id, row) for row in rows]
+
+
+def cancellation_in(run_id: str, rows: list[InboxRow]) -> CancellationRequested | None:
+    """The request to cancel among these rows, whether the others can be read or not."""
     for row in rows:
-        try:
-            outcomes.append(decode_event(row.kind, row.data))
-        except ValueError as error:
-            raise SerializationError(
-                f"Something in the inbox of run {run_id!r} cannot be read: {error}"
-            ) from error
-    return [row.id for row in rows], outcomes
+        with contextlib.suppress(UnreadableRowError):
+            event = _decoded(run_id, row)
+            if isinstance(event, CancellationRequested):
+                return event
+    return None
+
+
+def _decoded(run_id: str, row: InboxRow) -> Event:
+    try:
+        return decode_event(row.kind, row.data)
+    except (ValueError, TypeError) as error:
+        column = "data" if is_known_type(row.kind) else "kind"
+        where = f"row {row.id} of run {run_id!r}"
+        raise unreadable("inbox", where, column, str(error), run_id) from error
 
 
 def decoded_history(run_id: str, rows: list[EventRow]) -> list[Recorded]:
     """The events of a run that were stored.
 
     Raises:
-        SerializationError: One of them cannot be read.
+        UnreadableRowError: One of them cannot be read.
     """
     try:
         return decode_history(rows)
-    except ValueError as error:
-        raise SerializationError(f"The history of run {run_id!r} cannot be read: {error}") from error
+    except (ValueError, TypeError):
+        for position, _, type_, data in rows:
+            try:
+                decode_event(type_, data)
+            except (ValueError, TypeError) as error:
+                column = "data" if is_known_type(type_) else "type"
+                raise unreadable_event(run_id, position, column, str(error)) from error
+        raise
+
+
+def require_whole(run: RunRecord, rows: list[EventRow]) -> None:
+    """Do nothing if these are all the events that the run's row counts.
+
+    Raises:
+        UnreadableRowError: The row counts others.
+    """
+    if run.durable and [row[0] for row in rows] != list(range(run.position)):
+        gap = next((at for at, row in enumerate(rows) if row[0] != at), len(rows))
+        problem = f"it is {run.position}, and the history has {len(rows)} events"
+        if gap < len(rows):
+            problem += f", of which number {gap} is missing"
+        raise unreadable("runs", f"run {run.run_id!r}", "position", problem, run.run_id)
 
 
 async def ending_of(
@@ -116,7 +150,4 @@ async def ending_of(
         return execution.end_of_time()
     if execution is not None and execution.cancellation.request is not None:
         return execution.cancellation.request
-    with contextlib.suppress(SerializationError):
-        _, events = decoded_inbox(run_id, await read_inbox(services, run_id))
-        return next((event for event in events if isinstance(event, CancellationRequested)), None)
-    return None
+    return cancellation_in(run_id, await read_inbox(services, run_id))

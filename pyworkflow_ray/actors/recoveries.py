@@ -7,10 +7,20 @@ until an attempt of a step has ended, and a run that has had too many fails.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 from pyworkflow_ray.actors.activations import Activation, RunEnd
+from pyworkflow_ray.actors.services import Services
 from pyworkflow_ray.engine.events import WorkflowInterrupted
-from pyworkflow_ray.exceptions import WorkerDiedError, WorkflowError
+from pyworkflow_ray.exceptions import (
+    NonDeterminismError,
+    StorageError,
+    UnreadableRowError,
+    WorkerDiedError,
+)
 from pyworkflow_ray.statuses import RunStatus
+from pyworkflow_ray.storage.blobs import require_blobs
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.values.failures import capture
 
@@ -62,7 +72,18 @@ def counted(run_id: str, recoveries: int) -> Activation:
     return Activation(run_id, changes={"recovery_attempts": recoveries})
 
 
-def set_aside(run_id: str, error: WorkflowError) -> Activation:
+async def explained(services: Services, run_id: str, error: Exception) -> Exception:
+    """Why a run cannot go on: its code may have left its history over a damaged value."""
+    if isinstance(error, NonDeterminismError):
+        with contextlib.suppress(StorageError):
+            try:
+                await asyncio.to_thread(services.storage.read, require_blobs(run_id))
+            except UnreadableRowError as damage:
+                return damage
+    return error
+
+
+def set_aside(run_id: str, error: Exception) -> Activation:
     """The decision to set a run aside: its code is not there, or has left its history."""
     failure = capture(error)
     changes = {

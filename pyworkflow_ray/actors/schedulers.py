@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-import msgspec
 from loguru import logger
 
 from pyworkflow_ray.actors.inboxes import CANCEL_KEY, InboxEntry
 from pyworkflow_ray.engine.events import CancellationRequested
-from pyworkflow_ray.exceptions import WorkflowError
+from pyworkflow_ray.exceptions import UnreadableRowError
+from pyworkflow_ray.storage.damages import report
 from pyworkflow_ray.storage.dialects import decode_time
-from pyworkflow_ray.storage.fires import Fired, fire, locks_of, run_of_text
+from pyworkflow_ray.storage.fires import Fired, fire, locks_of
 from pyworkflow_ray.storage.inboxes import was_posted
 from pyworkflow_ray.storage.locks import merged
 from pyworkflow_ray.storage.plans import DueSchedule, Plan, due_schedules, other_environments, plan
@@ -112,7 +112,7 @@ def _plan_all(
 ) -> tuple[list[Plan], datetime]:
     rows, now = storage.read(_rows_and_time([each.schedule_id for each in due]))
     instant = at or now
-    records = (_readable(each.schedule_id, row) for each, row in zip(due, rows, strict=True))
+    records = map(_readable, rows)
     plans = (_planned(record, instant) for record in records if record is not None)
     return [planned for planned in plans if planned is not None], instant
 
@@ -132,16 +132,13 @@ def _rows_and_time(schedule_ids: list[str]) -> Steps[tuple[list[Row | None], dat
     return rows, decode_time(now[0])
 
 
-def _readable(schedule_id: str, row: Row | None) -> ScheduleRecord | None:
+def _readable(row: Row | None) -> ScheduleRecord | None:
     """The schedule, or None: one that cannot be read must not keep the others from firing."""
     try:
-        record = None if row is None else schedule_record(row)
-        if record is not None:
-            run_of_text(record.run)
-    except (WorkflowError, ValueError, TypeError, msgspec.MsgspecError) as error:
-        logger.error("Schedule {} cannot be read, and does not fire: {}", schedule_id, error)
+        return None if row is None else schedule_record(row)
+    except UnreadableRowError as error:
+        report(error)
         return None
-    return record
 
 
 @work

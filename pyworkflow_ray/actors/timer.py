@@ -18,6 +18,8 @@ from pyworkflow_ray.actors.nudges import Nudge, Nudger, Placed
 from pyworkflow_ray.actors.observers import LogObserver, Observer, Observers, RunWoken
 from pyworkflow_ray.actors.schedulers import fire_due
 from pyworkflow_ray.actors.settings import EngineSettings
+from pyworkflow_ray.exceptions import UnreadableRowError
+from pyworkflow_ray.storage.damages import report, set_aside_all
 from pyworkflow_ray.storage.storages import Storage
 from pyworkflow_ray.storage.sweeps import due, orphans
 
@@ -85,18 +87,25 @@ class Timer:
         now = time.monotonic()
         # The next look is set before the rows are read: otherwise an `arm` meanwhile would be lost.
         self._next_at = now + interval
-        found = await asyncio.to_thread(storage.read, due(interval, MOST_DUE))
+        damages: list[UnreadableRowError] = []
+        found = await asyncio.to_thread(storage.read, due(interval, MOST_DUE, damages=damages))
         is_due = [run for run in found if run.seconds_until <= 0]
         ready: list[Placed] = list(is_due)
         later = [run.seconds_until for run in found if run.seconds_until > 0]
-        if len(found) == MOST_DUE:
+        if len(found) + len(damages) >= MOST_DUE:
             self._next_at = now  # there may be more
         if later:
             self._next_at = min(self._next_at, now + min(later))
         if now >= self._sweep_at:
             self._sweep_at = now + interval
-            lost = await asyncio.to_thread(storage.read, orphans())
+            lost = await asyncio.to_thread(storage.read, orphans(damages=damages))
             ready += lost
+        for damage in damages:
+            report(damage)
+        if damages:
+            await storage.write(set_aside_all(damages))
+            damaged = {damage.run_id for damage in damages}
+            ready = [run for run in ready if run.run_id not in damaged]
         mine = self.settings.environment
         for environment in {run.environment for run in ready} - {mine}:
             self._rouse(environment)  # its timer is at work, or has gone with its cluster

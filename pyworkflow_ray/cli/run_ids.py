@@ -10,7 +10,7 @@ from pyworkflow_ray.cli import completions
 from pyworkflow_ray.client.sessions import session
 from pyworkflow_ray.exceptions import WorkflowError, WorkflowNotFoundError
 from pyworkflow_ray.storage.inspections import ids_that_begin
-from pyworkflow_ray.storage.runs import get_run
+from pyworkflow_ray.storage.runs import get_runs
 
 RunId = Annotated[
     str,
@@ -30,7 +30,7 @@ def full_id(given: str) -> str:
         WorkflowError: There are several.
     """
     storage = session().storage
-    if storage.read(get_run(given)) is not None:
+    if storage.read(get_runs([given])):
         return given
     for prefix in (given, f"run_{given}"):
         found = storage.read(ids_that_begin(prefix))

@@ -77,6 +77,7 @@ class WorkflowRun:
     @classmethod
     def of(cls, record: RunRecord) -> WorkflowRun:
         """The run of a row."""
+        tags = _shown(record.tags, [])
         return cls(
             run_id=record.run_id,
             workflow_name=record.workflow_name,
@@ -99,7 +100,7 @@ class WorkflowRun:
             nesting_depth=record.nesting_depth,
             continued_from_run_id=record.continued_from_run_id,
             continued_to_run_id=record.continued_to_run_id,
-            tags=tuple(_shown(record.tags, [])),
+            tags=tuple(tags) if isinstance(tags, list) else (str(tags),),
             attributes=_shown(record.attributes, {}),
             coordinator=record.coordinator,
             code_version=record.code_hash,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any
@@ -14,7 +15,7 @@ from pyworkflow_ray.client.messages import cancel_run, query_run, signal_run
 from pyworkflow_ray.client.records import Event, WorkflowRun
 from pyworkflow_ray.client.sessions import session
 from pyworkflow_ray.durations import When, resolve_when
-from pyworkflow_ray.exceptions import WorkflowError, WorkflowNotFoundError
+from pyworkflow_ray.exceptions import UnreadableRowError, WorkflowError, WorkflowNotFoundError
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage import runs
 from pyworkflow_ray.storage.storages import Storage
@@ -232,7 +233,9 @@ async def delete_run(run_id: str) -> bool:
 
     @work
     def delete() -> Steps[bool]:
-        record = yield from runs.get_run(str(run_id))
+        record = None
+        with contextlib.suppress(UnreadableRowError):  # it was set aside, and nobody can drive it
+            record = yield from runs.get_run(str(run_id))
         if record is not None and not record.status.is_terminal:
             raise WorkflowError(
                 f"Run {str(run_id)!r} is {record.status.value}: cancel it before it is deleted."

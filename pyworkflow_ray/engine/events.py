@@ -452,6 +452,11 @@ def encode_data(event: Event) -> bytes:
     return _encoder.encode(event)
 
 
+def is_known_type(type_: object) -> bool:
+    """Whether this version knows events of this type."""
+    return type_ in _decoders
+
+
 def decode_event(type_: str, data: bytes | str) -> Event:
     """The event of this `type` and `data` of the log.
 

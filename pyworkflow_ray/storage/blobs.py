@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pyworkflow_ray.exceptions import StorageError
+from pyworkflow_ray.exceptions import StorageError, UnreadableRowError
+from pyworkflow_ray.storage.damages import unreadable
 from pyworkflow_ray.storage.statements import Bound, Statement
 from pyworkflow_ray.storage.works import Steps, last, work
 
@@ -14,7 +15,11 @@ _SAVE = Statement(
 )
 _LINK = Statement("INSERT INTO run_blobs (run_id, hash) VALUES (:run_id, :hash) ON CONFLICT DO NOTHING")
 _OF_RUN = Statement("SELECT hash FROM run_blobs WHERE run_id = :run_id")
-_LOAD = Statement("SELECT data FROM blobs WHERE hash = :hash")
+_LOAD = Statement("SELECT data, size FROM blobs WHERE hash = :hash")
+_DAMAGED = Statement(
+    "SELECT blobs.hash, size FROM run_blobs JOIN blobs ON blobs.hash = run_blobs.hash "
+    "WHERE run_id = :run_id AND length(data) <> size LIMIT 1"
+)
 _DELETE_UNUSED = Statement(
     "DELETE FROM blobs WHERE hash = :hash "
     "AND NOT EXISTS (SELECT 1 FROM run_blobs WHERE run_blobs.hash = :hash)"
@@ -43,6 +48,7 @@ def load_blob(hash_: str) -> Steps[bytes]:
 
     Raises:
         StorageError: There is no blob of this hash.
+        UnreadableRowError: It is not what was stored.
     """
     (row,) = yield last(_LOAD.find(hash=hash_))
     if row is None:
@@ -50,7 +56,28 @@ def load_blob(hash_: str) -> Steps[bytes]:
             f"The blob {hash_} is missing, although an event refers to it: the run that stored it was "
             "deleted, or the database was restored without its table 'blobs'."
         )
-    return bytes(row[0])
+    data, size = row
+    if not isinstance(data, bytes | memoryview) or len(data) != size:
+        raise _unreadable(hash_, size)
+    return bytes(data)
+
+
+@work
+def require_blobs(run_id: str) -> Steps[None]:
+    """Do nothing if the run's blobs are what was stored.
+
+    Raises:
+        UnreadableRowError: One of them is not.
+    """
+    (row,) = yield last(_DAMAGED.find(run_id=run_id))
+    if row is not None:
+        hash_, size = row
+        raise _unreadable(hash_, size, run_id)
+
+
+def _unreadable(hash_: str, size: object, run_id: str | None = None) -> UnreadableRowError:
+    problem = f"it has not the {str(size)[:20]} bytes that its 'size' says"
+    return unreadable("blobs", f"blob {hash_!r}", "data", problem, run_id)
 
 
 def finding_blobs(run_id: str) -> Bound:

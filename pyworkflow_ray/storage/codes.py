@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from pyworkflow_ray.storage.damages import unreadable
 from pyworkflow_ray.storage.statements import Bound, Statement
 from pyworkflow_ray.storage.works import Steps, last, work
 
@@ -42,9 +43,18 @@ def saving_code(code: Code | None) -> list[Bound]:
 
 @work
 def load_code(hash_: str) -> Steps[Code | None]:
-    """The code of this hash, or None."""
+    """The code of this hash, or None.
+
+    Raises:
+        UnreadableRowError: Its row cannot be read.
+    """
     (row,) = yield last(_LOAD.find(hash=hash_))
     if row is None:
         return None
     code = Code(**dict(zip(Code.__struct_fields__, row, strict=True)))
+    for name in ("kind", "python", "reference", "source_hash"):
+        if not isinstance(getattr(code, name), str | None):
+            raise unreadable("code", f"code {hash_!r}", name, "it is no text")
+    if not isinstance(code.data, bytes | memoryview | None):
+        raise unreadable("code", f"code {hash_!r}", "data", "it is no binary value")
     return code if code.data is None else msgspec.structs.replace(code, data=bytes(code.data))

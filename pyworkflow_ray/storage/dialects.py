@@ -212,6 +212,26 @@ def lock_schema(connection: Connection) -> None:
     # In SQLite the transaction began with BEGIN IMMEDIATE, which is such a lock.
 
 
+def read_leniently(raw: sqlite3.Connection, error: BaseException) -> None:
+    """Let an SQLite connection give bytes for text that is none, after it has failed on such text.
+
+    One damaged cell would otherwise make a whole query fail. The next try finds it, and only it.
+    """
+    if _is_undecodable(error):
+        raw.text_factory = _text_or_bytes
+
+
+def _text_or_bytes(data: bytes) -> str | bytes:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data
+
+
+def _is_undecodable(error: BaseException) -> bool:
+    return isinstance(error, sqlite3.OperationalError) and "Could not decode to UTF-8" in str(error)
+
+
 def _original(error: BaseException) -> BaseException:
     return error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
 
@@ -240,7 +260,8 @@ def summary(error: BaseException) -> str:
 
 def is_connection_suspect(error: BaseException) -> bool:
     """Whether the connection itself may be broken, so that a new one is needed."""
-    return is_transient(error) and not _is_locked(error) and not is_deadlock(error)
+    is_fine = _is_locked(error) or is_deadlock(error) or _is_undecodable(_original(error))
+    return is_transient(error) and not is_fine
 
 
 def is_deadlock(error: BaseException) -> bool:
@@ -253,6 +274,8 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
     original = _original(error)
+    if _is_undecodable(original):
+        return True  # see `read_leniently`
     code = getattr(original, "sqlite_errorcode", None)
     if code is not None:
         return code & 0xFF in _TRANSIENT_SQLITE

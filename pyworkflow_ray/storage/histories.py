@@ -10,10 +10,11 @@ from typing import Any
 
 import msgspec
 
-from pyworkflow_ray.exceptions import StorageError
+from pyworkflow_ray.exceptions import StorageError, UnreadableRowError
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage import schema
 from pyworkflow_ray.storage.blobs import saving_blobs
+from pyworkflow_ray.storage.damages import time_of, unreadable
 from pyworkflow_ray.storage.dialects import decode_time
 from pyworkflow_ray.storage.hooks import disposing_hooks, disposing_pending_hooks
 from pyworkflow_ray.storage.inboxes import MOVED
@@ -266,7 +267,11 @@ def read_events(
     types: Collection[str] | None = None,
     limit: int | None = None,
 ) -> Steps[list[EventRow]]:
-    """The events of a run after the position `after`, in order; with `types`, only those of these types."""
+    """The events of a run after the position `after`, in order; with `types`, only those of these types.
+
+    Raises:
+        UnreadableRowError: One of their times cannot be read.
+    """
     names = {f"type_{number}": name for number, name in enumerate(types or ())}
     if types is not None and not names:
         return []
@@ -274,10 +279,23 @@ def read_events(
     if limit is not None:
         parameters["limit"] = limit
     (rows,) = yield last(_select_events(len(names), limit is not None).find_all(**parameters))
-    if rows and isinstance(rows[0][1], str):  # `decode_time`, inlined: it may be fifty thousand rows.
-        parse = datetime.fromisoformat
-        return [(position, parse(at + "+00:00"), type_, data) for position, at, type_, data in rows]
-    return [_event_row(*row) for row in rows]
+    try:
+        if rows and isinstance(rows[0][1], str):  # `decode_time`, inlined: it may be fifty thousand rows.
+            parse = datetime.fromisoformat
+            return [(position, parse(at + "+00:00"), type_, data) for position, at, type_, data in rows]
+        return [_event_row(*row) for row in rows]
+    except (ValueError, TypeError, AttributeError):
+        for position, at, *_ in rows:
+            try:
+                time_of(at)
+            except ValueError as error:
+                raise unreadable_event(run_id, position, "timestamp", str(error)) from None
+        raise
+
+
+def unreadable_event(run_id: str, position: int, column: str, problem: str) -> UnreadableRowError:
+    """The error of a cell of an event."""
+    return unreadable("events", f"event {position} of run {run_id!r}", column, problem, run_id)
 
 
 @lru_cache(maxsize=64)

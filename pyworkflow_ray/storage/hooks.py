@@ -22,7 +22,7 @@ from pyworkflow_ray.exceptions import (
 )
 from pyworkflow_ray.statuses import HookStatus
 from pyworkflow_ray.storage import schema
-from pyworkflow_ray.storage.dialects import decode_time
+from pyworkflow_ray.storage.damages import Reader
 from pyworkflow_ray.storage.locks import Locks
 from pyworkflow_ray.storage.pages import before, cursor_behind
 from pyworkflow_ray.storage.selections import selecting
@@ -118,6 +118,7 @@ class UncheckedError(WorkflowError):
         self.name, self.schema_hash = name, schema_hash
 
 
+_record = Reader("hooks", HookRecord, {"run_id": "run", "hook_id": "hook"})
 _FIELDS = HookRecord.__struct_fields__
 _COLUMNS = ", ".join(_FIELDS)
 _C = schema.hooks.c
@@ -334,6 +335,8 @@ def list_hooks(
 ) -> Steps[tuple[list[HookRecord], str | None]]:
     """A page of hooks, newest first, and the cursor of the next page (None after the last page).
 
+    Hooks whose rows cannot be read are left out, and reported in the log.
+
     Raises:
         ValueError: The cursor did not come from a page.
     """
@@ -346,21 +349,7 @@ def list_hooks(
     if cursor is not None:
         query = query.where(before(cursor, *order))
     (rows,) = yield last(selecting(query))
-    found = list(map(_record, rows))
-    page = found[:limit]
-    if not page or len(found) <= limit:
+    page = _record.readable(rows[:limit])
+    if not page or len(rows) <= limit:
         return page, None
     return page, cursor_behind(page[-1].created_at, page[-1].run_id, page[-1].hook_id)
-
-
-_STATUS = _FIELDS.index("status")
-_TIMES = tuple(index for index, name in enumerate(_FIELDS) if name.endswith("_at"))
-
-
-def _record(row: Any) -> HookRecord:
-    values = list(row)
-    values[_STATUS] = HookStatus(values[_STATUS])
-    for index in _TIMES:
-        if values[index] is not None:
-            values[index] = decode_time(values[index])
-    return HookRecord(*values)

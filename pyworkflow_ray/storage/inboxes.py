@@ -11,7 +11,7 @@ from datetime import datetime
 
 import msgspec
 
-from pyworkflow_ray.storage.dialects import decode_time
+from pyworkflow_ray.storage.damages import Reader
 from pyworkflow_ray.storage.locks import Locks, Strength
 from pyworkflow_ray.storage.schema import HAS_ENDED
 from pyworkflow_ray.storage.statements import Bound, Statement
@@ -61,6 +61,9 @@ class InboxRow(msgspec.Struct, frozen=True):
     created_at: datetime
 
 
+_inbox_row = Reader("inbox", InboxRow, {"run_id": "run", "id": "row"})
+
+
 def posting(run_id: str, dedup_key: str, kind: str, data: str | bytes) -> Bound:
     """The statement of `post`. It changes one row if the key was not in the inbox yet."""
     text = data if isinstance(data, str) else bytes(data).decode()
@@ -81,12 +84,20 @@ def post(run_id: str, dedup_key: str, kind: str, data: str | bytes) -> Steps[boo
 
 @work
 def unread(run_id: str) -> Steps[list[InboxRow]]:
-    """The unread rows of a run's inbox, in the order of arrival."""
+    """The unread rows of a run's inbox, in the order of arrival.
+
+    Raises:
+        UnreadableRowError: A row has a cell that cannot be read.
+    """
     (rows,) = yield last(_UNREAD.find_all(run_id=run_id))
-    return [
-        InboxRow(id_, run, key, kind, data, decode_time(created_at))
-        for id_, run, key, kind, data, created_at in rows
-    ]
+    return list(map(_inbox_row, rows))
+
+
+@work
+def readable_unread(run_id: str) -> Steps[list[InboxRow]]:
+    """As `unread`, without the rows that cannot be read."""
+    (rows,) = yield last(_UNREAD.find_all(run_id=run_id))
+    return _inbox_row.readable(rows)
 
 
 @work

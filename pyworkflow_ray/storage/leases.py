@@ -7,12 +7,14 @@ run. Then only the one that claimed it later can write.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from pyworkflow_ray.exceptions import UnreadableRowError
+from pyworkflow_ray.storage.damages import report, set_aside_all
 from pyworkflow_ray.storage.locks import changing
 from pyworkflow_ray.storage.records import COLUMNS, RunRecord, run_record
 from pyworkflow_ray.storage.schema import HAS_ENDED, IS_LIVE
-from pyworkflow_ray.storage.statements import Statement
+from pyworkflow_ray.storage.statements import Row, Statement
 from pyworkflow_ray.storage.works import Steps, last, locking, work
 
 # An owner's second claim does not change `previous_owner`. The answer to the first claim's COMMIT may be
@@ -101,6 +103,8 @@ def claim(
 ) -> Steps[RunRecord | None]:
     """The run, which `owner` now holds at a new epoch; None if it cannot be claimed.
 
+    A run whose row cannot be read is set aside, and cannot be claimed.
+
     A run can be claimed when no process holds it, when its lease has run out, or when `owner` holds it
     already. It can also be claimed when it is placed with the coordinator `force_from`: a new incarnation of
     that name takes at once what its predecessor held in the same `cluster`. A run that has ended, or does not
@@ -112,7 +116,8 @@ def claim(
     found = yield last(
         _CLAIM.find(run_id=run_id, owner=owner, ttl=lease_ttl, force_from=force_from, cluster=cluster)
     )
-    return None if found[0] is None else run_record(found[0])
+    runs = yield from _readable([] if found[0] is None else [found[0]]).at_end()
+    return runs[0] if runs else None
 
 
 @work
@@ -121,7 +126,24 @@ def claim_placed(coordinator: str, owner: str, lease_ttl: float, cluster: str = 
     (rows,) = yield last(
         _CLAIM_PLACED.find_all(owner=owner, ttl=lease_ttl, force_from=coordinator, cluster=cluster)
     )
-    return sorted(map(run_record, rows), key=lambda run: (run.created_at, run.run_id))
+    runs = yield from _readable(rows).at_end()
+    return sorted(runs, key=lambda run: (run.created_at, run.run_id))
+
+
+@work
+def _readable(rows: Sequence[Row]) -> Steps[list[RunRecord]]:
+    """The runs that were claimed. Those whose rows cannot be read are set aside: nobody can drive them."""
+    runs: list[RunRecord] = []
+    damages: list[UnreadableRowError] = []
+    for row in rows:
+        try:
+            runs.append(run_record(row))
+        except UnreadableRowError as error:
+            report(error)
+            damages.append(error)
+    if damages:
+        yield from set_aside_all(damages).at_end()
+    return runs
 
 
 @work

@@ -9,6 +9,7 @@ import msgspec
 
 from pyworkflow_ray.recurrences.specs import ScheduleSpec
 from pyworkflow_ray.statuses import OverlapPolicy
+from pyworkflow_ray.storage.damages import report, time_of, unreadable
 from pyworkflow_ray.storage.dialects import decode_time
 from pyworkflow_ray.storage.schedule_records import ScheduleRecord
 from pyworkflow_ray.storage.statements import Statement
@@ -83,17 +84,25 @@ def due_schedules(
     *,
     now: datetime | None = None,
 ) -> Steps[list[DueSchedule]]:
-    """The schedules of an environment that must be looked at within the horizon, earliest first."""
+    """The schedules of an environment that must be looked at within the horizon, earliest first.
+
+    A schedule whose time cannot be read is left out, and reported in the log.
+    """
     if now is None:
         due = _DUE.find_all(environment=environment, horizon=horizon_seconds, limit=limit)
     else:
         until = now + timedelta(seconds=horizon_seconds)
         due = _DUE_AT.find_all(environment=environment, now=now, until=until, limit=limit)
     (rows,) = yield last(due)
-    return [
-        DueSchedule(id_, (decode_time(look_at) - decode_time(at)).total_seconds())
-        for id_, look_at, at in rows
-    ]
+    found = []
+    for id_, look_at, at in rows:
+        try:
+            seconds = (time_of(look_at) - decode_time(at)).total_seconds()
+        except ValueError as error:
+            report(unreadable("schedules", f"schedule {id_!r}", "look_at", str(error)))
+        else:
+            found.append(DueSchedule(id_, seconds))
+    return found
 
 
 @work

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from pyworkflow_ray.statuses import RunStatus
-from pyworkflow_ray.storage.dialects import decode_time
+from pyworkflow_ray.storage.damages import NEVER, UNREADABLE_RUN, Reader, unreadable
 
 
 class RunRecord(msgspec.Struct, frozen=True):
@@ -70,20 +70,46 @@ FIELDS = RunRecord.__struct_fields__
 COLUMNS = ", ".join(FIELDS)
 """The columns that `run_record` needs, in their order."""
 
-_STATUS = FIELDS.index("status")
-_FLAGS = (FIELDS.index("durable"), FIELDS.index("recover_on_worker_loss"))
-_TIMES = tuple(
-    index for index, name in enumerate(FIELDS) if name.endswith("_at")
-)  # All instants end in `_at`, and no other field does.
+_STAND_INS = dict.fromkeys(FIELDS, "") | {
+    "status": RunStatus.INTERRUPTED,
+    **dict.fromkeys(("epoch", "position", "nesting_depth", "recovery_attempts", "max_recovery_attempts"), 0),
+    **dict.fromkeys(("durable", "recover_on_worker_loss"), True),
+    **dict.fromkeys(("created_at", "updated_at"), NEVER),
+}
+
+run_record = Reader("runs", RunRecord, {"run_id": "run"})
+"""The record of a row that was selected as `COLUMNS`.
+
+Raises:
+    UnreadableRowError: A cell of the row cannot be read.
+"""
 
 
-def run_record(row: Any) -> RunRecord:
-    """The record of a row that was selected as `COLUMNS`."""
-    values = list(row)
-    values[_STATUS] = RunStatus(values[_STATUS])
-    for index in _FLAGS:
-        values[index] = bool(values[index])
-    for index in _TIMES:
-        if values[index] is not None:
-            values[index] = decode_time(values[index])
-    return RunRecord(*values)
+def shown_record(row: Any) -> RunRecord:
+    """As `run_record`, for lists: a cell that cannot be read has a stand-in, and `error` says so.
+
+    It must not be driven.
+    """
+    values, error = run_record.shown(row, _STAND_INS)
+    record = RunRecord(*values)
+    if error is None:
+        return record
+    return msgspec.structs.replace(record, error=str(error), error_type=UNREADABLE_RUN)
+
+
+_JSON = ("input_args", "input_kwargs", "metadata", "attributes", "tags")
+
+
+def require_json(record: RunRecord) -> None:
+    """Do nothing if the run's values are JSON.
+
+    Raises:
+        UnreadableRowError: One of them is not.
+    """
+    for name in _JSON:
+        text = getattr(record, name)
+        try:
+            msgspec.json.decode("null" if text is None else text)
+        except msgspec.DecodeError as error:
+            run_id = record.run_id
+            raise unreadable("runs", f"run {run_id!r}", name, str(error), run_id) from error

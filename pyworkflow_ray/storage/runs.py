@@ -13,15 +13,17 @@ from sqlalchemy import ColumnElement, Select, TextClause, func, or_, select
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage import schema
 from pyworkflow_ray.storage.blobs import deleting_unused_blobs, finding_blobs
+from pyworkflow_ray.storage.damages import NEVER
 from pyworkflow_ray.storage.dialects import attribute_equals
 from pyworkflow_ray.storage.pages import before, cursor_behind
-from pyworkflow_ray.storage.records import COLUMNS, FIELDS, RunRecord, run_record
+from pyworkflow_ray.storage.records import COLUMNS, FIELDS, RunRecord, run_record, shown_record
 from pyworkflow_ray.storage.selections import Selection, selecting
 from pyworkflow_ray.storage.statements import Bound, Statement
 from pyworkflow_ray.storage.works import Steps, ask, last, work
 
 _C = schema.runs.c
 _ALL = select(*(_C[name] for name in FIELDS))
+_CREATED_AT = FIELDS.index("created_at")
 _GET = Statement(f"SELECT {COLUMNS} FROM runs WHERE run_id = :run_id")
 _DELETE = Statement("DELETE FROM runs WHERE run_id = :run_id")
 _RELEASE_KEY = Statement("UPDATE runs SET idempotency_key = NULL WHERE run_id = :run_id")
@@ -86,7 +88,7 @@ def finding_latest_of_chain(run_id: str) -> Bound:
 def get_runs(run_ids: Iterable[str]) -> Steps[dict[str, RunRecord]]:
     """The runs of these ids that exist, by their ids."""
     rows = yield last(*(_GET.find(run_id=run_id) for run_id in dict.fromkeys(run_ids)))
-    return {run.run_id: run for run in (run_record(row) for row in rows if row is not None)}
+    return {run.run_id: run for run in (shown_record(row) for row in rows if row is not None)}
 
 
 @work
@@ -113,14 +115,14 @@ def get_children(run_id: str) -> Steps[list[RunRecord]]:
     """The child runs of a run, oldest first."""
     query = _ALL.where(_C.parent_run_id == run_id).order_by(_C.created_at, _C.run_id)
     (rows,) = yield last(selecting(query))
-    return list(map(run_record, rows))
+    return list(map(shown_record, rows))
 
 
 @work
 def get_tree(root_run_id: str) -> Steps[list[RunRecord]]:
     """A run and all its descendants, oldest first; empty for an unknown id."""
     (rows,) = yield last(_TREE.find_all(run_id=root_run_id))
-    tree = [run_record(row) for row in rows]
+    tree = [shown_record(row) for row in rows]
     return sorted(tree, key=lambda run: (run.created_at, run.nesting_depth, run.run_id))
 
 
@@ -128,7 +130,7 @@ def get_tree(root_run_id: str) -> Steps[list[RunRecord]]:
 def get_chain(run_id: str) -> Steps[list[RunRecord]]:
     """All runs of the chain in which this run is, oldest first; empty for an unknown id."""
     (rows,) = yield last(_CHAIN.find_all(run_id=run_id))
-    return [run_record(row) for row in rows]
+    return [shown_record(row) for row in rows]
 
 
 @work
@@ -181,11 +183,17 @@ def list_runs(
     wanted = {status} if isinstance(status, RunStatus) else set(status or ())
     parts = [[_C.status == each.value] for each in wanted] if status is not None else [[]]
     pages = yield last(*(Selection(partial(newest_first, part)) for part in parts))
-    runs = map(run_record, chain(*pages))
-    found = sorted(runs, key=lambda run: (run.created_at, run.run_id), reverse=True)
-    page = found[:limit]
-    is_last = not page or len(found) <= limit
-    return page, None if is_last else cursor_behind(page[-1].created_at, page[-1].run_id)
+    # In the order of the stored times: of those that cannot be read, too.
+    rows = pages[0] if len(pages) == 1 else sorted(chain(*pages), key=_place, reverse=True)
+    page = [shown_record(row) for row in rows[:limit]]
+    readable = [run for run in page if run.created_at is not NEVER]
+    if len(rows) <= limit or not readable:
+        return page, None
+    return page, cursor_behind(readable[-1].created_at, readable[-1].run_id)
+
+
+def _place(row: Any) -> tuple[str, str]:
+    return str(row[_CREATED_AT]), str(row[0])
 
 
 @work

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
+from typing import Any
 
 import msgspec
 
 from pyworkflow_ray.recurrences.specs import ScheduleSpec
 from pyworkflow_ray.statuses import OverlapPolicy, ScheduleStatus
-from pyworkflow_ray.storage.dialects import decode_time
-from pyworkflow_ray.storage.statements import Row
+from pyworkflow_ray.storage.acceptances import NewRun
+from pyworkflow_ray.storage.damages import Reader
 
 
 class ScheduleRecord(msgspec.Struct, frozen=True):
@@ -45,17 +47,25 @@ FIELDS = ScheduleRecord.__struct_fields__
 COLUMNS = ", ".join(FIELDS)
 """The columns that `schedule_record` needs, in their order."""
 
-_TIMES = tuple(index for index, name in enumerate(FIELDS) if name.endswith("_at"))
+
+def _spec(text: str) -> ScheduleSpec:
+    return ScheduleSpec.from_dict(msgspec.json.decode(text))
 
 
-def schedule_record(row: Row) -> ScheduleRecord:
-    """The record of a row that was selected as `COLUMNS`."""
-    values = dict(zip(FIELDS, row, strict=True))
-    for index in _TIMES:
-        if row[index] is not None:
-            values[FIELDS[index]] = decode_time(row[index])
-    values["status"] = ScheduleStatus(values["status"])
-    values["overlap_policy"] = OverlapPolicy(values["overlap_policy"])
-    values["spec"] = ScheduleSpec.from_dict(msgspec.json.decode(values["spec"]))
-    values["buffered"] = [datetime.fromisoformat(each) for each in msgspec.json.decode(values["buffered"])]
-    return ScheduleRecord(**values)
+def _times(text: str) -> list[datetime]:
+    return [datetime.fromisoformat(each) for each in msgspec.json.decode(text, type=list[str])]
+
+
+def _run(text: str) -> str:
+    _run_decoder.decode(text)
+    return text
+
+
+_run_decoder = msgspec.json.Decoder(NewRun)
+_parsers: dict[str, Callable[[Any], Any]] = {"spec": _spec, "buffered": _times, "run": _run}
+schedule_record = Reader("schedules", ScheduleRecord, {"schedule_id": "schedule"}, _parsers)
+"""The record of a row that was selected as `COLUMNS`.
+
+Raises:
+    UnreadableRowError: A cell of the row cannot be read.
+"""

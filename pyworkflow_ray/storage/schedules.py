@@ -13,6 +13,7 @@ from pyworkflow_ray.recurrences.specs import ScheduleSpec
 from pyworkflow_ray.statuses import OverlapPolicy, RunStatus, ScheduleStatus
 from pyworkflow_ray.storage.acceptances import NewRun
 from pyworkflow_ray.storage.codes import Code, saving_code
+from pyworkflow_ray.storage.damages import Reader
 from pyworkflow_ray.storage.dialects import decode_time
 from pyworkflow_ray.storage.locks import Locks
 from pyworkflow_ray.storage.schedule_records import COLUMNS, ScheduleRecord, schedule_record
@@ -38,6 +39,7 @@ class ScheduleEvent(msgspec.Struct, frozen=True):
     data: str
 
 
+_schedule_event = Reader("schedule_events", ScheduleEvent, {"schedule_id": "schedule", "position": "event"})
 _INSERT = Statement(f"""
     INSERT INTO schedules ({COLUMNS}) VALUES (
         :schedule_id, :workflow_name, 'active', :spec, :overlap_policy, :catchup_window, :run, :environment,
@@ -255,7 +257,10 @@ def list_schedules(
     limit: int = 100,
     after: str = "",
 ) -> Steps[list[ScheduleRecord]]:
-    """Schedules by their ids, from the first after `after` on; without a status, no deleted ones."""
+    """Schedules by their ids, from the first after `after` on; without a status, no deleted ones.
+
+    Schedules whose rows cannot be read are left out, and reported in the log.
+    """
     found = _LIST.find_all(
         status=None if status is None else status.value,
         workflow=workflow,
@@ -263,7 +268,7 @@ def list_schedules(
         after=after,
     )
     (rows,) = yield last(found)
-    return [schedule_record(row) for row in rows]
+    return schedule_record.readable(rows)
 
 
 @work
@@ -377,10 +382,7 @@ def delete_schedule(schedule_id: str, *, now: datetime | None = None) -> Steps[b
 def schedule_events(schedule_id: str, limit: int = KEPT_EVENTS) -> Steps[list[ScheduleEvent]]:
     """The latest events of a schedule, oldest first."""
     (rows,) = yield last(_EVENTS.find_all(schedule_id=schedule_id, limit=limit))
-    return [
-        ScheduleEvent(id_, position, decode_time(timestamp), type_, data)
-        for id_, position, timestamp, type_, data in reversed(rows)
-    ]
+    return _schedule_event.readable(reversed(rows))
 
 
 def finding_event_at(schedule_id: str, at: datetime) -> Bound:

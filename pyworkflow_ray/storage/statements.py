@@ -19,7 +19,15 @@ from typing import Any, Literal
 
 from sqlalchemy.engine import Connection
 
-from pyworkflow_ray.storage.dialects import Parameters, Row, driver_of, encode, guarded, translate
+from pyworkflow_ray.storage.dialects import (
+    Parameters,
+    Row,
+    driver_of,
+    encode,
+    guarded,
+    read_leniently,
+    translate,
+)
 
 __all__ = ["Bound", "Parameters", "RefusedError", "Row", "Statement"]
 
@@ -104,7 +112,14 @@ class Bound:
                 cursor.executemany(sql, [encode(dialect, row) for row in self.parameters])
                 cursor.close()
             return None
-        return self.answer(driver.execute(*self.resolved(dialect)))
+        cursor = driver.execute(*self.resolved(dialect))
+        try:
+            return self.answer(cursor)
+        except Exception as error:
+            cursor.close()  # A statement that is not done would keep its transaction open.
+            if dialect == "sqlite":
+                read_leniently(driver, error)
+            raise
 
     def resolved(self, dialect: str) -> tuple[str, Parameters]:
         """The text and the parameters in the form that this database's driver takes."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -299,3 +301,18 @@ def test_old_runs_are_purged_by_how_they_ended(cli: Call, failed: str) -> None:
     assert answer.json["deleted"] == 1
     assert cli("runs", "list", "--output", "plain").lines[0].startswith(done)
     assert cli("runs", "purge", "--older-than", "0s", "--status", "running", "--yes").code == 2
+
+
+def test_a_damaged_run_is_listed_and_told_and_can_be_deleted(cli: Call, failed: str, local: Path) -> None:
+    other = pr.start_sync(flows.cli_doubles, [1])
+    with closing(sqlite3.connect(local / "cli.db")) as connection, connection:
+        connection.execute("UPDATE runs SET created_at = 'long ago' WHERE run_id = ?", [failed])
+    listed = cli("runs", "list", "--output", "json").json
+    assert {run["run_id"] for run in listed} == {failed, other}
+    told = cli("runs", "status", failed)
+    assert told.code == 1
+    assert f"'created_at' of run '{failed}'" in told.err
+    assert "'long ago' is no time" in told.err
+    assert cli("runs", "status", other).code == 0
+    assert cli("runs", "delete", failed, "--yes").code == 0
+    assert [run["run_id"] for run in cli("runs", "list", "--output", "json").json] == [other]

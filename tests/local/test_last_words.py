@@ -20,24 +20,24 @@ from pyworkflow_ray.storage.storages import Storage
 
 
 @pr.step(local=True)
-async def one() -> int:
+async def last_word_step() -> int:
     return 1
 
 
 @pr.workflow
-async def steps() -> int:
-    return await one() + await one()
+async def last_word_steps() -> int:
+    return await last_word_step() + await last_word_step()
 
 
 @pr.workflow
-async def at_once() -> int:
+async def last_word_at_once() -> int:
     return 1
 
 
 @pr.workflow
-async def beside_a_hook() -> int:
+async def last_word_beside_a_hook() -> int:
     asyncio.get_running_loop().create_task(_waits())
-    return await one()
+    return await last_word_step()
 
 
 async def _waits() -> None:
@@ -45,9 +45,9 @@ async def _waits() -> None:
 
 
 @pr.workflow
-async def goes_on(stage: int) -> int:
+async def last_word_goes_on(stage: int) -> int:
     asyncio.get_running_loop().create_task(_waits())
-    await one()
+    await last_word_step()
     if stage == 1:
         pr.continue_as_new(2)
     return stage
@@ -92,7 +92,7 @@ def types(events: list[pr.Event]) -> list[str]:
     return [event.type.value for event in events]
 
 
-@pytest.mark.parametrize("workflow", [steps, at_once], ids=lambda each: each.name)
+@pytest.mark.parametrize("workflow", [last_word_steps, last_word_at_once], ids=lambda each: each.name)
 async def test_a_run_that_is_cancelled_before_its_end_is_written_is_cancelled(
     local: Path, monkeypatch: pytest.MonkeyPatch, workflow: Any
 ) -> None:
@@ -107,7 +107,7 @@ async def test_a_signal_before_the_end_is_written_is_in_the_history(
     local: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent = before_the_end(monkeypatch, posting(local, SIGNAL))
-    run = await pr.start(steps)
+    run = await pr.start(last_word_steps)
     assert await run == 2
     assert sent == [[True]]
     assert types(await run.events())[-3:] == ["signal.received", "step.completed", "workflow.completed"]
@@ -117,7 +117,7 @@ async def test_a_signal_to_a_run_that_never_waits_keeps_it_from_no_end(
     local: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before_the_end(monkeypatch, posting(local, SIGNAL))
-    assert await (await pr.start(at_once)) == 1
+    assert await (await pr.start(last_word_at_once)) == 1
 
 
 async def test_a_run_ends_however_many_signals_come(local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,13 +127,15 @@ async def test_a_run_ends_however_many_signals_come(local: Path, monkeypatch: py
         return posting(local, (f"signal:{next(numbers)}", SIGNAL[1]))(run_id)
 
     sent = before_the_end(monkeypatch, act, times=100)
-    run = await pr.start(steps)
+    run = await pr.start(last_word_steps)
     assert await run == 2
     assert types(await run.events()).count("signal.received") == len(sent) - 1
 
 
 @pytest.mark.parametrize(
-    ("workflow", "args"), [(beside_a_hook, ()), (goes_on, (1,))], ids=["ends", "continues"]
+    ("workflow", "args"),
+    [(last_word_beside_a_hook, ()), (last_word_goes_on, (1,))],
+    ids=["ends", "continues"],
 )
 async def test_a_payload_before_the_end_is_written_is_in_the_history(
     local: Path, monkeypatch: pytest.MonkeyPatch, workflow: Any, args: tuple[Any, ...]

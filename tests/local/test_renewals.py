@@ -28,7 +28,7 @@ PAUSE = 1.2
 
 
 @pr.step(local=True, max_retries=3, retry_delay=PAUSE)
-async def fails_once(folder: str) -> str:
+async def renewal_fails_once(folder: str) -> str:
     write_note(folder, "attempt")
     if len(notes(Path(folder))) == 1:
         raise pr.RetryableError("again")
@@ -36,8 +36,8 @@ async def fails_once(folder: str) -> str:
 
 
 @pr.workflow
-async def retries(folder: str) -> str:
-    return await fails_once(folder)
+async def renewal_retries(folder: str) -> str:
+    return await renewal_fails_once(folder)
 
 
 @pytest.fixture
@@ -48,9 +48,11 @@ async def waiting(tmp_path: Path) -> AsyncIterator[tuple[Path, Storage, Coordina
     with Storage(path) as storage:
         coordinator = Coordinator("coordinator-9", settings, storage=storage)
         await coordinator.open()
-        code = pack(retries, "the workflow")
+        code = pack(renewal_retries, "the workflow")
         options = {"coordinator": "coordinator-9", "owner_lease": LEASE}
-        new = new_run(settings, retries, code, "run_1", codec.encode([str(tmp_path)]), b"{}", **options)
+        new = new_run(
+            settings, renewal_retries, code, "run_1", codec.encode([str(tmp_path)]), b"{}", **options
+        )
         run = (await storage.write(accept(new))).run
         await coordinator.accept_runs([run])
         while "step.retrying" not in [type_ for _, _, type_, _ in storage.read(read_events("run_1"))]:
