@@ -370,11 +370,11 @@ def run_alone(
             if is_open:
                 session.rollback()
             return Outcome(error=error)
-        if not is_open:
-            session.begin()
-            session.lock(locks_of)
-            is_open = True
         try:
+            if not is_open:
+                session.begin()
+                session.lock(locks_of)
+                is_open = True
             answers = _answered(session, request)
         except GuiltyError as guilty:
             session.rollback()

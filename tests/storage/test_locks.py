@@ -306,3 +306,17 @@ def test_a_renewal_that_the_server_refuses_is_an_error_and_the_next_one_goes_thr
     with pytest.raises(StorageError):
         first.write_aside(renew_leases([("run_1", run.epoch)], float("nan")))
     assert first.write_aside(renew_leases([("run_1", run.epoch)], 90.0)) == ["run_1"]
+
+
+def test_a_work_whose_rows_cannot_be_named_is_refused_alone(two: tuple[Storage, Storage]) -> None:
+    """A token that no text of PostgreSQL can hold is refused when the locks are taken."""
+    first, _ = two
+    run = claimed(first, "run_1")
+    with one_group(first):
+        before = first.submit(append(new_append(run, "x")))
+        refused = first.submit(deliver_all([Delivery("no\0text", "key", "{}")]))
+        after = first.submit(post("run_1", "key", "signal.received", "{}"))
+    assert before.result(30) is False
+    assert after.result(30) is True
+    with pytest.raises((StorageError, ValueError)):
+        refused.result(30)
