@@ -320,3 +320,16 @@ def test_a_work_whose_rows_cannot_be_named_is_refused_alone(two: tuple[Storage, 
     assert after.result(30) is True
     with pytest.raises((StorageError, ValueError)):
         refused.result(30)
+
+
+def test_works_that_each_change_one_run_are_run_in_the_order_of_the_runs(
+    two: tuple[Storage, Storage],
+) -> None:
+    """Their own statements lock the rows in order then. Nothing is locked beforehand."""
+    first, _ = two
+    runs = [claimed(first, f"run_{number}") for number in (2, 3, 1)]
+    works = [append(new_append(run, "x")) for run in runs]
+    with first.database.session() as session:
+        session.begin()
+        assert session.lock(works) == [2, 0, 1]
+        session.rollback()
