@@ -271,7 +271,7 @@ class Drive:
 
     def _has_begun(self) -> bool:
         """Whether the run's start is committed."""
-        return self._history.position > 0 or not (self.run.durable or self.run.started_at is None)
+        return self._history.position != 0 or not (self.run.durable or self.run.started_at is None)
 
     async def _load(self) -> Execution:
         """Load the run's code, which has run nothing yet."""
