@@ -1,10 +1,13 @@
-"""An actor that lives and does not answer: each test stops real processes, which do nothing until a signal."""
+"""Actors that live and do not answer: each test stops real processes, which then wait for a signal."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -85,7 +88,8 @@ def test_a_hung_actor_blocks_no_client(engine: Make) -> None:
     with stopped(it, "coordinator-0", "hook-registry"):
         third: pr.RunHandle[Any] = pr.start_sync(asks, "third")
         row = it.storage.read(get_run(str(third)))
-        assert row is not None and row.coordinator == "coordinator-0"
+        assert row is not None
+        assert row.coordinator == "coordinator-0"
         assert pr.run_sync(first.query("name")) == "first", "another coordinator replays what is recorded"
         assert pr.run_sync(pr.cancel_workflow(third)) is True
         assert pr.resume_hook_sync("first", 1).run_id == first
@@ -110,3 +114,52 @@ def test_a_hung_actor_is_replaced_long_before_its_lease_ends(engine: Make) -> No
     pr.resume_hook_sync("replaced", "given")
     assert run.wait(timeout=60) == "given"
     assert [event.type for event in run.events_sync()].count("workflow.interrupted") == 1
+
+
+LEAVES = """
+    import asyncio, sys, time
+    import ray
+    import pyworkflow_ray as pr
+
+    @pr.step
+    def works() -> str:
+        time.sleep(3.0)
+        return "done"
+
+    @pr.workflow
+    async def job() -> str:
+        return await works()
+
+    async def main() -> None:
+        run = await pr.start(job)
+        waiting = asyncio.create_task(run.result())
+        await asyncio.sleep(1.0)  # it waits at the coordinator
+        await asyncio.to_thread(ray.shutdown)
+        try:
+            print(await waiting)
+        except pr.NoAnswerError as error:
+            print("NoAnswerError")
+        print(ray.is_initialized())
+
+    if __name__ == "__main__":
+        asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(("is_own", "end"), [(False, "done"), (True, "NoAnswerError")])
+def test_a_wait_outlives_ray_shutdown_and_starts_no_cluster(
+    engine: Make, tmp_path: Path, is_own: bool, end: str
+) -> None:
+    """In a cluster that lasts, the rows tell how the run ends. A cluster of one's own takes it along."""
+    (tmp_path / "driver.py").write_text(textwrap.dedent(LEAVES))
+    environment = engine().environment() | ({"RAY_ADDRESS": ""} if is_own else {})
+    done = subprocess.run(
+        [sys.executable, "driver.py"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout.splitlines()[-2:] == [end, "False"], done.stderr[-3000:]
