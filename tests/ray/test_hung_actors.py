@@ -61,14 +61,14 @@ def is_another(engine: EngineUnderTest, name: str, old: int) -> bool:
 
 
 @pr.workflow
-async def asks(token: str) -> Any:
+async def asks_by_hook(token: str) -> Any:
     pr.set_query_handler("name", lambda: token)
     return await pr.hook("payload", token=token)
 
 
 def begun(token: str) -> pr.RunHandle[Any]:
     """A run that waits for its hook, in its coordinator's memory."""
-    run: pr.RunHandle[Any] = pr.start_sync(asks, token)
+    run: pr.RunHandle[Any] = pr.start_sync(asks_by_hook, token)
     eventually(lambda: pr.run_sync(pr.get_hook(token)))
     return run
 
@@ -86,7 +86,7 @@ def test_a_hung_actor_blocks_no_client(engine: Make) -> None:
     with contextlib.suppress(pr.HookNotFoundError):
         pr.resume_hook_sync("nobody's")  # the registry is made when it is first needed
     with stopped(it, "coordinator-0", "hook-registry"):
-        third: pr.RunHandle[Any] = pr.start_sync(asks, "third")
+        third: pr.RunHandle[Any] = pr.start_sync(asks_by_hook, "third")
         row = it.storage.read(get_run(str(third)))
         assert row is not None
         assert row.coordinator == "coordinator-0"
