@@ -64,7 +64,6 @@ from pyworkflow_ray.engine.events import (
     failure_fields,
     type_of,
 )
-from pyworkflow_ray.ids import storable
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage.acceptances import NewRun, accept
 from pyworkflow_ray.storage.codes import Code, saving_code
@@ -190,9 +189,7 @@ class Activation:
                 assert_never(event)
 
     def _ended(self, status: RunStatus, at: datetime, **changes: Any) -> None:
-        # The text of an error may have characters that no column can hold. The event has it whole.
-        texts = {name: storable(text) for name in ("error",) if isinstance(text := changes.get(name), str)}
-        self.changes |= {"status": status, "completed_at": at, "wake_at": None, **changes, **texts}
+        self.changes |= {"status": status, "completed_at": at, "wake_at": None, **changes}
 
     def prepare(self, run: RunRecord, settings: EngineSettings, pack: Callable[[Any, str], Code]) -> None:
         """Work out what the commit writes for the commands, besides the history."""

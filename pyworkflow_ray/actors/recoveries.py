@@ -10,7 +10,6 @@ from __future__ import annotations
 from pyworkflow_ray.actors.activations import Activation, RunEnd
 from pyworkflow_ray.engine.events import WorkflowInterrupted
 from pyworkflow_ray.exceptions import WorkerDiedError, WorkflowError
-from pyworkflow_ray.ids import storable
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.values.failures import capture
@@ -68,7 +67,7 @@ def set_aside(run_id: str, error: WorkflowError) -> Activation:
     failure = capture(error)
     changes = {
         "status": RunStatus.INTERRUPTED,
-        "error": storable(failure.error),
+        "error": failure.error,
         "error_type": failure.error_type,
         "wake_at": None,
     }

@@ -29,7 +29,7 @@ PASSING: list[Callable[[], Exception]] = [
 
 
 class Actor:
-    """An actor's handle, as Ray gives it. Each call has the next of these ends, and the last ones have none."""
+    """An actor's handle, as Ray gives it. Each call has the next of these ends; a later one has none."""
 
     def __init__(self, *ends: object) -> None:
         self._actor_id = ActorID.of(JobID.from_int(1), TaskID.for_driver_task(JobID.from_int(1)), 1)
