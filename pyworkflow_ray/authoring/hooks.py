@@ -11,7 +11,6 @@ from pyworkflow_ray.authoring.steps import StepFunction, run_step
 from pyworkflow_ray.durations import Duration, parse_duration
 from pyworkflow_ray.engine.executions import Execution, require_execution
 from pyworkflow_ray.exceptions import InvalidTokenError
-from pyworkflow_ray.ids import checked_text
 from pyworkflow_ray.values import codec
 from pyworkflow_ray.values.schemas import schema_text, validated
 
@@ -49,7 +48,6 @@ async def hook(
     """
     execution = require_execution("hook")
     execution.require_durable("hook()")
-    checked_text(name, "The hook's name")
     schema_text(payload_schema)  # refuses a schema that describes nothing, before anything is recorded
     expires_at = None if timeout is None else execution.now + parse_duration(timeout)
     if token is not None:

@@ -19,10 +19,11 @@ UNSTORABLE = ["a\0b", "\0", "\ud800", "name\udcff"]
 
 
 @pytest.mark.parametrize(
-    "run_id", [new_run_id(), "order-7", "7", "a:b@c=d+e~f.g_h", "_x", "x" * LONGEST_ID, "run_1"]
+    "run_id", ["run_0123456789abcdef", "order-7", "7", "a:b@c=d+e~f.g_h", "_x", "x" * LONGEST_ID, "run_1"]
 )
 def test_a_run_id_may_be_of_these_forms(run_id: str) -> None:
     assert checked_run_id(run_id) == run_id
+    assert checked_run_id(new_run_id())
 
 
 @pytest.mark.parametrize(

@@ -37,11 +37,6 @@ async def fails_with_text(text: str) -> None:
 
 
 @pr.workflow
-async def names_hook(name: str) -> None:
-    await pr.hook(name)
-
-
-@pr.workflow
 async def names_attribute(name: str) -> None:
     pr.set_attributes(**{name: 1})
 
@@ -58,7 +53,6 @@ CALLS: dict[str, Call] = {
     "dedup_key of hook": lambda run, bad: pr.resume_hook("the-token", 1, dedup_key=bad),
     "schedule's id": lambda run, bad: pr.create_schedule(waits_for_text, DAILY, schedule_id=bad),
     "schedule's note": lambda run, bad: pr.pause_schedule("any", note=bad),
-    "hook's name": lambda run, bad: pr.start(names_hook, bad),
     "attribute set by code": lambda run, bad: pr.start(names_attribute, bad),
 }
 
