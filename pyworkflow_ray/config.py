@@ -109,6 +109,12 @@ class Settings(BaseSettings):
     suspend_after: timedelta = timedelta(seconds=2)
     coordinator_ttl: timedelta = timedelta(seconds=60)
     lease_ttl: timedelta = timedelta(seconds=30)
+    hung_after: timedelta = timedelta(seconds=10)
+    """How long an actor of the engine may leave a ping unanswered before its process is replaced.
+
+    That is well below `lease_ttl`, after which another coordinator takes its runs anyway. And it is longer
+    than anything reasonable holds the interpreter, so that no thread of the actor can answer. Local steps and
+    workflow code run there; a large text that is parsed, or a regular expression, may hold it for seconds."""
     worker_ttl: timedelta = timedelta(seconds=60)
     sweep_interval: timedelta = timedelta(seconds=5)
     payload_limit: int = Field(256 * 2**20, ge=1024)
@@ -123,7 +129,13 @@ class Settings(BaseSettings):
     modules: tuple[str, ...] = ()
 
     @field_validator(
-        "suspend_after", "coordinator_ttl", "lease_ttl", "worker_ttl", "sweep_interval", mode="before"
+        "suspend_after",
+        "coordinator_ttl",
+        "lease_ttl",
+        "hung_after",
+        "worker_ttl",
+        "sweep_interval",
+        mode="before",
     )
     @classmethod
     def _read_duration(cls, value: Any) -> timedelta:

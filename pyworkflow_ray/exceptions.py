@@ -225,6 +225,10 @@ class ConfigurationError(WorkflowError):
     """A setting, an option or a cluster is not valid."""
 
 
+class NoAnswerError(WorkflowError):
+    """An actor of the engine does not answer, or cannot be reached. What is stored is safe: try again."""
+
+
 class DiscoveryError(WorkflowError):
     """A module that should define workflows cannot be imported."""
 

@@ -23,6 +23,7 @@ from typing import Any
 
 import msgspec
 
+from pyworkflow_ray.actors.connections import require_joined
 from pyworkflow_ray.actors.runner import Attempt, failed, load_step, node_id, run_blocking, timeout_error
 from pyworkflow_ray.actors.spools import Answer, next_spool
 from pyworkflow_ray.engine.attempts import AttemptOutcome, encode_outcome
@@ -158,8 +159,7 @@ class BatchRun:
         """Hand outcomes over; whether somebody waits for the batch."""
         import ray
 
-        if not ray.is_initialized():  # the cluster has gone; to look for an actor would start another one
-            raise ConnectionError("This process has no Ray cluster.")
+        require_joined()
         attempt = self._batch.attempts[0]
         coordinator: Any = ray.get_actor(attempt.coordinator, namespace=attempt.namespace)
         call: Any = coordinator.take_answers.remote(self._batch.batch_id, self._node, answers)

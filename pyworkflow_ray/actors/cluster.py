@@ -5,28 +5,30 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
-import os
-import socket
-import sys
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 from loguru import logger
 
 from pyworkflow_ray.actors.calls import Callee, Handles
-from pyworkflow_ray.actors.names import HOOK_REGISTRY, is_timer, timer_of
+from pyworkflow_ray.actors.connections import require_joined
+from pyworkflow_ray.actors.names import HOOK_REGISTRY, is_of_engine, is_timer, timer_of
+from pyworkflow_ray.actors.pulses import Pulses
 from pyworkflow_ray.actors.settings import EngineSettings
-from pyworkflow_ray.exceptions import ConfigurationError
+from pyworkflow_ray.exceptions import NoAnswerError
 from pyworkflow_ray.storage.environments import load_environment
 
 CONCURRENCY = 10_000
 """Calls that one coordinator holds at once: one for each run that somebody waits for."""
+
+_ANSWER_TIME = 30.0
+"""Seconds to wait for an actor that says which settings the engine has. It may be restarting."""
+_MOST_ASKED = 8
 
 _lock = threading.RLock()
 """Held while an actor is looked up or created, so that two threads of this process do it once."""
@@ -52,7 +54,7 @@ class Cluster:
 
     def __init__(self, settings: EngineSettings, classes: ActorClasses) -> None:
         self.settings, self._classes = settings, classes
-        self.handles = Handles()
+        self.handles = Handles(Pulses(settings.hung_after.total_seconds()))
 
     def coordinator_callee(self, name: str, environment: str) -> Callee:
         """The coordinator of this name, for calls to it."""
@@ -85,14 +87,34 @@ class Cluster:
     def _of_another_environment(self, name: str, environment: str) -> Any:
         # An actor inherits the environment of the process that creates it. It can add to that environment
         # and cannot leave it. So the timer that lives in the other one creates this coordinator.
+        handle = self._there(name)
+        if handle is None:
+            self.handles.call_in_thread(self.timer_callee(environment), "make_coordinator", name)
+            handle = self._there(name)
+        if handle is None:
+            raise NoAnswerError(f"Coordinator {name!r} is not there. Try again.")
+        return self.handles.keep(name, handle)
+
+    def visit(self, names: Iterable[str]) -> None:
+        """See to it that those of these actors that are there and hang are replaced; blocking."""
+        for name in names:
+            handle = self._there(name)
+            if handle is not None:
+                self.handles.pulses.visit(name, handle)
+
+    def actors(self) -> list[str]:
+        """The names of the actors in the engine's namespace; blocking."""
+        return actor_names(self.settings.namespace)
+
+    def _there(self, name: str) -> Any:
+        """The actor of this name; None if there is none."""
         import ray
 
+        require_joined()
         try:
-            handle = ray.get_actor(name, namespace=self.settings.namespace)
+            return ray.get_actor(name, namespace=self.settings.namespace)
         except ValueError:
-            self.handles.call_in_thread(self.timer_callee(environment), "make_coordinator", name)
-            handle = ray.get_actor(name, namespace=self.settings.namespace)
-        return self.handles.keep(name, handle)
+            return None
 
     def _get(
         self, name: str, make_class: Callable[[], Any], *args: Any, environment: str | None = None
@@ -101,6 +123,7 @@ class Cluster:
         with _lock:
             handle = self.handles.get(name)
             if handle is None:
+                require_joined()
                 options = self._options(name) | self._runtime_env(of)
                 settings = replace(self.settings, environment=of)
                 handle = self.handles.keep(name, make_class().options(**options).remote(*args, settings))
@@ -136,116 +159,45 @@ class Cluster:
         return {} if data is None else {"runtime_env": json.loads(data)}
 
 
+def actor_names(namespace: str) -> list[str]:
+    """The names of an engine's actors in the joined cluster; blocking.
+
+    Raises:
+        NoAnswerError: This process has left its cluster.
+    """
+    import ray
+
+    require_joined()
+    named = ray.util.list_named_actors(all_namespaces=True)
+    return [
+        str(actor["name"])
+        for actor in named
+        if actor["namespace"] == namespace and is_of_engine(actor["name"])
+    ]
+
+
 def running_engine(namespace: str) -> EngineSettings | None:
     """The settings of the engine that runs in a namespace of the joined cluster; None if none runs there.
 
-    Any timer of the engine answers. The first use of the engine creates one, and it lasts as long as the
+    Any actor of the engine answers. The first use of the engine creates a timer, and it lasts as long as the
     cluster.
     """
     import ray
 
-    named = ray.util.list_named_actors(all_namespaces=True)
-    timers = [actor["name"] for actor in named if actor["namespace"] == namespace and is_timer(actor["name"])]
-    for name in sorted(timers):
-        try:
-            timer: Any = ray.get_actor(name, namespace=namespace)
-            settings: EngineSettings = timer.running.remote().future().result(timeout=30)
-            return settings
-        except Exception as error:  # it is ending, or restarting
-            logger.debug("Timer {} did not say which settings it has: {}", name, type(error).__name__)
+    asked: set[Future[EngineSettings]] = set()
+    for name in sorted(actor_names(namespace), key=lambda name: (not is_timer(name), name))[:_MOST_ASKED]:
+        with contextlib.suppress(Exception):  # it has just gone
+            require_joined()
+            actor: Any = ray.get_actor(name, namespace=namespace)
+            asked.add(actor.running.remote().future())
+    deadline = time.monotonic() + _ANSWER_TIME
+    while asked and (left := deadline - time.monotonic()) > 0:
+        answered, asked = wait(asked, timeout=left, return_when=FIRST_COMPLETED)
+        for each in answered:
+            if (error := each.exception()) is None:
+                return each.result()
+            logger.debug("An actor did not say which settings it has: {}", type(error).__name__)
     return None
-
-
-def has_joined() -> bool:
-    """Whether this process has joined a Ray cluster; does not import Ray."""
-    ray = sys.modules.get("ray")
-    return ray is not None and bool(ray.is_initialized())
-
-
-def joined_job() -> str | None:
-    """The id of this process's job in the cluster that it has joined. It changes with each joining."""
-    if not has_joined():
-        return None
-    import ray
-
-    return str(ray.get_runtime_context().get_job_id())
-
-
-def named_address(address: str | None) -> str | None:
-    """The address of the cluster to join: the setting's, else that of Ray's own variable."""
-    return address or os.environ.get("RAY_ADDRESS") or None
-
-
-def address_of_local_cluster() -> str | None:
-    """The address of the cluster that `ray start` has left running on this machine, as Ray notes it."""
-    with contextlib.suppress(OSError):
-        return Path("/tmp/ray/ray_current_cluster").read_text().strip() or None
-    return None
-
-
-def connect(address: str | None, namespace: str) -> None:
-    """Join the Ray cluster, or start a local one when none is named and none is running.
-
-    Raises:
-        ConfigurationError: The cluster that was named is not there.
-    """
-    import ray
-
-    if ray.is_initialized():
-        return
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if not os.environ.get("RAY_ADDRESS", "x"):
-        del os.environ["RAY_ADDRESS"]  # Ray takes an empty one for an address that is broken
-    address = named_address(address)
-    _require_listener(address)
-    # A cluster of this process's own ends with the process. It gets no dashboard, which starts slowly.
-    dashboard: dict[str, Any] = {"include_dashboard": False} if address in (None, "local") else {}
-    try:
-        # Ray logs much about itself. A person wants to see the lines of the steps.
-        _on_lasting_thread(
-            lambda: ray.init(address=address, namespace=namespace, logging_level=logging.ERROR, **dashboard)
-        )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise _not_there(address, error) from error
-
-
-def _on_lasting_thread(call: Callable[[], Any]) -> None:
-    """Make a call on a thread that lasts as long as the process.
-
-    The kernel ends the processes of a local cluster when the thread that started them ends. A thread of an
-    event loop would end when `asyncio.run` returns.
-    """
-    called: Future[Any] = Future()
-
-    def run() -> None:
-        try:
-            called.set_result(call())
-        except BaseException as error:
-            called.set_exception(error)
-        else:
-            threading.Event().wait()
-
-    threading.Thread(target=run, name="pyworkflow-ray", daemon=True).start()
-    called.result()
-
-
-def _require_listener(address: str | None) -> None:
-    """Raise at once if nobody listens at the address: Ray itself would try for minutes."""
-    host, separator, port = (address or "").removeprefix("ray://").rpartition(":")
-    if separator and port.isdigit():
-        try:
-            socket.create_connection((host, int(port)), timeout=10).close()
-        except OSError as error:
-            raise _not_there(address, error) from error
-
-
-def _not_there(address: str | None, error: Exception) -> ConfigurationError:
-    return ConfigurationError(
-        f"The Ray cluster at {address or 'this machine'} cannot be joined: {error}. Start one with "
-        "`ray start --head`, name another with configure(address='...') or RAY_ADDRESS, or leave the "
-        "address out to run on a local cluster of this process. If the cluster is there: all processes must "
-        "have the same RAY_AUTH_MODE and token."
-    )
 
 
 def job_environment() -> tuple[str, str]:

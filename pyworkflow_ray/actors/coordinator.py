@@ -115,7 +115,7 @@ class Coordinator:
         self._opening: asyncio.Task[None] | None = None
         self._background: list[asyncio.Task[None]] = []
         self._renewals: Renewals | None = None
-        self._idle_since = time.monotonic()
+        self._idle_since = self._looked_after_timer_at = time.monotonic()
         self._storage_id = ""
 
     # --- opening and leaving ------------------------------------------------------------------
@@ -201,6 +201,9 @@ class Coordinator:
         for drive in self.drives:
             if now - drive.began_at >= VISIBLE_AFTER:
                 self.show(drive)
+        if now - self._looked_after_timer_at > self.settings.sweep_interval.total_seconds():
+            self._looked_after_timer_at = now
+            self.look_after_timer()
         if self._drives:
             self._idle_since = now
             return
@@ -223,6 +226,9 @@ class Coordinator:
     def restart(self, reason: str) -> None:
         """Called when threads are stuck for good, and no others may be added."""
         logger.error("Coordinator {} has no thread left for its runs: {}", self.name, reason)
+
+    def look_after_timer(self) -> None:
+        """Called with each `sweep_interval`: have the timer replaced if it hangs."""
 
     def leave(self) -> None:
         """Called when there has been nothing to do for `coordinator_ttl`."""

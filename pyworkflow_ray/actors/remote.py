@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import random
 import sys
 import time
 from collections.abc import Collection, Iterable
@@ -23,6 +24,7 @@ from pyworkflow_ray.actors.dispatchers import LocalDispatcher, RayDispatcher
 from pyworkflow_ray.actors.drives import Drive
 from pyworkflow_ray.actors.hook_registry import HookRegistry
 from pyworkflow_ray.actors.logs import follow
+from pyworkflow_ray.actors.names import timer_of
 from pyworkflow_ray.actors.nudges import Group, Nudger
 from pyworkflow_ray.actors.settings import EngineSettings
 from pyworkflow_ray.actors.timer import Timer
@@ -34,9 +36,31 @@ TIDY_AFTER = 1_000
 """The same, for a coordinator that has nothing to do."""
 MOST_SHOWN = 100
 """Runs of one coordinator that show in Ray's dashboard at once; each costs a call."""
+MOST_VISITED = 200
+"""Actors that a timer visits in one sweep."""
 
 
-class CoordinatorActor(Coordinator):
+class EngineActor:
+    """What every actor of the engine answers while it is busy: these methods have threads of their own."""
+
+    settings: EngineSettings
+
+    @ray.method(concurrency_group="health")
+    async def ping(self) -> None:
+        """Answer, which shows that this process is alive."""
+
+    @ray.method(concurrency_group="health")
+    async def pid(self) -> int:
+        """The id of this process."""
+        return os.getpid()
+
+    @ray.method(concurrency_group="health")
+    async def running(self) -> EngineSettings:
+        """The settings of this engine, for a process that joins it."""
+        return self.settings
+
+
+class CoordinatorActor(EngineActor, Coordinator):
     """A coordinator in a process of its own, which Ray restarts."""
 
     def __init__(self, name: str, settings: EngineSettings) -> None:
@@ -122,6 +146,9 @@ class CoordinatorActor(Coordinator):
         super().restart(reason)
         os._exit(1)  # Ray begins another process of this name, which goes on with the other runs
 
+    def look_after_timer(self) -> None:
+        _in_background(self._cluster.visit, [self._cluster.timer_callee().name])
+
     def leave(self) -> None:
         self._me().exit.remote()
 
@@ -146,15 +173,6 @@ class CoordinatorActor(Coordinator):
     @ray.method(concurrency_group="health")
     async def is_cancelled(self, run_id: str) -> bool:  # type: ignore[override]
         return await super().is_cancelled(run_id)
-
-    @ray.method(concurrency_group="health")
-    async def ping(self) -> str:
-        """The owner id of this process; it answers while the main loop is busy."""
-        return self.owner
-
-    @ray.method(concurrency_group="health")
-    async def pid(self) -> int:
-        return os.getpid()
 
 
 def _calm_collector() -> None:
@@ -185,7 +203,7 @@ class ActorNudge:
             logger.info("Coordinator {} did not answer: {}", group.coordinator, type(error).__name__)
 
 
-class TimerActor(Timer):
+class TimerActor(EngineActor, Timer):
     """The timer in a process of its own, which Ray restarts."""
 
     def __init__(self, settings: EngineSettings) -> None:
@@ -195,8 +213,13 @@ class TimerActor(Timer):
         super().__init__(settings, ActorNudge(self._cluster), partial(_in_background, self._rouse_other))
         self._running = asyncio.get_running_loop().create_task(self.run())  # see CoordinatorActor
 
-    async def pid(self) -> int:
-        return os.getpid()
+    def look_after_actors(self) -> None:
+        _in_background(self._visit_actors)
+
+    def _visit_actors(self) -> None:
+        own = timer_of(self.settings.environment)
+        others = [name for name in self._cluster.actors() if name != own]
+        self._cluster.visit(random.sample(others, min(len(others), MOST_VISITED)))
 
     def _rouse_other(self, environment: str) -> None:
         self._cluster.handles.call_in_thread(self._cluster.timer_callee(environment), "arm", 0.0, tries=1)
@@ -206,16 +229,24 @@ class TimerActor(Timer):
         await asyncio.to_thread(self._cluster.coordinator, name, self.settings.environment)
 
 
-class HookRegistryActor(HookRegistry):
+class HookRegistryActor(EngineActor, HookRegistry):
     """The hook registry in a process of its own, which Ray restarts."""
 
     def __init__(self, settings: EngineSettings) -> None:
         follow(settings.logging)
         _calm_collector()
         super().__init__(settings, self._note)
-        self._nudger = Nudger(settings, ActorNudge(cluster_of(settings)))
+        self._cluster = cluster_of(settings)
+        self._nudger = Nudger(settings, ActorNudge(self._cluster))
         self._received: set[str] = set()
         self._nudging: asyncio.Task[None] | None = None
+        self._watching = asyncio.get_running_loop().create_task(self._watch())
+
+    async def _watch(self) -> None:
+        """Look after the timer. While all runs sleep, there may be no other process that does."""
+        while True:
+            await asyncio.sleep(self.settings.sweep_interval.total_seconds())
+            _in_background(self._cluster.visit, [self._cluster.timer_callee().name])
 
     def _note(self, run_ids: Collection[str]) -> None:
         self._received.update(run_ids)
@@ -230,8 +261,8 @@ class HookRegistryActor(HookRegistry):
             except Exception as error:
                 logger.warning("Runs whose hooks were answered were not nudged: {}", type(error).__name__)
 
-    async def pid(self) -> int:
-        return os.getpid()
+
+_GROUPS = {"health": 4}
 
 
 class _RayClasses:
@@ -240,17 +271,17 @@ class _RayClasses:
     @staticmethod
     @lru_cache(maxsize=1)
     def coordinator() -> Any:
-        return ray.remote(concurrency_groups={"health": 4})(CoordinatorActor)  # type: ignore[call-overload]
+        return ray.remote(concurrency_groups=_GROUPS)(CoordinatorActor)  # type: ignore[call-overload]
 
     @staticmethod
     @lru_cache(maxsize=1)
     def timer() -> Any:
-        return ray.remote(TimerActor)
+        return ray.remote(concurrency_groups=_GROUPS)(TimerActor)  # type: ignore[call-overload]
 
     @staticmethod
     @lru_cache(maxsize=1)
     def hook_registry() -> Any:
-        return ray.remote(HookRegistryActor)
+        return ray.remote(concurrency_groups=_GROUPS)(HookRegistryActor)  # type: ignore[call-overload]
 
 
 _classes = _RayClasses()

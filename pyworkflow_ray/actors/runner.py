@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from pyworkflow_ray.actors.codes import CodeLoader
+from pyworkflow_ray.actors.connections import require_joined
 from pyworkflow_ray.actors.logs import attempting, follow
 from pyworkflow_ray.actors.payloads import configured_values
 from pyworkflow_ray.config import LogSettings
@@ -100,6 +101,7 @@ def _asking(namespace: str, coordinator: str) -> Callable[[str], bool]:
         if answer or time.monotonic() - asked_at < ASK_AGAIN_AFTER:
             return answer
         try:
+            require_joined()
             handle = ray.get_actor(coordinator, namespace=namespace)
             answer = bool(handle.is_cancelled.remote(run_id).future().result(timeout=10))
         except Exception:

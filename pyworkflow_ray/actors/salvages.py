@@ -7,6 +7,7 @@ import contextlib
 import time
 from typing import Any
 
+from pyworkflow_ray.actors.connections import has_joined
 from pyworkflow_ray.actors.spools import Answer, take_spooled
 
 PATIENCE = 10.0
@@ -28,7 +29,7 @@ async def salvage(batch_id: str, node: str | None) -> list[Answer]:
 def _salvage(batch_id: str, node: str | None) -> list[Answer]:
     import ray
 
-    if not ray.is_initialized():  # to ask Ray for the node would start a cluster
+    if not has_joined():  # to ask Ray for the node would start a cluster
         return take_spooled(batch_id)
     here = str(ray.get_runtime_context().get_node_id())
     found: list[Answer] = []

@@ -31,6 +31,7 @@ class EngineSettings:
     suspend_after: timedelta | None = timedelta(seconds=2)
     coordinator_ttl: timedelta = timedelta(seconds=60)
     lease_ttl: timedelta = timedelta(seconds=30)
+    hung_after: timedelta = timedelta(seconds=10)
     worker_ttl: timedelta = timedelta(seconds=60)
     sweep_interval: timedelta = timedelta(seconds=5)
     default_retries: int = 3
@@ -72,4 +73,8 @@ class EngineSettings:
 
     def first_coordinator(self, environment: str | None = None) -> str:
         """The name of the coordinator in the first slot: the one that is most probably there."""
-        return f"{self.placement(environment).full_prefix}0"
+        return self.coordinator(0, environment)
+
+    def coordinator(self, slot: int, environment: str | None = None) -> str:
+        """The name of the coordinator in a slot."""
+        return f"{self.placement(environment).full_prefix}{slot}"

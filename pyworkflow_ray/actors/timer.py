@@ -74,6 +74,9 @@ class Timer:
                 except TimeoutError:
                     pass
 
+    def look_after_actors(self) -> None:
+        """Called with each sweep: have actors that hang replaced, where there are actors."""
+
     async def arm(self, seconds: float) -> None:
         """Look again in this many seconds at the latest, because something will be due then."""
         at = time.monotonic() + max(seconds, 0.0)
@@ -100,6 +103,7 @@ class Timer:
             self._sweep_at = now + interval
             lost = await asyncio.to_thread(storage.read, orphans(damages=damages))
             ready += lost
+            self.look_after_actors()
         for damage in damages:
             report(damage)
         if damages:
@@ -131,10 +135,6 @@ class Timer:
         if self._storage is None:
             self._storage = self.settings.open_storage()
         return self._storage
-
-    async def running(self) -> EngineSettings:
-        """The settings of this engine, for a process that joins it."""
-        return self.settings
 
     async def status(self) -> dict[str, Any]:
         """What the timer has done, for tools."""

@@ -21,6 +21,7 @@ from pyworkflow_ray.engine.continuations import ContinueAsNew
 from pyworkflow_ray.engine.executions import Execution, current, require_execution
 from pyworkflow_ray.engine.running_steps import current_step
 from pyworkflow_ray.exceptions import WorkflowError
+from pyworkflow_ray.ids import checked_text
 from pyworkflow_ray.values import codec
 
 T = TypeVar("T")
@@ -272,4 +273,6 @@ def set_query_handler(name: str, function: Callable[..., Any]) -> None:
 
 def set_attributes(**attributes: Any) -> None:
     """Merge attributes into the run's. They are shown with the run, and `list_runs` finds runs by them."""
+    for name in attributes:
+        checked_text(name, "The name of an attribute")
     require_execution("set_attributes").effects.set_attributes(attributes)

@@ -93,7 +93,7 @@ def _check_token(token: Any) -> None:
         or len(token) > LONGEST_TOKEN
         or not token.isprintable()
     ):
-        raise InvalidTokenError(repr(token)[:60])
+        raise InvalidTokenError("")
 
 
 class TypedHook(Generic[T]):

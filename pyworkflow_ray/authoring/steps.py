@@ -18,6 +18,7 @@ from pyworkflow_ray.engine.options import ON_CANCEL, StepOptions
 from pyworkflow_ray.engine.races import bounded_map
 from pyworkflow_ray.engine.retries import Pauses, RetryDelay, as_retry_on
 from pyworkflow_ray.exceptions import ConfigurationError
+from pyworkflow_ray.ids import checked_text
 from pyworkflow_ray.values import modules
 
 P = ParamSpec("P")
@@ -341,7 +342,11 @@ class _StepDecorator:
     def __call__(self, fn: Callable[P, T], /) -> StepFunction[P, T]: ...
     def __call__(self, fn: Callable[..., Any], /) -> StepFunction[Any, Any]:
         definition: StepFunction[Any, Any] = StepFunction(
-            fn, self._name or function_name(fn, "step"), self._built, self._metadata, self._compensate
+            fn,
+            checked_text(self._name or function_name(fn, "step"), "The step's name"),
+            self._built,
+            self._metadata,
+            self._compensate,
         )
         registry.add(definition)
         return definition

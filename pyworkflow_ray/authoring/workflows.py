@@ -16,6 +16,7 @@ from pyworkflow_ray.authoring.definitions import Registry
 from pyworkflow_ray.authoring.steps import function_name
 from pyworkflow_ray.durations import Duration, parse_duration
 from pyworkflow_ray.exceptions import ConfigurationError
+from pyworkflow_ray.ids import checked_text
 from pyworkflow_ray.values import modules
 
 P = ParamSpec("P")
@@ -194,7 +195,7 @@ def _build_options(
 def _define(fn: Callable[..., Any], name: str | None, options: WorkflowOptions) -> WorkflowFunction[Any, Any]:
     if not callable(fn):
         raise ConfigurationError(f"@workflow takes its options by name; {fn!r} is not a function.")
-    called = name or function_name(fn, "workflow")
+    called = checked_text(name or function_name(fn, "workflow"), "The workflow's name")
     if not inspect.iscoroutinefunction(fn):
         raise ConfigurationError(f"Workflow {called!r} must be an `async def` function.")
     return WorkflowFunction(fn, called, options)

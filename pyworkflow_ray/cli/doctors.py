@@ -11,7 +11,7 @@ from operator import attrgetter
 from rich.text import Text
 
 from pyworkflow_ray import config
-from pyworkflow_ray.actors.cluster import named_address
+from pyworkflow_ray.actors.connections import named_address
 from pyworkflow_ray.cli.formatters import STYLES, sanitize
 from pyworkflow_ray.cli.outputs import PROGRAM, Column, Format, Output
 from pyworkflow_ray.client.engine_actors import EngineState, inspect_engine, join

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import typer
 
-from pyworkflow_ray.actors.cluster import address_of_local_cluster, has_joined, named_address
+from pyworkflow_ray.actors.connections import address_of_local_cluster, has_joined, named_address
 from pyworkflow_ray.authoring.discovery import discover_workflows
 from pyworkflow_ray.cli.outputs import Format, Output
 from pyworkflow_ray.client.engine_actors import join, store_only

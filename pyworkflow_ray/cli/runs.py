@@ -125,9 +125,7 @@ _LEFT_OUT = frozenset(
 
 def format_data(event: Event) -> str:
     """An event's data on one line, without what is long, secret or shown elsewhere. JSON has all of it."""
-    data = {name: value for name, value in event.data.items() if name not in _LEFT_OUT}
-    if "token" in data:
-        data["token"] = f"{data['token'][:4]}…"
+    data = {name: value for name, value in event.shown.items() if name not in _LEFT_OUT}
     return ", ".join(
         f"{name}={_short(value)}" for name, value in data.items() if value not in (None, "", [], {})
     )

@@ -15,12 +15,19 @@ from loguru import logger
 
 from pyworkflow_ray.actors.activations import RunEnd
 from pyworkflow_ray.actors.cluster import Cluster
+from pyworkflow_ray.actors.coordinator import LONG_POLL
 from pyworkflow_ray.client.gatherings import Gathering
-from pyworkflow_ray.exceptions import WorkflowError
+from pyworkflow_ray.exceptions import NoAnswerError, WorkflowError
 from pyworkflow_ray.storage.records import RunRecord
 
 MOST_WAKES = 1000
 """The most requests to wake runs that go in one call."""
+START_TIME = 30.0
+"""Seconds that a start waits for its coordinator, which may have to be made. The run is accepted by then."""
+WAKE_TIME = 10.0
+"""Seconds that a nudge waits for a coordinator."""
+WAIT_TIME = LONG_POLL + 10.0
+"""Seconds that a wait for runs waits for a coordinator, which answers after `LONG_POLL` at the latest."""
 
 _encoder = msgspec.msgpack.Encoder()
 _ends_decoder = msgspec.msgpack.Decoder(list[RunEnd])
@@ -46,7 +53,7 @@ class CoordinatorClient:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, run: RunRecord) -> None:
-        """Hand over an accepted run; return when the coordinator has it."""
+        """Hand over an accepted run; return when the coordinator has it, or does not answer."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._starts.append((run, done))
         if not self._starting:
@@ -59,11 +66,11 @@ class CoordinatorClient:
         await self._wakes.send(run_ids)
 
     async def _send_wakes(self, wakes: Sequence[list[str]]) -> list[None]:
-        await self._call("wake", list({run_id: None for run_ids in wakes for run_id in run_ids}))
+        await self._call("wake", WAKE_TIME, list({run_id: None for run_ids in wakes for run_id in run_ids}))
         return [None] * len(wakes)
 
     async def wait(self, run_id: str) -> RunEnd | None:
-        """How the run's drive ends; None if the coordinator does not drive the run."""
+        """How the run's drive ends; None if the coordinator does not drive the run, or does not answer."""
         done: asyncio.Future[RunEnd | None] = asyncio.get_running_loop().create_future()
         self._waits.setdefault(run_id, []).append(done)
         if not self._waiting:
@@ -81,12 +88,13 @@ class CoordinatorClient:
             batch, self._starts = self._starts, []
             data = _encoder.encode([run for run, _ in batch])
             try:
-                await self._call("accept", data, self._storage_id)
-            except WorkflowError as error:
-                _resolve_all([done for _, done in batch], None, error)
-                continue
+                await self._call("accept", START_TIME, data, self._storage_id)
             except Exception as error:
-                # The rows are stored and placed. The sweep hands them to the coordinator's successor.
+                if isinstance(error, WorkflowError) and not isinstance(error, NoAnswerError):
+                    _resolve_all([done for _, done in batch], None, error)
+                    continue
+                # The rows are stored and placed. The coordinator's next process claims them, or the sweep
+                # hands them to another one.
                 logger.warning("Coordinator {} cannot be reached now: {}", self._name, error)
             _resolve_all([done for _, done in batch], None, None)
         self._starting = False
@@ -97,9 +105,9 @@ class CoordinatorClient:
         mine, self._waits = self._waits, {}
         while mine:
             try:
-                ends = _ends_decoder.decode(await self._call("ends", list(mine)))
+                ends = _ends_decoder.decode(await self._call("ends", WAIT_TIME, list(mine)))
             except Exception as error:
-                logger.debug("Waiting at coordinator {} failed: {}", self._name, error)
+                logger.debug("Waiting at coordinator {} failed: {}", self._name, type(error).__name__)
                 for futures in mine.values():
                     _resolve_all(futures, None, None)
                 return
@@ -107,8 +115,8 @@ class CoordinatorClient:
                 _resolve_all(mine.pop(end.run_id, []), end if end.status != "unknown" else None, None)
             mine = {run_id: live for run_id, fs in mine.items() if (live := [f for f in fs if not f.done()])}
 
-    async def _call(self, method: str, *args: object) -> Any:
-        return await self._cluster.handles.call(self._callee, method, *args)
+    async def _call(self, method: str, answer_time: float, *args: object) -> Any:
+        return await self._cluster.handles.call(self._callee, method, *args, answer_time=answer_time)
 
 
 def _resolve_all(futures: list[asyncio.Future[Any]], result: object, error: Exception | None) -> None:

@@ -12,13 +12,15 @@ from typing import Any
 
 import msgspec
 
-from pyworkflow_ray.actors.cluster import (
+from pyworkflow_ray.actors.cluster import actor_names, running_engine
+from pyworkflow_ray.actors.connections import (
     address_of_local_cluster,
     connect,
+    is_own_cluster,
     named_address,
-    running_engine,
+    require_joined,
 )
-from pyworkflow_ray.actors.names import HOOK_REGISTRY, TIMER, is_coordinator, is_of_engine
+from pyworkflow_ray.actors.names import HOOK_REGISTRY, TIMER, is_coordinator
 from pyworkflow_ray.client.runtimes import LocalRuntime, RayRuntime
 from pyworkflow_ray.client.sessions import enter, leave, session
 from pyworkflow_ray.config import get_config
@@ -101,14 +103,7 @@ async def join(*, may_start: bool = False, must_last: bool = False) -> bool:
             "This needs a Ray cluster, and none runs on this machine. Start one with `ray start --head`, or "
             "name one by --address or RAY_ADDRESS."
         ) from None
-    return _is_own()
-
-
-def _is_own() -> bool:
-    # Ray has no public way to ask. If this attribute goes, a user is no longer warned that the cluster ends.
-    from ray._private import worker
-
-    return bool(getattr(getattr(worker, "_global_node", None), "head", False))
+    return is_own_cluster()
 
 
 async def bring_up() -> list[EngineActor]:
@@ -159,6 +154,7 @@ def _take_down(namespace: str) -> list[str]:
             )
         for name in names:
             ended[name] = None
+            require_joined()
             with contextlib.suppress(ValueError):  # it has already gone
                 ray.kill(ray.get_actor(name, namespace=namespace))
         time.sleep(0.1)
@@ -169,17 +165,6 @@ def _place_in_end(name: str) -> tuple[int, str]:
     return next((place for place, kind in enumerate(_LAST_TO_GO, 1) if name.startswith(kind)), 0), name
 
 
-def actor_names(namespace: str) -> list[str]:
-    """The names of an engine's actors in the joined cluster; blocking."""
-    import ray
-
-    return [
-        str(actor["name"])
-        for actor in ray.util.list_named_actors(all_namespaces=True)
-        if actor["namespace"] == namespace and is_of_engine(actor["name"])
-    ]
-
-
 async def inspect_engine(namespace: str) -> EngineState:
     """The state of an engine in the joined cluster. Nothing is created or changed."""
     import ray
@@ -187,6 +172,7 @@ async def inspect_engine(namespace: str) -> EngineState:
     names = await asyncio.to_thread(actor_names, namespace)
     actors = await asyncio.gather(*(_look_at(namespace, name) for name in sorted(names)))
     running = await asyncio.to_thread(running_engine, namespace)
+    require_joined()
     nodes = await asyncio.to_thread(ray.nodes)
     return EngineState(
         address=str(ray.get_runtime_context().gcs_address),
@@ -208,6 +194,7 @@ async def _look_at(namespace: str, name: str) -> EngineActor:
     import ray
 
     try:
+        require_joined()
         async with asyncio.timeout(ANSWER_TIME):
             actor: Any = await asyncio.to_thread(ray.get_actor, name, namespace)
             pid = await actor.pid.remote()

@@ -15,6 +15,7 @@ from pyworkflow_ray.client.event_loops import run_sync
 from pyworkflow_ray.client.guards import refuse_in_workflow
 from pyworkflow_ray.client.sessions import Session, session
 from pyworkflow_ray.exceptions import HookRejectedError, InvalidTokenError
+from pyworkflow_ray.ids import checked_text, is_storable
 from pyworkflow_ray.statuses import HookStatus
 from pyworkflow_ray.storage import hooks
 from pyworkflow_ray.storage.hooks import HookRecord
@@ -109,13 +110,19 @@ async def reject_hook(
 
 
 async def _answer(of: Session, token: str, dedup_key: str | None, **given: Any) -> ResumeResult:
-    if not isinstance(token, str) or not token:
-        raise InvalidTokenError(repr(token)[:60])
+    _check(token)
+    if dedup_key is not None:
+        checked_text(dedup_key, "The dedup_key")
     await of.runtime.open()
     # Each call has a key, so that it can be repeated after the registry has died without an answer.
     key = dedup_key or f"delivery:{uuid.uuid4().hex}"
     run_id, hook_id = await of.runtime.answer_hook(HookAnswer(token, key, **given))
     return ResumeResult(run_id, hook_id)
+
+
+def _check(token: Any) -> None:
+    if not isinstance(token, str) or not token or not is_storable(token):
+        raise InvalidTokenError("")
 
 
 def resume_hook_sync(token: str, payload: Any = None, dedup_key: str | None = None) -> ResumeResult:
@@ -124,8 +131,13 @@ def resume_hook_sync(token: str, payload: Any = None, dedup_key: str | None = No
 
 
 async def get_hook(token: str) -> Hook | None:
-    """The hook of this token, or None. Needs no Ray."""
+    """The hook of this token, or None. Needs no Ray.
+
+    Raises:
+        InvalidTokenError: It is a text that cannot be a token.
+    """
     refuse_in_workflow("get_hook")
+    _check(token)
     record = await asyncio.to_thread(session().storage.read, hooks.get_hook(token))
     return None if record is None else Hook.of(record)
 

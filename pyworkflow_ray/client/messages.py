@@ -20,6 +20,7 @@ from pyworkflow_ray.client.sessions import Session
 from pyworkflow_ray.engine.attempts import AttemptFailed, decode_outcome
 from pyworkflow_ray.engine.events import CancellationRequested, SignalReceived
 from pyworkflow_ray.exceptions import WorkflowError, WorkflowFailedError
+from pyworkflow_ray.ids import checked_text, storable
 from pyworkflow_ray.values.failures import restore
 
 
@@ -27,7 +28,7 @@ async def cancel_run(of: Session, run_id: str, reason: str | None, wait: bool, t
     """Ask a run to cancel; see `cancel_workflow`."""
     refuse_in_workflow("cancel")
     request = CancellationRequested(
-        reason=reason or "", requested_by=f"pid {os.getpid()} on {platform.node()}"
+        reason=storable(reason or ""), requested_by=f"pid {os.getpid()} on {platform.node()}"
     )
     record = await send(of, run_id, CANCEL_KEY, request)
     if record is not None and wait:
@@ -39,6 +40,9 @@ async def cancel_run(of: Session, run_id: str, reason: str | None, wait: bool, t
 async def signal_run(of: Session, run_id: str, name: str, payload: Any, dedup_key: str | None) -> None:
     """Send a run a signal; see the function `signal`."""
     refuse_in_workflow("signal")
+    checked_text(name, "The signal's name")
+    if dedup_key is not None:
+        checked_text(dedup_key, "The signal's dedup_key")
     data = Raw(of.values.encode(payload, f"the payload of signal {name!r}"))
     key = f"signal:{dedup_key or uuid.uuid4().hex}"
     event = SignalReceived(name=name, payload=data)

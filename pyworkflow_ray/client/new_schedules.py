@@ -14,6 +14,7 @@ from pyworkflow_ray.client.run_templates import run_template
 from pyworkflow_ray.client.schedules import Schedule, opened, own_now, require_fire, schedule_of
 from pyworkflow_ray.durations import Duration
 from pyworkflow_ray.exceptions import ConfigurationError
+from pyworkflow_ray.ids import checked_text
 from pyworkflow_ray.recurrences.overlaps import policy_of
 from pyworkflow_ray.recurrences.specs import ScheduleSpec
 from pyworkflow_ray.statuses import OverlapPolicy
@@ -30,6 +31,12 @@ class ScheduleOptions:
     schedule_id: str | None = None
     catchup_window: Duration | None = None
     note: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.schedule_id is not None:
+            checked_text(self.schedule_id, "The schedule's id")
+        if self.note is not None:
+            checked_text(self.note, "The schedule's note")
 
 
 class ScheduleMaker:

@@ -14,8 +14,11 @@ from pyworkflow_ray.storage.histories import EventRow
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.values import codec
 
+ON_CREATED = ".on_created"
+"""The end of the name of the local step that hands a hook's token on, as its argument."""
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Event:
     """An event of a run's history.
 
@@ -31,6 +34,22 @@ class Event:
     sequence: int
     stored: str = field(default="", repr=False)
     """The data as it is in the storage, which `testing.replay` reads."""
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """The data for people to look at, with no hook's token in full. `repr` has it too."""
+        data = dict(self.data)
+        if isinstance(data.get("token"), str):
+            data["token"] = f"{data['token'][:4]}…"
+        if str(data.get("step_name", "")).endswith(ON_CREATED) and data.get("args"):
+            data["args"] = ["…"]
+        return data
+
+    def __repr__(self) -> str:
+        return (
+            f"Event({self.event_id!r}, type={self.type.value!r}, timestamp={self.timestamp!r}, "
+            f"data={self.shown!r})"
+        )
 
     @classmethod
     def of(cls, run_id: str, row: EventRow) -> Event:

@@ -22,6 +22,9 @@ from pyworkflow_ray.values.failures import Failure, capture, restore
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
 """Seconds between two looks at the row of a run that no coordinator drives now, such as a sleeping run."""
 
+LOOK_AFTER = 5.0
+"""Seconds between two looks after the timer, while a run is waited for that may be asleep."""
+
 
 async def wait_for_end(of: Session, run_id: str, record: RunRecord | None = None) -> RunEnd:
     """How the run ended.
@@ -31,8 +34,11 @@ async def wait_for_end(of: Session, run_id: str, record: RunRecord | None = None
 
     Args:
         record: The run's row, if the caller has just read or written it.
+
+    Raises:
+        NoAnswerError: The run was in a cluster of this process's own, and the cluster has been shut down.
     """
-    pause = FIRST_PAUSE
+    pause, has_opened, looked_at = FIRST_PAUSE, False, time.monotonic()
     while True:
         record = record or await read_record(of, run_id)
         if record.status is RunStatus.CONTINUED_AS_NEW and record.continued_to_run_id is not None:
@@ -42,7 +48,11 @@ async def wait_for_end(of: Session, run_id: str, record: RunRecord | None = None
             return await _read_end(of, record)
         if record.coordinator is not None and record.status is not RunStatus.SUSPENDED:
             asked_at = time.monotonic()
-            await of.runtime.open()
+            if (
+                not has_opened
+            ):  # later it would join a cluster anew, or start one, where this process has left
+                await of.runtime.open()
+                has_opened = True
             end = await of.runtime.wait(record)
             if end is not None and end.continued_to:
                 run_id, record, pause = end.continued_to, None, FIRST_PAUSE
@@ -53,6 +63,9 @@ async def wait_for_end(of: Session, run_id: str, record: RunRecord | None = None
                 pause = FIRST_PAUSE
         record = None
         await asyncio.sleep(pause)
+        if time.monotonic() - looked_at > LOOK_AFTER:
+            looked_at = time.monotonic()
+            await of.runtime.look_after(run_id)
         pause = min(pause * 1.5, LONGEST_PAUSE)
 
 

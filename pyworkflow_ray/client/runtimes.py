@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import threading
 import weakref
@@ -11,9 +12,18 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from loguru import logger
+
 from pyworkflow_ray.actors.activations import RunEnd
 from pyworkflow_ray.actors.calls import PATIENCE
-from pyworkflow_ray.actors.cluster import Cluster, connect, job_environment, joined_job, placed_on
+from pyworkflow_ray.actors.cluster import Cluster, job_environment, placed_on
+from pyworkflow_ray.actors.connections import (
+    connect,
+    has_joined,
+    is_own_cluster,
+    joined_job,
+    require_joined,
+)
 from pyworkflow_ray.actors.coordinator import Coordinator
 from pyworkflow_ray.actors.hook_registry import HookAnswer, HookRegistry
 from pyworkflow_ray.actors.names import coordinator_of
@@ -24,14 +34,18 @@ from pyworkflow_ray.client.gatherings import Gathering
 from pyworkflow_ray.client.hook_answers import Taken, hook_answers
 from pyworkflow_ray.clock import Clock
 from pyworkflow_ray.config import Settings
-from pyworkflow_ray.exceptions import ConfigurationError
+from pyworkflow_ray.exceptions import ConfigurationError, NoAnswerError
 from pyworkflow_ray.storage.environments import save_environment
 from pyworkflow_ray.storage.records import RunRecord
-from pyworkflow_ray.storage.runs import get_run
+from pyworkflow_ray.storage.runs import get_run, get_runs
 from pyworkflow_ray.storage.storages import Storage
 
 LOCAL = "local"
 HookAnswersByLoop = weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Gathering[HookAnswer, Taken]]
+REGISTRY_PATIENCE = 5.0
+"""Seconds for which a dead hook registry is called again. After that the caller does its work."""
+REGISTRY_TIME = 10.0
+"""Seconds that an answer to a hook waits for a registry that lives. It may have to load a hook's schema."""
 JOB_FOLDER = "/working_dir_files/_ray_pkg_"
 """A part of the path of every file in the working directory of a submitted job."""
 
@@ -52,6 +66,8 @@ class RayRuntime:
         self._lock = threading.Lock()
         self._storage_id = ""
         self._joined: str | None = None
+        self._is_own = False
+        """Whether the cluster is one that this process has started, and that ends with it."""
 
     async def open(self) -> None:
         """Join the cluster.
@@ -89,7 +105,7 @@ class RayRuntime:
             if environment:
                 # The timer or another job's driver may have to create a coordinator for the runs of this job.
                 self._storage.submit(save_environment(environment, data)).result()
-            self._joined = joined_job()
+            self._joined, self._is_own = joined_job(), is_own_cluster()
             self._clients.clear()
             is_file, slots = database.path is not None, self._settings.coordinators
             self._cluster = cluster_of(placed_on(settings, is_file, slots))
@@ -104,8 +120,35 @@ class RayRuntime:
 
     async def look_at_schedules(self) -> None:
         """Nudge the timer: a schedule was created or changed."""
-        timer = await asyncio.to_thread(self.cluster.timer)
-        timer.arm.remote(0)
+        await self._arm(0.0)
+
+    async def _arm(self, seconds: float) -> None:
+        """Have the timer look at the rows in this many seconds, without waiting for it."""
+        with contextlib.suppress(NoAnswerError):
+            timer = await asyncio.to_thread(self.cluster.timer)
+            require_joined()
+            timer.arm.remote(seconds)
+            self.cluster.handles.pulses.visit(self.cluster.timer_callee().name, timer)
+
+    async def look_after(self, run_id: str) -> None:
+        """See to it that a timer that hangs is replaced: whoever waits for a run that sleeps needs it.
+
+        Raises:
+            NoAnswerError: The cluster was this process's own, and it has been shut down.
+        """
+        if self._cluster is not None and self._is_reachable(run_id):
+            with contextlib.suppress(NoAnswerError):
+                timer = await asyncio.to_thread(self._cluster.timer)
+                self._cluster.handles.pulses.visit(self._cluster.timer_callee().name, timer)
+
+    def _is_reachable(self, run_id: str) -> bool:
+        """Whether this process still is in a cluster, so that it can ask the engine after this run."""
+        if not has_joined() and self._is_own:
+            raise NoAnswerError(
+                f"The Ray cluster of this process was shut down while run {run_id!r} was waited for. The run "
+                "is stored. It goes on once an engine with this storage runs."
+            )
+        return has_joined()
 
     async def wake_all(self, runs: Sequence[RunRecord]) -> None:
         """Wake runs that were accepted and not placed with a coordinator."""
@@ -149,14 +192,17 @@ class RayRuntime:
         """Hand an accepted run to its coordinator. For a run that starts later, nudge the timer."""
         if run.start_at is not None:
             seconds = (run.start_at - datetime.now(UTC)).total_seconds()
-            timer = await asyncio.to_thread(self.cluster.timer)
-            timer.arm.remote(seconds)
+            await self._arm(seconds)
             return
         await self._client_of(run.coordinator or coordinator_of(run.run_id), run.environment).start(run)
 
     async def wait(self, run: RunRecord) -> RunEnd | None:
-        """How the run's drive ends; None if no coordinator drives it now."""
-        if run.coordinator is None:
+        """How the run's drive ends; None if no coordinator drives it now, or its coordinator does not answer.
+
+        Raises:
+            NoAnswerError: The cluster was this process's own, and it has been shut down.
+        """
+        if run.coordinator is None or not self._is_reachable(run.run_id):
             return None
         return await self._client_of(run.coordinator, run.environment).wait(run.run_id)
 
@@ -191,11 +237,20 @@ class RayRuntime:
 
     async def query(self, run: RunRecord, name: str, args: bytes, kwargs: bytes) -> bytes:
         """The outcome of the run's query function: what it returns or raises."""
-        where = run.coordinator or self.engine_settings.first_coordinator(run.environment)
-        callee = self.cluster.coordinator_callee(where, run.environment)
-        outcome: bytes = await self.cluster.handles.call(
-            callee, "query", run.run_id, name, args, kwargs, patience=PATIENCE
-        )
+        first = self.engine_settings.first_coordinator(run.environment)
+        where = run.coordinator or first
+        asked = (run.run_id, name, args, kwargs)
+        try:
+            return await self._query(where, run.environment, *asked)
+        except NoAnswerError as error:
+            logger.info("Run {} is replayed elsewhere for query {!r}: {}", run.run_id, name, error)
+        # Any coordinator can answer, by a replay of what the run has committed.
+        other = first if where != first else self.engine_settings.coordinator(1, run.environment)
+        return await self._query(other, run.environment, *asked)
+
+    async def _query(self, coordinator: str, environment: str, *asked: Any) -> bytes:
+        callee = self.cluster.coordinator_callee(coordinator, environment)
+        outcome: bytes = await self.cluster.handles.call(callee, "query", *asked, patience=PATIENCE)
         return outcome
 
     async def answer_hook(self, answer: HookAnswer) -> Taken:
@@ -207,7 +262,27 @@ class RayRuntime:
 
     async def _call_hook_registry(self, answers: bytes) -> bytes:
         callee = self.cluster.hook_registry_callee()
-        replies: bytes = await self.cluster.handles.call(callee, "deliver_all", answers, patience=PATIENCE)
+        replies: bytes
+        try:
+            replies = await self.cluster.handles.call(
+                callee, "deliver_all", answers, patience=REGISTRY_PATIENCE, answer_time=REGISTRY_TIME
+            )
+        except NoAnswerError as error:
+            # The registry has nothing that is not in the database, so its work can be done here. Should it
+            # come to do it too, it finds the delivery's key, and the payload counts once.
+            logger.info("Hooks are answered without the hook registry: {}", error)
+            replies = await self._deliver_here(answers)
+        return replies
+
+    async def _deliver_here(self, answers: bytes) -> bytes:
+        received: set[str] = set()
+        registry = HookRegistry(self.engine_settings, received.update, self._storage)
+        replies = await registry.deliver_all(answers)
+        try:
+            runs = await asyncio.to_thread(self._storage.read, get_runs(list(received)))
+            await self._wake([run for run in runs.values() if not run.status.is_terminal])
+        except Exception as error:
+            logger.info("Runs whose hooks were answered were not nudged: {}", type(error).__name__)
         return replies
 
     def _client_of(self, name: str, environment: str) -> CoordinatorClient:
@@ -252,6 +327,9 @@ class LocalRuntime:
     def owns_time(self) -> bool:
         """Whether a test's clock gives the time, and not the database's."""
         return self._clock is not None
+
+    async def look_after(self, run_id: str) -> None:
+        """Do nothing: there is no timer in this process."""
 
     async def look_at_schedules(self) -> None:
         """Do nothing: schedules do not fire in process. (They do in a `WorkflowEnvironment`.)"""

@@ -17,6 +17,7 @@ from pyworkflow_ray.client.sessions import Session, session
 from pyworkflow_ray.durations import Duration
 from pyworkflow_ray.event_types import EventType
 from pyworkflow_ray.exceptions import ScheduleNotFoundError
+from pyworkflow_ray.ids import checked_text
 from pyworkflow_ray.recurrences.overlaps import policy_of
 from pyworkflow_ray.recurrences.specs import ScheduleSpec
 from pyworkflow_ray.statuses import OverlapPolicy, ScheduleStatus
@@ -54,6 +55,7 @@ async def update_schedule(
     """
     refuse_in_workflow("update_schedule")
     policy = None if overlap_policy is None else policy_of(overlap_policy)
+    note = None if note is None else checked_text(note, "The schedule's note")
     window = None if catchup_window is None else window_of(catchup_window)
     of = await opened()
     if spec is not None:
@@ -107,6 +109,7 @@ async def resume_schedule(schedule_id: str, note: str | None = None) -> Schedule
 async def _set_status(
     schedule_id: str, status: ScheduleStatus, type_: EventType, note: str | None
 ) -> Schedule:
+    note = None if note is None else checked_text(note, "The schedule's note")
     of = await opened()
 
     def change(record: ScheduleRecord) -> ScheduleRecord | None:

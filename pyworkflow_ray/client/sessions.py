@@ -11,13 +11,13 @@ from typing import Any
 
 from loguru import logger
 
-from pyworkflow_ray.actors.cluster import (
+from pyworkflow_ray.actors.cluster import running_engine
+from pyworkflow_ray.actors.connections import (
     address_of_local_cluster,
     connect,
     has_joined,
     joined_job,
     named_address,
-    running_engine,
 )
 from pyworkflow_ray.actors.payloads import configured_values
 from pyworkflow_ray.client.runtimes import LOCAL, LocalRuntime, RayRuntime, Runtime

@@ -25,7 +25,7 @@ from pyworkflow_ray.exceptions import (
     ConfigurationError,
     WorkflowAlreadyRunningError,
 )
-from pyworkflow_ray.ids import new_run_id
+from pyworkflow_ray.ids import checked_run_id, checked_text, new_run_id
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage.acceptances import Accepted, NewRun, accept
 from pyworkflow_ray.storage.placements import Loads
@@ -51,6 +51,14 @@ class StartOptions:
     storage: Any = None
     start_at: When | None = None
     conflict: str = "use_existing"
+
+    def __post_init__(self) -> None:
+        if self.run_id is not None:
+            checked_run_id(self.run_id)
+        if self.idempotency_key is not None:
+            checked_text(self.idempotency_key, "The idempotency key")
+        for key in self.attributes or ():
+            checked_text(key, "The name of an attribute")
 
 
 class Starter:

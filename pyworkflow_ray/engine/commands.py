@@ -105,6 +105,13 @@ class CreateHook(CommandBase, frozen=True):
     def to_event(self) -> HookCreated:
         return HookCreated(hook_id=self.hook_id, token=self.token, name=self.name, expires_at=self.expires_at)
 
+    def __repr__(self) -> str:
+        """The command without its token, which is a secret."""
+        return f"CreateHook(hook_id={self.hook_id!r}, name={self.name!r}, expires_at={self.expires_at!r})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("hook_id", self.hook_id), ("name", self.name), ("expires_at", self.expires_at)]
+
 
 class DisposeHook(CommandBase, frozen=True):
     event_class = HookDisposed

@@ -288,6 +288,13 @@ class HookCreated(EventBase, frozen=True, kw_only=True):
     def key(self) -> str:
         return self.hook_id
 
+    def __repr__(self) -> str:
+        """The event without its token, which is a secret."""
+        return f"HookCreated(hook_id={self.hook_id!r}, name={self.name!r}, expires_at={self.expires_at!r})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("hook_id", self.hook_id), ("name", self.name), ("expires_at", self.expires_at)]
+
 
 class HookDisposed(EventBase, frozen=True, kw_only=True):
     """The code no longer waits for this hook."""

@@ -15,6 +15,7 @@ from pyworkflow_ray.client.records import Event
 from pyworkflow_ray.client.sessions import session
 from pyworkflow_ray.engine.events import Recorded, WorkflowStarted, decode_event
 from pyworkflow_ray.exceptions import SerializationError, WorkflowNotFoundError
+from pyworkflow_ray.ids import file_name
 from pyworkflow_ray.storage.blobs import load_blob
 from pyworkflow_ray.storage.histories import read_events
 from pyworkflow_ray.storage.runs import get_run
@@ -109,7 +110,7 @@ def save_history(run_or_events: str | Sequence[Event], path: str | os.PathLike[s
     history = history_of(run_or_events)
     file = Path(path)
     if file.suffix != SUFFIX:
-        file = file / f"{history.workflow}-{history.run_id}{SUFFIX}"
+        file = file / f"{file_name(history.workflow)}-{file_name(history.run_id)}{SUFFIX}"
     file.parent.mkdir(parents=True, exist_ok=True)
     entries = [
         _Entry(event.sequence, event.timestamp, event.type, Raw(_stored(event))) for event in history.events

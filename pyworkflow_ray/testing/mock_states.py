@@ -52,7 +52,7 @@ class HookCall:
 
     name: str
     hook_id: str
-    token: str
+    token: str = field(repr=False)
     payload: Any = None
     error: BaseException | None = None
 

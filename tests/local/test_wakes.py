@@ -24,7 +24,7 @@ class Calls:
         self.woken = asyncio.Event()
         self.is_open = asyncio.Event()
 
-    async def call(self, callee: str, method: str, run_ids: list[str]) -> list[str]:
+    async def call(self, callee: str, method: str, run_ids: list[str], **limits: float) -> list[str]:
         assert (callee, method) == ("coordinator-0", "wake")
         self.wakes.append(run_ids)
         self.woken.set()
