@@ -38,22 +38,18 @@ from pyworkflow_ray.actors.engine_threads import CodePlace, CodeStoppedError, St
 from pyworkflow_ray.actors.hook_rows import due_hooks, expire_hooks, make_hooks, refusal
 from pyworkflow_ray.actors.inboxes import decoded_inbox, ending_of, read_inbox, requests_to_children
 from pyworkflow_ray.actors.logs import log_notes
-from pyworkflow_ray.actors.observers import (
-    HistoryLong,
-    RunLost,
-    of_run,
-)
+from pyworkflow_ray.actors.observers import HistoryLong, RunLost, of_run
 from pyworkflow_ray.actors.queries import answer
 from pyworkflow_ray.actors.recoveries import (
-    allowed_recoveries,
-    counted,
-    given_up,
+    Loss,
+    count_loss,
+    counts_after,
+    pause_before,
     recovery_of,
     set_aside,
-    was_lost_at_start,
 )
 from pyworkflow_ray.actors.services import Services, execution_of, load_definition
-from pyworkflow_ray.actors.suspensions import suspension, wait_of
+from pyworkflow_ray.actors.suspensions import still_held, suspension, wait_of
 from pyworkflow_ray.actors.turns import (
     Incoming,
     Turn,
@@ -64,14 +60,9 @@ from pyworkflow_ray.actors.turns import (
     started_event,
 )
 from pyworkflow_ray.engine.attempts import AttemptOutcome
-from pyworkflow_ray.engine.events import CancellationRequested, Event, WorkflowStarted
+from pyworkflow_ray.engine.events import CancellationRequested, Event
 from pyworkflow_ray.engine.executions import Execution
-from pyworkflow_ray.exceptions import (
-    EventLimitExceededError,
-    SerializationError,
-    StorageError,
-    WorkflowError,
-)
+from pyworkflow_ray.exceptions import EventLimitExceededError, SerializationError, StorageError, WorkflowError
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage.histories import FencedError, read_events
 from pyworkflow_ray.storage.inboxes import InboxRow
@@ -87,9 +78,10 @@ class Drive:
     Args:
         services: What the coordinator lends.
         run: The run's row, as it was claimed.
+        loss: How the run was lost before.
     """
 
-    def __init__(self, services: Services, run: RunRecord) -> None:
+    def __init__(self, services: Services, run: RunRecord, loss: Loss = Loss.NONE) -> None:
         self.run_id = run.run_id
         self.began_at = time.monotonic()
         self.ending: CancellationRequested | WorkflowError | None = None
@@ -114,8 +106,11 @@ class Drive:
         # A run that was accepted with this coordinator's lease, and not claimed since, has an empty inbox.
         # Whoever writes into it later sends a nudge.
         self._has_unread = run.epoch != 1 or run.owner != run.coordinator or run.position > 0
-        self._recoveries = run.recovery_attempts
-        """How often in a row the run was taken over, as its row says."""
+        self._loss = loss
+        self._owes_interruption = loss is not Loss.NONE and run.position > 0
+        """Whether the run was taken over, and its history does not say so yet."""
+        self._is_counted = run.recovery_attempts + run.shared_recoveries > 0
+        """Whether takeovers are counted in the run's row."""
         self._warn_at = 0
         """The position from which on the length of the history is warned of again."""
         self._is_open = False
@@ -191,7 +186,9 @@ class Drive:
         """Have something decided, commit it, act on it."""
         self._wake.clear()
         activation = await self._history.commit(decide)
-        self._recoveries = activation.changes.get("recovery_attempts", self._recoveries)
+        if "recovery_attempts" in activation.changes:
+            self._is_counted = activation.changes["recovery_attempts"] > 0
+            self._is_counted |= activation.changes["shared_recoveries"] > 0
         self._has_unread = self._has_unread or activation.is_unread
         if self._execution is not None:
             self.is_cancelled = self._execution.cancellation.is_requested
@@ -233,6 +230,8 @@ class Drive:
     async def _open(self) -> None:
         """Load the code, replay the history, and go on from there."""
         run = self.run
+        if not await self._may_open():
+            return
         load = partial(load_definition, self._services, run)
         definition = await self._code.on_thread(partial(self._with_code, load))
         execution = execution_of(self._services, run, definition)
@@ -248,11 +247,21 @@ class Drive:
         """Whether the run's start is committed."""
         return self._history.position > 0 or not (self.run.durable or self.run.started_at is None)
 
+    async def _may_open(self) -> bool:
+        """See to how the run was lost, before any of its code runs here; False if it has failed now."""
+        if self._is_early():
+            return True
+        await count_loss(self._services, self.run, self._loss, self._turn)
+        pause = pause_before(self.run, self._loss)
+        if self._end is None and pause:
+            had_unread, self._has_unread = self._has_unread, False
+            await self._services.clock.wait(asyncio.Event(), self._services.clock.now() + pause)
+            self._has_unread = self._has_unread or had_unread
+        return self._end is None
+
     async def _start(self) -> None:
         """Run the code from its beginning, once its time has come."""
         started = started_event(self.run)
-        if was_lost_at_start(self.run) and not self._is_early() and not await self._may_start(started):
-            return
         was_sent_more = False
         while True:
             if self._has_unread:
@@ -273,22 +282,14 @@ class Drive:
         """Whether the run is to start later."""
         return self.run.start_at is not None and self.run.start_at > self._services.clock.now()
 
-    async def _may_start(self, started: WorkflowStarted) -> bool:
-        """Count one more loss of a run that has no history; whether it may try again, or has failed now."""
-        recoveries = self._recoveries + 1
-        await self._turn(lambda: counted(self.run_id, recoveries))
-        if recoveries <= allowed_recoveries(self.run) + 1:
-            return True
-        error = given_up(self.run, recoveries)
-        await self._turn(self._deciding(lambda turn: end_failed(turn, error, started)))
-        return False
-
     async def _reopen(self, execution: Execution) -> None:
         """Go on from where the history ends."""
         history = await asyncio.to_thread(self._services.storage.read, read_events(self.run_id))
-        recovery = recovery_of(self.run, self._recoveries, self._services.owner)
+        recovery = recovery_of(self.run, self._loss, self._services.owner)
+        counts = counts_after(self.run, self._loss)
         # Attempts are dispatched after this turn: an interruption gives all of them new numbers.
-        await self._turn(self._deciding(lambda turn: reopen(turn, history, recovery)))
+        await self._turn(self._deciding(lambda turn: reopen(turn, history, recovery, counts)))
+        self._owes_interruption = False
         if self._end is None:
             for pending in list(execution.steps.values()):
                 await self._attempts.go_on(pending)
@@ -329,8 +330,9 @@ class Drive:
         unread = await self._read_inbox() if self._has_unread else []
         arrived = self._attempts.take_arrived()
         outcomes, self._outcomes = self._outcomes, []
-        incoming = Incoming(arrived, outcomes, unread, self._expired, self._recoveries > 0)
+        incoming = Incoming(arrived, outcomes, unread, self._expired, self._is_counted)
         await self._turn(self._deciding(lambda turn: feed_incoming(turn, incoming)))
+        self._attempts.recorded(arrived)
 
     async def _read_inbox(self) -> list[InboxRow]:
         self._has_unread = False  # before the read: what comes during it is read the next time
@@ -393,10 +395,13 @@ class Drive:
         return min(dues, default=None)
 
     async def _retry_due(self, now: datetime) -> None:
-        for step_id in self._attempts.take_due(now):
-            pending = self._running().steps.get(step_id)
-            if pending is not None:
-                await self._attempts.dispatch(pending)
+        steps = self._running().steps
+        due = [steps[step_id] for step_id in self._attempts.take_due(now) if step_id in steps]
+        if not all(pending.command.options.idempotent for pending in due):
+            # No event says that these attempts begin. Whoever has taken the run over meanwhile makes them.
+            await self._turn(lambda: still_held(self.run_id))
+        for pending in due:
+            await self._attempts.dispatch(pending)
 
     # --- leaving ------------------------------------------------------------------------------------
 
@@ -414,7 +419,8 @@ class Drive:
         with contextlib.suppress(SerializationError):  # its inbox cannot be read, either
             if await self._is_cancelled_at_once() and self._end is not None:
                 return self._end
-        await self._turn(lambda: set_aside(self.run_id, error))
+        leaves = self._owes_interruption or self._attempts.are_unfinished
+        await self._turn(lambda: set_aside(self.run_id, error, leaves_attempts=leaves))
         assert self._end is not None
         return self._end
 
