@@ -123,6 +123,8 @@ class Activation:
     outgoing: list[InboxEntry] = field(default_factory=list)
     end: RunEnd | None = None
     """How the drive ends with this: the lease is released in the same commit. None goes on."""
+    leaves_attempts: bool = False
+    """With an `end` that is not final: whether attempts may be under way whose outcome nobody records."""
     moments: list[Moment] = field(default_factory=list)
     """What observers are to see once this is committed."""
     appended: int = 0
@@ -168,8 +170,8 @@ class Activation:
                 pass  # the row does not change with these
             case WorkflowStarted():
                 self.changes |= {"status": RunStatus.RUNNING, "started_at": at, "wake_at": None}
-            case WorkflowInterrupted(recovery_attempt=attempt):
-                self.changes |= {"status": RunStatus.RUNNING, "recovery_attempts": attempt}
+            case WorkflowInterrupted():
+                self.changes["status"] = RunStatus.RUNNING
             case WorkflowCompleted(result=result):
                 assert isinstance(stored, WorkflowCompleted)
                 nothing = {"error": None, "error_type": None}

@@ -1,4 +1,14 @@
-"""The attempts of a run's steps: those under way, those due later, and those that have ended."""
+"""The attempts of a run's steps: those under way, those due later, and those that have ended.
+
+No attempt begins twice, whatever happens to the run and its coordinators:
+
+- Within one claim of the run, `Attempts.dispatch` lets each number of a step through once.
+- Each claim that takes the run over records `workflow.interrupted`. With it all unfinished attempts get new
+  numbers, and a step that must not run twice is not tried again if an attempt of it may have begun
+  (`PendingStep.lose_attempt`).
+- A claim lets go of the run only when none of its attempts is unfinished. Otherwise the next claim takes the
+  run over.
+"""
 
 from __future__ import annotations
 
@@ -44,6 +54,13 @@ class Attempts:
         self._tickets: dict[str, Ticket] = {}
         self._retries: dict[str, datetime] = {}
         self._arrived: list[Arrived] = []
+        self._begun: dict[str, int] = {}
+        """The attempts that have begun here and whose outcome is not recorded, by their steps."""
+
+    @property
+    def are_unfinished(self) -> bool:
+        """Whether an attempt has begun whose outcome is not recorded."""
+        return bool(self._begun)
 
     @property
     def under_way(self) -> int:
@@ -59,6 +76,12 @@ class Attempts:
         """The attempts that have ended since the last call."""
         arrived, self._arrived = self._arrived, []
         return arrived
+
+    def recorded(self, arrived: list[Arrived]) -> None:
+        """Note that the outcomes of these attempts are recorded."""
+        for step_id, attempt, _ in arrived:
+            if self._begun.get(step_id) == attempt:
+                del self._begun[step_id]
 
     def retry_at(self, step_id: str, at: datetime) -> None:
         """Have the step's next attempt made at this time."""
@@ -99,13 +122,16 @@ class Attempts:
             await self.dispatch(pending)
 
     async def dispatch(self, pending: PendingStep) -> None:
-        """Make the step's present attempt, once the run is surely held.
+        """Make the step's present attempt, unless it has begun here before, once the run is surely held.
 
         Raises:
             FencedError: Another process has the run.
         """
         command = pending.command
         options = command.options
+        if self._begun.get(command.step_id, 0) >= pending.attempt:
+            return
+        self._begun[command.step_id] = pending.attempt
         attempt = Attempt(
             run_id=self._run.run_id,
             workflow_name=self._run.workflow_name,
@@ -155,6 +181,7 @@ class Attempts:
     def cancel(self, step_id: str, on_cancel: str) -> None:
         """Give up the attempt of a step that the run no longer waits for, as the step's `on_cancel` says."""
         self._retries.pop(step_id, None)
+        self._begun.pop(step_id, None)
         ticket = self._tickets.pop(step_id, None)
         if ticket is None or on_cancel == "abandon":
             return

@@ -45,6 +45,21 @@ def pack(definition: Any, what: str) -> Code:
     return Code(hash=_hash(data), kind="value", python=PYTHON, reference=origin, data=data)
 
 
+class Packer:
+    """Packs the code of definitions that workflow code names, each once."""
+
+    def __init__(self) -> None:
+        self._packed: dict[int, tuple[Any, Code]] = {}
+
+    def __call__(self, definition: Any, what: str) -> Code:
+        known = self._packed.get(id(definition))
+        if known is None or known[0] is not definition:
+            if len(self._packed) > 1000:
+                self._packed.clear()
+            known = self._packed[id(definition)] = (definition, pack(definition, what))
+        return known[1]
+
+
 class CodeLoader:
     """Loads code and keeps what it has loaded, by hash."""
 

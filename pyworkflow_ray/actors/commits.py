@@ -2,6 +2,10 @@
 
 A decision is made on an engine thread, and that thread hands the append straight to the writer. The event
 loop hears of it once, when the commit is through. So a turn costs two hand-overs between threads, not four.
+
+A process that stalls beyond its lease may lose its runs to the sweep before anybody claims them. Then the
+fence refuses the append, the lease is taken again, and the same decision is committed under it. If anybody
+has claimed the run since, the lease cannot be taken.
 """
 
 from __future__ import annotations
@@ -16,10 +20,13 @@ import msgspec
 from pyworkflow_ray.actors.activations import Activation
 from pyworkflow_ray.actors.engine_threads import CodeStoppedError, contained
 from pyworkflow_ray.actors.observers import AppendCommitted, of_run
+from pyworkflow_ray.actors.renewals import Hold, now
 from pyworkflow_ray.actors.services import Services
 from pyworkflow_ray.exceptions import StorageError
-from pyworkflow_ray.storage.histories import Append
+from pyworkflow_ray.storage.histories import Append, FencedError
+from pyworkflow_ray.storage.leases import claim_of, regain
 from pyworkflow_ray.storage.records import RunRecord
+from pyworkflow_ray.storage.works import Work
 
 Decide = Callable[[], Activation]
 """Makes a decision; called on an engine thread."""
@@ -31,10 +38,11 @@ class HistoryWriter:
     Args:
         services: What the coordinator lends.
         run: The run's row, as it was claimed.
+        hold: Until when the run is surely held.
     """
 
-    def __init__(self, services: Services, run: RunRecord) -> None:
-        self._services = services
+    def __init__(self, services: Services, run: RunRecord, hold: Hold) -> None:
+        self._services, self._hold = services, hold
         self.run = run
         """The run's row as it was claimed. Each append names its epoch, and is refused under another one."""
         self.position = run.position
@@ -42,24 +50,36 @@ class HistoryWriter:
         self._committed: asyncio.Future[Activation] | None = None
 
     def regain(self, epoch: int) -> None:
-        """Write under a new lease on the same run."""
+        """Write under a new lease of the same claim."""
         self.run = msgspec.structs.replace(self.run, epoch=epoch)
 
     async def commit(self, decide: Decide) -> Activation:
         """Have a decision made and committed; the activation, once it is durable.
 
         Raises:
-            FencedError: Another coordinator has the run. Nothing was written.
+            FencedError: Another claim has the run. Nothing was written.
             UnreadError: The run cannot end: something has come for it meanwhile. Nothing was written.
             StorageError: The storage is closed.
             CodeStoppedError: The code that decides was stopped, or abandoned. Nothing was written.
             Exception: What the decision raised. Nothing was written.
         """
-        loop = asyncio.get_running_loop()
-        committed: asyncio.Future[Activation] = loop.create_future()
-        self._committed = committed
-        self._services.threads.submit(self._decide_and_post, decide, committed, loop)
-        activation = await committed
+        made: list[Activation] = []
+
+        def decided() -> Activation:
+            if not made:
+                activation = decide()
+                activation.prepare(self.run, self._services.settings, self._services.pack)
+                made.append(activation)
+            return made[0]
+
+        while True:
+            run = self.run
+            try:
+                activation = await self._commit(run, decided)
+                break
+            except FencedError:
+                if self.run.epoch == run.epoch and not await self._hold_again():
+                    raise
         self.position += activation.appended
         if activation.posted_at and self._services.observers.wants(AppendCommitted):
             activation.moments.append(
@@ -76,15 +96,34 @@ class HistoryWriter:
         if self._committed is not None and not self._committed.done():
             self._committed.set_exception(CodeStoppedError())
 
+    async def _commit(self, run: RunRecord, decide: Decide) -> Activation:
+        loop = asyncio.get_running_loop()
+        committed: asyncio.Future[Activation] = loop.create_future()
+        self._committed = committed
+        self._services.threads.submit(self._decide_and_post, run, decide, committed, loop)
+        return await committed
+
+    async def _hold_again(self) -> bool:
+        """Take the lease again that a sweep has taken from this claim; whether it is there."""
+        run, since = self.run, now()
+        epoch = await self._services.storage.write(regaining(self._services, run))
+        if epoch is not None:
+            self.regain(epoch)
+            self._hold.extend(self._services.settings.lease_ttl, since)
+        return self.run.epoch != run.epoch  # or whoever woke the run has taken the lease meanwhile
+
     def _decide_and_post(
-        self, decide: Decide, committed: asyncio.Future[Activation], loop: asyncio.AbstractEventLoop
+        self,
+        run: RunRecord,
+        decide: Decide,
+        committed: asyncio.Future[Activation],
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         try:
             activation = decide()
             if committed.done():
                 return  # it was abandoned
-            activation.prepare(self.run, self._services.settings, self._services.pack)
-            new = append_of(self.run, self.position, activation)
+            new = append_of(run, self.position, activation)
         except BaseException as error:
             loop.call_soon_threadsafe(_answer, committed, None, contained(error))
             return
@@ -98,6 +137,13 @@ class HistoryWriter:
             self._services.storage.writer.write_here(activation.written(new), committed, loop)
         except StorageError as error:  # it was closed
             loop.call_soon_threadsafe(_answer, committed, None, error)
+
+
+def regaining(services: Services, run: RunRecord) -> Work[int | None]:
+    """The work that takes the lease again of a run that is driven here; its result is that of `regain`."""
+    ttl = services.settings.lease_ttl.total_seconds()
+    owner = claim_of(run, services.owner)
+    return regain(run.run_id, owner, run.epoch, ttl, coordinator=run.coordinator or "")
 
 
 def append_of(run: RunRecord, position: int, activation: Activation) -> Append | None:
@@ -118,6 +164,7 @@ def append_of(run: RunRecord, position: int, activation: Activation) -> Append |
         events=activation.rows if run.durable else (),
         changes=activation.changes,
         release=releases,
+        leaves_attempts=activation.leaves_attempts,
         blobs=activation.blobs,
         read_inbox=activation.read_inbox,
         hooks_disposed=activation.disposed,

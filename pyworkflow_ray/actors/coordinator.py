@@ -11,20 +11,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import secrets
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import msgspec
 from loguru import logger
 
 from pyworkflow_ray.actors.activations import RunEnd
-from pyworkflow_ray.actors.codes import CodeLoader, pack
+from pyworkflow_ray.actors.codes import CodeLoader, Packer
+from pyworkflow_ray.actors.commits import regaining
 from pyworkflow_ray.actors.dispatchers import Dispatcher, LocalDispatcher
 from pyworkflow_ray.actors.drives import Drive
 from pyworkflow_ray.actors.engine_threads import EngineThreads
@@ -37,19 +39,27 @@ from pyworkflow_ray.actors.observers import (
     RunGivenUp,
     of_run,
 )
-from pyworkflow_ray.actors.payloads import Payloads, configured_values
+from pyworkflow_ray.actors.payloads import Payloads, blob_fetcher, configured_values
 from pyworkflow_ray.actors.queries import answer_by_replay
+from pyworkflow_ray.actors.recoveries import Loss
 from pyworkflow_ray.actors.renewals import Hold, Renewals, now
+from pyworkflow_ray.actors.separations import losses_of, separated, suspects
 from pyworkflow_ray.actors.services import Services
 from pyworkflow_ray.actors.settings import EngineSettings
 from pyworkflow_ray.actors.watchdogs import Watchdog
 from pyworkflow_ray.clock import Clock, SystemClock
 from pyworkflow_ray.engine.attempts import encode_outcome
 from pyworkflow_ray.exceptions import ConfigurationError, StorageError
-from pyworkflow_ray.storage.blobs import load_blob
-from pyworkflow_ray.storage.codes import Code
 from pyworkflow_ray.storage.inboxes import runs_with_unread
-from pyworkflow_ray.storage.leases import claim, claim_placed, give_up, owner_of, regain
+from pyworkflow_ray.storage.leases import (
+    claim,
+    claim_name,
+    claim_placed,
+    give_up,
+    held_with,
+    owner_of,
+    set_apart,
+)
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.storages import Storage
 from pyworkflow_ray.storage.works import together
@@ -100,6 +110,8 @@ class Coordinator:
         self.cluster = cluster
         self.owner = owner_of(name, cluster, secrets.token_hex(4))
         self.is_leaving = False
+        # The claim of the opening is the first one. If the opening is tried again, it is the same claim.
+        self._claim_numbers = itertools.count(1)
         self._storage = storage
         self._dispatcher = dispatcher
         self._clock = clock or SystemClock()
@@ -145,11 +157,11 @@ class Coordinator:
             storage=storage,
             dispatcher=self._dispatcher or LocalDispatcher(is_cancelled=self.is_cancelled_here),
             clock=self._clock,
-            payloads=Payloads(values, _blob_fetcher(storage), self.settings.blob_threshold),
+            payloads=Payloads(values, blob_fetcher(storage), self.settings.blob_threshold),
             loader=CodeLoader(),
             threads=threads,
             on_due=self.on_due,
-            pack=_Packer(),
+            pack=Packer(),
             begin=self._begin_here,
             deliver=self.deliver,
             is_here=self._drives.__contains__,
@@ -157,10 +169,10 @@ class Coordinator:
         )
         ttl = self.settings.lease_ttl.total_seconds()
         self._renewals = Renewals(storage, self.owner, self.settings.lease_ttl, lambda: self.drives)
+        placed = claim_placed(self.name, claim_name(self.owner, 0), ttl, self.cluster)
         since = now()
-        runs = await storage.write(claim_placed(self.name, self.owner, ttl, self.cluster))
-        for run in runs:
-            self._begin_claimed(run, since)
+        held, runs = await storage.write(together(held_with(self.name, self.cluster), placed))
+        await self._take_over(runs, since, held)
         works = (self._renewals.run, self._look_for_mail, self._watch)
         self._background = [asyncio.get_running_loop().create_task(work()) for work in works]
 
@@ -230,6 +242,12 @@ class Coordinator:
     def look_after_timer(self) -> None:
         """Called with each `sweep_interval`: have the timer replaced if it hangs."""
 
+    can_set_apart = False
+    """Whether there are other coordinators, so that runs can be set apart from each other."""
+
+    def send_apart(self, runs: list[tuple[RunRecord, str]]) -> None:
+        """Called with runs and the coordinators that are to claim them. (The sweep finds them, too.)"""
+
     def leave(self) -> None:
         """Called when there has been nothing to do for `coordinator_ttl`."""
 
@@ -256,8 +274,7 @@ class Coordinator:
         if self.is_leaving:
             await asyncio.Event().wait()  # the call fails with this process, and is made again to the next
         for run in runs:
-            if run.run_id not in self._ends and run.run_id not in self._recent:
-                self._begin_accepted(run)
+            self._begin_unless_known(run)
 
     async def end_of(self, run_id: str) -> RunEnd | None:
         """How the run's drive ends, or has ended recently; None if the run is not known here."""
@@ -299,40 +316,57 @@ class Coordinator:
         self._claiming.update(new)
         since = now()
         try:
-            for run in await self._claim(new):
-                self._begin_claimed(run, since)
+            await self._take_over(await self._claim(new), since)
         finally:
             self._claiming.difference_update(new)
         return [run_id for run_id in wanted if run_id in self._ends]
 
     async def _claim(self, run_ids: list[str]) -> list[RunRecord]:
         assert self._storage is not None
-        ttl = self.settings.lease_ttl.total_seconds()
-
         if not run_ids:
             return []
+        ttl = self.settings.lease_ttl.total_seconds()
         mine = {"force_from": self.name, "cluster": self.cluster}
         # In one order everywhere: two transactions that lock the same rows must not wait for each other.
-        claims = [claim(run_id, self.owner, ttl, **mine) for run_id in sorted(run_ids)]
+        name = claim_name(self.owner, next(self._claim_numbers))
+        claims = [claim(run_id, name, ttl, **mine) for run_id in sorted(run_ids)]
         return [run for run in await self._storage.write(together(*claims)) if run is not None]
 
     async def _regain(self, drives: list[Drive]) -> None:
-        """Hold driven runs again, of which a sweep took some for lost and placed them here once more."""
+        """Hold driven runs again, with their attempts, of which a sweep has placed some here once more."""
         assert self._storage is not None
-        ttl = self.settings.lease_ttl.total_seconds()
+        assert self._services is not None
         if not drives:
             return
         drives = sorted(drives, key=lambda drive: drive.run_id)  # in one order everywhere, as in `_claim`
-        regains = [regain(drive.run_id, self.owner, ttl, born_owner=self.name) for drive in drives]
+        regains = [regaining(self._services, drive.run) for drive in drives]
         since = now()
         for drive, epoch in zip(drives, await self._storage.write(together(*regains)), strict=True):
             if epoch is not None:
                 drive.regain(epoch)
                 drive.hold.extend(self.settings.lease_ttl, since)
 
+    async def _take_over(self, runs: list[RunRecord], since: float, held: Collection[str] = ()) -> None:
+        """Drive claimed runs, except those that are set apart; `held` were in the process before this one."""
+        assert self._storage is not None
+        losses = losses_of(runs, held, self.owner, can_set_apart=self.can_set_apart)
+        places = separated(self.name, suspects(losses))
+        apart = [(run, places[run.run_id]) for run, _ in losses if run.run_id in places]
+        if apart:
+            logger.warning("{} runs were in processes that died repeatedly: they are set apart", len(apart))
+            await self._storage.write(set_apart([(run.run_id, run.epoch, place) for run, place in apart]))
+            self.send_apart(apart)
+        for run, loss in losses:
+            if run.run_id not in places:
+                self._begin_claimed(run, since, loss)
+
     def _begin_here(self, run: RunRecord) -> None:
-        is_as_born = run.epoch == 1 and run.owner == self.name
-        if is_as_born and run.run_id not in self._ends and run.run_id not in self._recent:
+        if run.epoch == 1 and run.owner == self.name:
+            self._begin_unless_known(run)
+
+    def _begin_unless_known(self, run: RunRecord) -> None:
+        """Begin an accepted run, unless it was begun before, or a claim of it is under way."""
+        if run.run_id not in self._ends and not (run.run_id in self._recent or run.run_id in self._claiming):
             self._begin_accepted(run)
 
     def deliver(self, run_id: str) -> None:
@@ -391,7 +425,7 @@ class Coordinator:
         # It was accepted a moment ago, by another clock. Half of its lease is left for sure.
         self._begin(run, now() - self.settings.lease_ttl.total_seconds() / 2)
 
-    def _begin_claimed(self, run: RunRecord, since: float) -> None:
+    def _begin_claimed(self, run: RunRecord, since: float, loss: Loss) -> None:
         self._observers.report(
             RunClaimed(
                 **of_run(run),
@@ -400,13 +434,13 @@ class Coordinator:
                 was_interrupted=run.was_interrupted,
             )
         )
-        self._begin(run, since)
+        self._begin(run, since, loss)
 
-    def _begin(self, run: RunRecord, since: float) -> asyncio.Task[RunEnd]:
+    def _begin(self, run: RunRecord, since: float, loss: Loss = Loss.NONE) -> asyncio.Task[RunEnd]:
         assert self._services is not None
         self._idle_since = time.monotonic()
         self._recent.pop(run.run_id, None)
-        drive = Drive(self._services, run, Hold(run, self.settings.lease_ttl, since))
+        drive = Drive(self._services, run, Hold(run, self.settings.lease_ttl, since), loss)
         self._drives[run.run_id] = drive
         task = asyncio.get_running_loop().create_task(self._contain(drive), name=run.run_id)
         self._ends[run.run_id] = task
@@ -463,34 +497,3 @@ class Coordinator:
 
     def __repr__(self) -> str:
         return f"Coordinator({self.name!r})"
-
-
-class _Packer:
-    """Packs the code of definitions that workflow code names, each once."""
-
-    def __init__(self) -> None:
-        self._packed: dict[int, tuple[Any, Code]] = {}
-
-    def __call__(self, definition: Any, what: str) -> Code:
-        known = self._packed.get(id(definition))
-        if known is None or known[0] is not definition:
-            if len(self._packed) > 1000:
-                self._packed.clear()
-            known = self._packed[id(definition)] = (definition, pack(definition, what))
-        return known[1]
-
-
-def _blob_fetcher(storage: Storage) -> Callable[[str], bytes]:
-    @lru_cache(maxsize=64)
-    def fetch(digest: str) -> bytes:
-        while True:
-            try:
-                return storage.read(load_blob(digest))
-            except StorageError as error:
-                if error.__cause__ is None:
-                    raise  # the blob does not exist
-                # An error in the run's code would end the run. An outage must not: wait, as commits do.
-                logger.warning("A blob cannot be read now: {}", error)
-            time.sleep(1.0)
-
-    return fetch

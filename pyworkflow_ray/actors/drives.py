@@ -35,35 +35,29 @@ from pyworkflow_ray.actors.actions import moment_of_end, see_to_others, see_to_s
 from pyworkflow_ray.actors.activations import Activation, RunEnd
 from pyworkflow_ray.actors.attempts import Attempts
 from pyworkflow_ray.actors.commits import Decide, HistoryWriter
-from pyworkflow_ray.actors.engine_threads import CodePlace, CodeStoppedError, Stretch
+from pyworkflow_ray.actors.engine_threads import CodeStoppedError
 from pyworkflow_ray.actors.hook_rows import due_hooks, expire_hooks, make_hooks, refusal
 from pyworkflow_ray.actors.inboxes import (
     cancellation_in,
-    decoded_history,
     ending_of,
     read_inbox,
     requests_to_children,
     require_whole,
 )
-from pyworkflow_ray.actors.logs import log_notes
-from pyworkflow_ray.actors.observers import (
-    HistoryLong,
-    RunLost,
-    of_run,
-)
-from pyworkflow_ray.actors.queries import answer
+from pyworkflow_ray.actors.observers import HistoryLong, RunLost, of_run
 from pyworkflow_ray.actors.recoveries import (
-    allowed_recoveries,
-    counted,
+    Loss,
+    count_loss,
+    counts_after,
     explained,
-    given_up,
+    pause_before,
     recovery_of,
     set_aside,
-    was_lost_at_start,
 )
 from pyworkflow_ray.actors.renewals import Hold
-from pyworkflow_ray.actors.services import Services, execution_of, load_definition
-from pyworkflow_ray.actors.suspensions import suspension, wait_of
+from pyworkflow_ray.actors.run_codes import RunCode
+from pyworkflow_ray.actors.services import Services
+from pyworkflow_ray.actors.suspensions import still_held, suspension, wait_of
 from pyworkflow_ray.actors.turns import (
     Incoming,
     Turn,
@@ -74,19 +68,13 @@ from pyworkflow_ray.actors.turns import (
     reopen,
     started_event,
 )
-from pyworkflow_ray.engine.attempts import AttemptOutcome
-from pyworkflow_ray.engine.events import CancellationRequested, Event, WorkflowStarted
+from pyworkflow_ray.engine.events import CancellationRequested, Event
 from pyworkflow_ray.engine.executions import Execution
-from pyworkflow_ray.exceptions import (
-    EventLimitExceededError,
-    StorageError,
-    WorkflowError,
-)
+from pyworkflow_ray.exceptions import EventLimitExceededError, StorageError, WorkflowError
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage.histories import FencedError, UnreadError, read_events
 from pyworkflow_ray.storage.inboxes import InboxRow, readable_unread
 from pyworkflow_ray.storage.records import RunRecord, require_json
-from pyworkflow_ray.values import codec
 
 _T = TypeVar("_T")
 
@@ -101,24 +89,24 @@ class Drive:
         services: What the coordinator lends.
         run: The run's row, as it was claimed.
         hold: Until when the run is surely held.
+        loss: How the run was lost before.
     """
 
-    def __init__(self, services: Services, run: RunRecord, hold: Hold) -> None:
+    def __init__(self, services: Services, run: RunRecord, hold: Hold, loss: Loss = Loss.NONE) -> None:
         self.hold = hold
         self.run_id = run.run_id
         self.began_at = time.monotonic()
         self.ending: CancellationRequested | WorkflowError | None = None
         """Why the code is stopped: the run is cancelled, has no time left, or is set aside."""
         self.ending_since = 0.0
-        self._is_abandoned = False
         self.opened = asyncio.Event()
         """Set once the run can be asked, or will not be for a while."""
         self.is_cancelled = False
         """Whether the run was asked to cancel."""
         self._services = services
-        self._history = HistoryWriter(services, run)
-        self._execution: Execution | None = None
-        self._code = CodePlace(services.threads)
+        self._history = HistoryWriter(services, run, hold)
+        self.code = RunCode(services)
+        """The run's code. Only the drive feeds it."""
         self._wake = asyncio.Event()
         """Set when something has come. It only ends a rest: whoever sets it notes what has come."""
         self._attempts = Attempts(services, run, hold, self._wake.set)
@@ -129,8 +117,11 @@ class Drive:
         # A run that was accepted with this coordinator's lease, and not claimed since, has an empty inbox.
         # Whoever writes into it later sends a nudge.
         self._has_unread = run.epoch != 1 or run.owner != run.coordinator or run.position > 0
-        self._recoveries = run.recovery_attempts
-        """How often in a row the run was taken over, as its row says."""
+        self._loss = loss
+        self._owes_interruption = loss is not Loss.NONE and run.position > 0
+        """Whether the run was taken over, and its history does not say so yet."""
+        self._is_counted = run.recovery_attempts + run.shared_recoveries > 0
+        """Whether takeovers are counted in the run's row."""
         self._warn_at = 0
         """The position from which on the length of the history is warned of again."""
         self._is_open = False
@@ -141,11 +132,6 @@ class Drive:
     def run(self) -> RunRecord:
         """The run's row as it was claimed, with the epoch under which it is held."""
         return self._history.run
-
-    @property
-    def feeding(self) -> Stretch | None:
-        """The code of the run that is running; None while it waits."""
-        return self._code.stretch
 
     @property
     def in_flight(self) -> int:
@@ -164,8 +150,8 @@ class Drive:
 
     @property
     def execution(self) -> Execution | None:
-        """The run's code, for queries; None if it cannot be asked. Only the drive feeds it."""
-        return self._execution if self._is_open else None
+        """The run's code, for queries; None if it cannot be asked."""
+        return self.code.execution if self._is_open else None
 
     def notice(self) -> None:
         """Something lies in the run's inbox."""
@@ -217,10 +203,12 @@ class Drive:
         self.hold.check()
         self._wake.clear()
         activation = await self._history.commit(decide)
-        self._recoveries = activation.changes.get("recovery_attempts", self._recoveries)
+        if "recovery_attempts" in activation.changes:
+            self._is_counted = activation.changes["recovery_attempts"] > 0
+            self._is_counted |= activation.changes["shared_recoveries"] > 0
         self._has_unread = self._has_unread or activation.is_unread
-        if self._execution is not None:
-            self.is_cancelled = self._execution.cancellation.is_requested
+        if self.code.execution is not None:
+            self.is_cancelled = self.code.is_cancelled
         self._end = activation.end
         for moment in activation.moments:
             self._services.observers.report(moment)
@@ -235,11 +223,11 @@ class Drive:
         """The decision that `fill` makes, with the run's code at its disposal."""
 
         def decide() -> Activation:
-            turn = Turn(self.run, self._execution, self._services)
+            turn = Turn(self.run, self.code.execution, self._services)
             fill(turn)
             return turn.activation
 
-        return lambda: self._with_code(decide)
+        return lambda: self.code.run(decide)
 
     async def _act(self, activation: Activation) -> None:
         """Do what was committed: see to other runs, then to this one's steps."""
@@ -247,8 +235,7 @@ class Drive:
         for hook_id, holder in activation.conflicts.items():
             self._found(refusal(hook_id, holder))
         # A run that has ended has steps left only if it was ended without its code. None of them is begun.
-        steps = {} if self._execution is None or activation.end is not None else self._execution.steps
-        await see_to_steps(self._attempts, activation, steps)
+        await see_to_steps(self._attempts, activation, {} if activation.end is not None else self.code.steps)
 
     def _found(self, outcome: Event) -> None:
         self._outcomes.append(outcome)
@@ -263,7 +250,9 @@ class Drive:
             if self._history.position == 0:
                 first = read_events(self.run_id, limit=1)
                 require_whole(self.run, await asyncio.to_thread(self._services.storage.read, first))
-        execution = await self._load()
+        if not await self._may_open():
+            return
+        execution = await self.code.load(self.run)
         if self._has_begun():
             await self._reopen(execution)
         else:
@@ -273,22 +262,21 @@ class Drive:
         """Whether the run's start is committed."""
         return self._history.position != 0 or not (self.run.durable or self.run.started_at is None)
 
-    async def _load(self) -> Execution:
-        """Load the run's code, which has run nothing yet."""
-        definition = await self._in_thread(partial(load_definition, self._services, self.run))
-        execution = execution_of(self._services, self.run, definition)
-        if self.run.attributes is not None:  # what it was started with
-            execution.attributes.update(codec.decode(self.run.attributes))
-        if self._execution is not None:
-            self._execution.drop()
-        self._execution = execution
-        return execution
+    async def _may_open(self) -> bool:
+        """See to how the run was lost, before any of its code runs here; False if it has failed now."""
+        if self._is_early():
+            return True
+        await count_loss(self._services, self.run, self._loss, self._turn)
+        pause = pause_before(self.run, self._loss)
+        if self._end is None and pause:
+            had_unread, self._has_unread = self._has_unread, False
+            await self._services.clock.wait(asyncio.Event(), self._services.clock.now() + pause)
+            self._has_unread = self._has_unread or had_unread
+        return self._end is None
 
     async def _start(self) -> None:
         """Run the code from its beginning, once its time has come."""
         started = started_event(self.run)
-        if was_lost_at_start(self.run) and not self._is_early() and not await self._may_start(started):
-            return
         known: list[InboxRow] = []
         tries = 0
         while True:
@@ -308,7 +296,7 @@ class Drive:
                     return
                 tries += 1
                 self._has_unread = True
-                await self._load()
+                await self.code.load(self.run)
                 continue
             self.opened.set()
             await self._services.clock.wait(self._wake, self.run.start_at)
@@ -318,23 +306,15 @@ class Drive:
         """Whether the run is to start later."""
         return self.run.start_at is not None and self.run.start_at > self._services.clock.now()
 
-    async def _may_start(self, started: WorkflowStarted) -> bool:
-        """Count one more loss of a run that has no history; whether it may try again, or has failed now."""
-        recoveries = self._recoveries + 1
-        await self._turn(lambda: counted(self.run_id, recoveries))
-        if recoveries <= allowed_recoveries(self.run) + 1:
-            return True
-        error = given_up(self.run, recoveries)
-        await self._turn(self._deciding(lambda turn: end_failed(turn, error, started)))
-        return False
-
     async def _reopen(self, execution: Execution) -> None:
         """Go on from where the history ends."""
         history = await asyncio.to_thread(self._services.storage.read, read_events(self.run_id))
         require_whole(self.run, history)
-        recovery = recovery_of(self.run, self._recoveries, self._services.owner)
+        recovery = recovery_of(self.run, self._loss, self._services.owner)
+        counts = counts_after(self.run, self._loss)
         # Attempts are dispatched after this turn: an interruption gives all of them new numbers.
-        await self._turn(self._deciding(lambda turn: reopen(turn, history, recovery)))
+        await self._turn(self._deciding(lambda turn: reopen(turn, history, recovery, counts)))
+        self._owes_interruption = False
         if self._end is None:
             for pending in list(execution.steps.values()):
                 await self._attempts.go_on(pending)
@@ -366,7 +346,7 @@ class Drive:
 
     async def _go_on(self) -> None:
         """Feed all that has come."""
-        if self._is_abandoned:
+        if self.code.is_abandoned:
             raise CodeStoppedError
         if await self._is_at_limit():
             return
@@ -374,7 +354,7 @@ class Drive:
         unread = await self._read_inbox() if self._has_unread else []
         arrived = self._attempts.take_arrived()
         outcomes, self._outcomes = self._outcomes, []
-        await self._feed(Incoming(arrived, outcomes, unread, self._expired, self._recoveries > 0))
+        await self._feed(Incoming(arrived, outcomes, unread, self._expired, self._is_counted))
 
     async def _feed(self, incoming: Incoming) -> None:
         """Feed what has come. If the run ends while more comes for it, it did not end: it is fed that first.
@@ -384,14 +364,11 @@ class Drive:
         for tries in range(1, MOST_TRIES + 1):
             with contextlib.suppress(UnreadError):
                 await self._turn(self._deciding(partial(feed_incoming, incoming=incoming)))
+                self._attempts.recorded(incoming.arrived)
                 return
-            await self._replay()
+            history = await asyncio.to_thread(self._services.storage.read, read_events(self.run_id))
+            await self.code.replay(self.run, history)
             incoming = replace(incoming, unread=await self._read_inbox(), ends_anyway=tries + 1 == MOST_TRIES)
-
-    async def _replay(self) -> None:
-        history = await asyncio.to_thread(self._services.storage.read, read_events(self.run_id))
-        execution = await self._load()
-        await self._in_thread(lambda: execution.replay(decoded_history(self.run_id, history)))
 
     async def _read_inbox(self) -> list[InboxRow]:
         self._has_unread = False  # before the read: what comes during it is read the next time
@@ -399,7 +376,7 @@ class Drive:
 
     async def _expire_hooks(self) -> None:
         """Ask the rows of hooks whose time is over: a payload that was accepted in time comes first."""
-        due = due_hooks(self._running(), self._services.clock.now())
+        due = due_hooks(self.code.running, self._services.clock.now())
         if due:
             if not await expire_hooks(self._services, self.run_id, due):
                 self._has_unread = True
@@ -444,21 +421,24 @@ class Drive:
         return True
 
     def _has_child_here(self) -> bool:
-        children = self._running().children.open.values()
+        children = self.code.running.children.open.values()
         return any(self._services.is_here(child.command.child_run_id) for child in children)
 
     def _due_at(self) -> datetime | None:
-        timer = self._running().next_timer()
+        timer = self.code.running.next_timer()
         dues = self._attempts.dues()
         if timer is not None:
             dues.append(timer[0])
         return min(dues, default=None)
 
     async def _retry_due(self, now: datetime) -> None:
-        for step_id in self._attempts.take_due(now):
-            pending = self._running().steps.get(step_id)
-            if pending is not None:
-                await self._attempts.dispatch(pending)
+        steps = self.code.running.steps
+        due = [steps[step_id] for step_id in self._attempts.take_due(now) if step_id in steps]
+        if not all(pending.command.options.idempotent for pending in due):
+            # No event says that these attempts begin. Whoever has taken the run over meanwhile makes them.
+            await self._turn(lambda: still_held(self.run_id))
+        for pending in due:
+            await self._attempts.dispatch(pending)
 
     # --- leaving ------------------------------------------------------------------------------------
 
@@ -477,54 +457,14 @@ class Drive:
         if await self._is_cancelled_at_once(unread) and self._end is not None:
             return self._end
         why = await explained(self._services, self.run_id, error)
-        await self._turn(lambda: set_aside(self.run_id, why))
+        leaves = self._owes_interruption or self._attempts.are_unfinished
+        await self._turn(lambda: set_aside(self.run_id, why, leaves_attempts=leaves))
         assert self._end is not None
         return self._end
 
     def _drop(self) -> None:
         self._attempts.drop()
-        if self._execution is not None:
-            self._execution.drop()
-            self._execution = None
-
-    # --- the run's code -----------------------------------------------------------------------------
-
-    def _running(self) -> Execution:
-        assert self._execution is not None, "the run is not open"
-        return self._execution
-
-    async def ask(self, name: str, args: bytes, kwargs: bytes) -> AttemptOutcome:
-        """What the run's query function returns or raises.
-
-        Raises:
-            CodeStoppedError: It did not come to an end.
-        """
-
-        def work() -> AttemptOutcome:
-            return answer(self._services, self._running(), name, args, kwargs)
-
-        return await self._code.on_thread(partial(self._with_code, work, is_query=True))
-
-    async def _in_thread(self, work: Callable[[], _T]) -> _T:
-        """Run workflow code on an engine thread."""
-        return await self._code.on_thread(partial(self._with_code, work))
-
-    def _with_code(self, work: Callable[[], _T], *, is_query: bool = False) -> _T:
-        """Run workflow code on the engine thread that calls this, and log what it notes."""
-        execution = self._execution
-
-        def noted() -> _T:
-            try:
-                return work()
-            finally:
-                if self._execution is not None and self._execution is execution:
-                    log_notes(execution)
-
-        try:
-            return self._code.run(noted, is_query=is_query)
-        finally:
-            if self._is_abandoned and execution is not None:
-                execution.drop()  # by this thread, in which its code ran
+        self.code.let_go()
 
     # --- code that does not wait ----------------------------------------------------------------------
 
@@ -535,24 +475,20 @@ class Drive:
 
     async def seek_ending(self) -> None:
         """Look whether the run was asked to end. Its code, which is running, does not read its inbox."""
-        request = await ending_of(self._services, self.run_id, self._execution)
+        request = await ending_of(self._services, self.run_id, self.code.execution)
         if request is not None:
             self.end_for(request)
 
     def abandon(self) -> None:
         """Go on without the code that is running, which does not stop. Its thread may run for ever."""
-        self._is_abandoned = True
-        self._execution = None  # the thread drops it
-        self._code.abandon()
+        self.code.abandon()
         self._history.abandon()
         self._wake.set()
 
     async def _end_stopped(self) -> RunEnd:
         """End the run without its code, which was stopped."""
-        ending, execution = self.ending, self._execution
-        self._execution = None
-        if execution is not None:
-            execution.drop()
+        self.code.let_go()
+        ending = self.ending
         if ending is None:
             raise WorkflowError(f"A query of run {self.run_id!r} does not end: the run goes on elsewhere.")
         if isinstance(ending, WorkflowError):

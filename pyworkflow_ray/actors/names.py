@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pyworkflow_ray.storage.placements import APART
+
 COORDINATOR = "coordinator"
 TIMER = "timer"
 HOOK_REGISTRY = "hook-registry"
@@ -13,6 +15,11 @@ COORDINATOR_PREFIX = f"{COORDINATOR}-"
 def coordinator_of(run_id: str) -> str:
     """The name of the coordinator that drives this run and no other."""
     return f"{COORDINATOR_PREFIX}{run_id}"
+
+
+def alone_with(run_id: str) -> str:
+    """The name of the coordinator that drives this run after it was set apart from all others."""
+    return f"{COORDINATOR_PREFIX}{APART}{run_id}"
 
 
 def timer_of(environment: str) -> str:

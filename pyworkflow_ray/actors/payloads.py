@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
+from loguru import logger
 from msgspec import Raw
 
 from pyworkflow_ray.engine.events import Event
-from pyworkflow_ray.exceptions import ConfigurationError
+from pyworkflow_ray.exceptions import ConfigurationError, StorageError
+from pyworkflow_ray.storage.blobs import load_blob
+from pyworkflow_ray.storage.storages import Storage
 from pyworkflow_ray.values import codec, modules
 from pyworkflow_ray.values.codec import Values
 
@@ -82,3 +86,21 @@ def split_value(data: bytes, threshold: int) -> tuple[bytes, tuple[str, bytes] |
         return data, None
     digest, reference = codec.make_blob_reference(data)
     return reference, (digest, data)
+
+
+def blob_fetcher(storage: Storage) -> Callable[[str], bytes]:
+    """What fetches blobs from this storage, and waits while the storage is away."""
+
+    @functools.lru_cache(maxsize=64)
+    def fetch(digest: str) -> bytes:
+        while True:
+            try:
+                return storage.read(load_blob(digest))
+            except StorageError as error:
+                if error.__cause__ is None:
+                    raise  # the blob does not exist
+                # An error in the run's code would end the run. An outage must not: wait, as commits do.
+                logger.warning("A blob cannot be read now: {}", error)
+            time.sleep(1.0)
+
+    return fetch

@@ -9,6 +9,7 @@ import os
 import random
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -29,6 +30,7 @@ from pyworkflow_ray.actors.nudges import Group, Nudger
 from pyworkflow_ray.actors.settings import EngineSettings
 from pyworkflow_ray.actors.timer import Timer
 from pyworkflow_ray.exceptions import StorageError
+from pyworkflow_ray.storage.records import RunRecord
 
 COLLECT_AFTER = 50_000
 """New containers after which an actor's process collects garbage; Python's own figure is 700."""
@@ -148,6 +150,16 @@ class CoordinatorActor(EngineActor, Coordinator):
 
     def look_after_timer(self) -> None:
         _in_background(self._cluster.visit, [self._cluster.timer_callee().name])
+
+    can_set_apart = True
+
+    def send_apart(self, runs: list[tuple[RunRecord, str]]) -> None:
+        nudge = ActorNudge(self._cluster)
+        by_place: dict[tuple[str, str], list[str]] = defaultdict(list)
+        for run, coordinator in runs:
+            by_place[coordinator, run.environment].append(run.run_id)
+        for (coordinator, environment), run_ids in by_place.items():
+            nudge(Group(coordinator, environment, run_ids))
 
     def leave(self) -> None:
         self._me().exit.remote()

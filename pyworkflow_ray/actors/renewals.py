@@ -24,7 +24,7 @@ from typing import Protocol
 from loguru import logger
 
 from pyworkflow_ray.storage.histories import FencedError
-from pyworkflow_ray.storage.leases import lost_leases, renew_leases
+from pyworkflow_ray.storage.leases import claim_of, lost_leases, renew_leases
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.storages import Storage
 
@@ -110,7 +110,7 @@ class Renewals:
 
     Args:
         storage: Where the runs are.
-        owner: The name under which they are held.
+        owner: The name of this process.
         ttl: How long a lease is.
         driven: The runs that are driven now.
     """
@@ -138,11 +138,11 @@ class Renewals:
         driven = {held.run.run_id: held for held in self._driven()}
         if not driven:
             return True
-        epochs = {run_id: held.run.epoch for run_id, held in driven.items()}
+        runs = {run_id: held.run for run_id, held in driven.items()}
         since = now()
         loop = asyncio.get_running_loop()
         try:
-            renewed, lost = await loop.run_in_executor(self._thread, self._renew, epochs)
+            renewed, lost = await loop.run_in_executor(self._thread, self._renew, runs)
         except Exception as error:  # the database is away: it is tried again soon
             if not self._is_failing:
                 logger.warning("The leases of {} runs cannot be renewed now: {}", len(driven), error)
@@ -152,17 +152,24 @@ class Renewals:
         for run_id in renewed:
             driven[run_id].hold.extend(self._ttl, since)
         for run_id in lost:
-            if driven[run_id].run.epoch == epochs[run_id]:  # it was not regained meanwhile
+            if driven[run_id].run.epoch == runs[run_id].epoch:  # it was not regained meanwhile
                 driven[run_id].lose()
         gone = set(driven) - {held.run.run_id for held in self._driven()}
         return set(driven) <= {*renewed, *lost, *gone}
 
-    def _renew(self, epochs: dict[str, int]) -> tuple[list[str], list[str]]:
+    def _renew(self, runs: dict[str, RunRecord]) -> tuple[list[str], list[str]]:
         ttl = self._ttl.total_seconds()
-        renewed = self._storage.write_aside(renew_leases(epochs.items(), ttl, self._owner))
-        missing = {run_id: epochs[run_id] for run_id in set(epochs).difference(renewed)}
+        epochs = [(run_id, run.epoch) for run_id, run in runs.items()]
+        renewed = self._storage.write_aside(renew_leases(epochs, ttl, self._owner))
+        missing = [
+            (run_id, runs[run_id].epoch, self._names_of(runs[run_id]))
+            for run_id in set(runs).difference(renewed)
+        ]
         lost: list[str] = []
         if missing:
             with contextlib.suppress(Exception):  # it is asked again soon
-                lost = self._storage.read(lost_leases(missing.items(), self._owner))
+                lost = self._storage.read(lost_leases(missing))
         return renewed, lost
+
+    def _names_of(self, run: RunRecord) -> set[str]:
+        return {claim_of(run, self._owner), run.coordinator or ""}

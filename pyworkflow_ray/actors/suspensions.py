@@ -38,3 +38,8 @@ def suspension(run_id: str, due_at: datetime | None) -> Activation:
     """The decision to let go of a run until something wakes it."""
     changes = {"status": RunStatus.SUSPENDED, "wake_at": due_at}
     return Activation(run_id, changes=changes, end=RunEnd(run_id, RunStatus.SUSPENDED.value))
+
+
+def still_held(run_id: str) -> Activation:
+    """The decision to go on with a run. Its commit is refused if another claim has the run."""
+    return Activation(run_id, changes={"status": RunStatus.RUNNING})

@@ -140,7 +140,7 @@ def feed_incoming(turn: Turn, incoming: Incoming) -> None:
     _feed_arrived(turn, incoming)
     _feed_timers(turn, incoming.expired)
     if incoming.arrived and turn.activation.events and incoming.had_recoveries:
-        turn.activation.changes["recovery_attempts"] = 0  # the run got further
+        turn.activation.changes |= {"recovery_attempts": 0, "shared_recoveries": 0}  # the run got further
     if not incoming.ends_anyway:
         turn.activation.known_unread = known_unread(turn, incoming.unread)
 
@@ -192,12 +192,18 @@ def _feed_timers(turn: Turn, expired: Set[str]) -> None:
 
 
 def reopen(
-    turn: Turn, history: list[EventRow], recovery: WorkflowInterrupted | WorkerDiedError | None
+    turn: Turn,
+    history: list[EventRow],
+    recovery: WorkflowInterrupted | WorkerDiedError | None,
+    counts: dict[str, int],
 ) -> None:
     """Replay the history, record what the code asks for beyond it, and record the recovery.
 
     Nothing that is due is fed here. An interruption must be committed first: code that ends its process would
     otherwise be recovered for ever, without a trace of it.
+
+    Args:
+        counts: The columns that count takeovers, with this one.
     """
     begun_at = time.monotonic()
     turn.ask(turn.execution.replay(decoded_history(turn.execution.run_id, history)))
@@ -210,6 +216,7 @@ def reopen(
             pass
         case WorkflowInterrupted():
             turn.feed(recovery)
+            turn.activation.changes |= counts
             attempt = recovery.recovery_attempt
             turn.activation.moments.append(RunRecovered(**of_run(turn.run), recovery_attempt=attempt))
         case WorkerDiedError():

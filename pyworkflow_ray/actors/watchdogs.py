@@ -72,7 +72,7 @@ class Watchdog:
         """Report code that does not wait, and end what is to end."""
         blocked = []
         for drive in drives:
-            stretch = drive.feeding
+            stretch = drive.code.stretch
             if stretch is not None and now - stretch.began >= SLOW_FEED:
                 self._report(drive, stretch, now)
                 blocked.append(drive)
@@ -108,7 +108,7 @@ class Watchdog:
                 len(blocked),
             )
         for drive in blocked:
-            stretch = drive.feeding
+            stretch = drive.code.stretch
             if stretch is not None and not _is_in_storage(_frame_of(stretch)):
                 drive.end_for(
                     WorkflowError(
@@ -123,13 +123,13 @@ class Watchdog:
 
     async def _see_to(self, drive: Drive) -> None:
         """End code that does not wait, if its run is to end."""
-        stretch = drive.feeding
+        stretch = drive.code.stretch
         if stretch is None:
             return
         if not stretch.is_query:
             await drive.seek_ending()
         now = time.monotonic()
-        if drive.feeding is not stretch or _is_in_storage(_frame_of(stretch)):
+        if drive.code.stretch is not stretch or _is_in_storage(_frame_of(stretch)):
             return  # it has come to a wait, or waits for the database, as all of us do
         if stretch.stopped_at is not None and now - stretch.stopped_at >= ABANDON_AFTER:
             drive.abandon()
@@ -155,7 +155,7 @@ class Watchdog:
             return None
         try:
             limit = QUERY_PATIENCE + QUERY_LIMIT + 2 * ABANDON_AFTER
-            return await asyncio.wait_for(drive.ask(name, args, kwargs), limit)
+            return await asyncio.wait_for(drive.code.ask(name, args, kwargs), limit)
         except (CodeStoppedError, TimeoutError):
             return _busy(drive.run_id) if _is_busy(drive) else _too_long(drive.run_id, name)
 
@@ -179,7 +179,7 @@ class Watchdog:
 
 def _is_busy(drive: Drive, seconds: float = 0.5) -> bool:
     """Whether the run's code has been running for so long."""
-    stretch = drive.feeding
+    stretch = drive.code.stretch
     return stretch is not None and time.monotonic() - stretch.began >= seconds
 
 

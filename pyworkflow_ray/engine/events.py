@@ -101,7 +101,7 @@ class WorkflowStarted(EventBase, frozen=True, kw_only=True):
 
 
 class WorkflowInterrupted(EventBase, frozen=True, kw_only=True):
-    """The coordinator that takes a run over after a crash writes it. Attempts in flight are lost."""
+    """Whoever takes a run over writes it. Attempts in flight are lost, and further ones have new numbers."""
 
     type = "workflow.interrupted"
     is_outcome = True

@@ -34,8 +34,8 @@ class PendingStep:
     retry_at: datetime | None = None
     """When the next attempt is due. None: the attempt is the first, or replaces one that was lost."""
     is_lost: bool = False
-    """The coordinator died while an attempt was in flight, and the step is not idempotent (or `is_last`). It
-    must not run again. The run's owner concludes the step as failed."""
+    """The run was taken over while an attempt was in flight, and the step is not idempotent (or `is_last`).
+    It must not run again. The run's owner concludes the step as failed."""
     is_last: bool = False
     """No attempt follows this one. The run was cancelled and waits for the attempt in flight alone."""
 
@@ -53,10 +53,14 @@ class PendingStep:
             self.failures += 1
 
     def lose_attempt(self, now: datetime) -> None:
-        """Note that the coordinator died. An attempt in flight is lost. One that is not due yet waits on."""
+        """Note that another claim took the run over: no attempt that was begun before it counts any more.
+
+        Whoever drove the run before may still be there, and begin an attempt that it does not know to be
+        lost. So the next attempt always has a new number. One that is not due yet still waits for its time.
+        """
         if self.retry_at is not None and self.retry_at > now:
-            return
-        if self.command.options.idempotent and not self.is_last:
+            self.attempt += 1
+        elif self.command.options.idempotent and not self.is_last:
             self.attempt += 1
             self.retry_at = None
         else:

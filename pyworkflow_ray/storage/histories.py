@@ -18,6 +18,7 @@ from pyworkflow_ray.storage.damages import time_of, unreadable
 from pyworkflow_ray.storage.dialects import decode_time
 from pyworkflow_ray.storage.hooks import disposing_hooks, disposing_pending_hooks
 from pyworkflow_ray.storage.inboxes import MOVED
+from pyworkflow_ray.storage.leases import SET_ASIDE
 from pyworkflow_ray.storage.locks import Locks, Strength, changing
 from pyworkflow_ray.storage.schedules import counting_end
 from pyworkflow_ray.storage.statements import Bound, RefusedError, Statement
@@ -79,6 +80,8 @@ class Append(msgspec.Struct, frozen=True, kw_only=True):
         events: `(timestamp, type, data)` in their order.
         changes: Columns of the run's row and their new values.
         release: Whether the lease ends with this append (the run is suspended or has ended).
+        leaves_attempts: For an append that releases: whether attempts may be under way whose outcome nobody
+            will record. The next claim is an interruption then.
         blobs: `(hash, bytes)` that the events refer to; None instead of bytes that the storage has already.
         read_inbox: Ids of the inbox rows that the events record.
         hooks_disposed: Ids of the run's hooks that wait no longer. A run that ends disposes of all its hooks.
@@ -94,6 +97,7 @@ class Append(msgspec.Struct, frozen=True, kw_only=True):
     events: Sequence[tuple[datetime, str, bytes | str]] = ()
     changes: Mapping[str, Any] = {}
     release: bool = False
+    leaves_attempts: bool = False
     blobs: Sequence[tuple[str, bytes | None]] = ()
     read_inbox: Sequence[int] = ()
     hooks_disposed: Sequence[str] = ()
@@ -157,7 +161,7 @@ def appending(new: Append, behind_fence: Sequence[Bound] = ()) -> list[Bound]:
         behind_fence: More statements, directly after the fence. Their answers come at the same places.
     """
     following = new.position + len(new.events)
-    fence = _fence(tuple(new.changes), bool(new.events), new.release, _knowledge(new))
+    fence = _fence(tuple(new.changes), bool(new.events), new.release, _knowledge(new), new.leaves_attempts)
     parameters = {name: _plain(value) for name, value in new.changes.items()}
     if new.known_unread is not None:
         parameters["_known"] = new.known_unread
@@ -242,7 +246,9 @@ def confirm_append(new: Append) -> Steps[bool]:
 
 
 @lru_cache(maxsize=1024)
-def _fence(columns: tuple[str, ...], has_events: bool, release: bool, knowledge: str) -> Statement:
+def _fence(
+    columns: tuple[str, ...], has_events: bool, release: bool, knowledge: str, leaves_attempts: bool
+) -> Statement:
     unknown = set(columns) - _CHANGEABLE_COLUMNS
     if unknown:
         raise ValueError(
@@ -252,7 +258,8 @@ def _fence(columns: tuple[str, ...], has_events: bool, release: bool, knowledge:
     if "updated_at" not in columns:
         assignments.append(f"updated_at = {':_at' if has_events else '<now>'}")
     if release:
-        assignments += ["owner = NULL", "lease_expires_at = NULL"]
+        owner = f"owner || '{SET_ASIDE}'" if leaves_attempts else "NULL"
+        assignments += [f"owner = {owner}", "lease_expires_at = NULL"]
     return Statement(
         f"UPDATE runs SET {', '.join(assignments)} "
         "WHERE run_id = :_run_id AND epoch = :_epoch AND position = :_old "

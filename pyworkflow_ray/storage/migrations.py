@@ -18,7 +18,12 @@ from pyworkflow_ray.storage.dialects import lock_schema
 from pyworkflow_ray.storage.schema import metadata
 from pyworkflow_ray.storage.statements import Statement
 
-MIGRATIONS: list[Callable[[Connection], None]] = []
+
+def _count_shared_recoveries(connection: Connection) -> None:
+    connection.exec_driver_sql("ALTER TABLE runs ADD COLUMN shared_recoveries INTEGER NOT NULL DEFAULT 0")
+
+
+MIGRATIONS: list[Callable[[Connection], None]] = [_count_shared_recoveries]
 """`MIGRATIONS[n]` brings a database of version n + 1 to version n + 2. Append only."""
 
 _FACTS = Statement("SELECT key, value FROM engine")

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from pyworkflow_ray.storage.leases import WAS_ALONE
 from pyworkflow_ray.storage.locks import changing
 from pyworkflow_ray.storage.schema import HAS_ENDED, IS_LIVE
 from pyworkflow_ray.storage.statements import Bound, Row, Statement
@@ -71,6 +72,22 @@ CHOSEN_COORDINATOR = f"""COALESCE((
 _IS_FRESH = f"""
     coordinator IS NOT NULL AND {IS_LIVE} AND lease_expires_at IS NULL AND updated_at > <now - :grace>
 """
+# Some processes have died of a run that was set apart, perhaps. It does not come back among the others
+# before it has let go of its coordinator by itself.
+APART = "~"
+"""A part of the names of coordinators for runs that were set apart, and of no others."""
+_IS_APART = f"(owner IS NOT NULL AND coordinator LIKE '%{APART}%')"
+# Whoever takes the run over must know whether other runs may be to blame for the death of its owner. All
+# runs of a dead process lose their leases at once, and those that were placed a moment ago keep their owner.
+_WAS_ALONE = f"""
+    lease_expires_at IS NOT NULL AND owner LIKE coordinator || '%' AND NOT EXISTS (
+        SELECT 1 FROM runs AS other
+        WHERE other.run_id <> runs.run_id AND {IS_LIVE.replace("status", "other.status")}
+            AND (other.owner = runs.coordinator OR other.owner LIKE runs.coordinator || '@%'
+                OR other.owner LIKE runs.coordinator || ':%'
+                OR other.owner = runs.coordinator || '{WAS_ALONE}')
+    )
+"""
 # A child is placed with its root's coordinator while the root is awake, since the two wait for each other.
 _ROOTS_COORDINATOR = f"""
     SELECT root.coordinator FROM runs AS root
@@ -80,11 +97,13 @@ _ROOTS_COORDINATOR = f"""
 _PLACE = Statement(f"""
     UPDATE runs SET
         coordinator = CASE
-            WHEN {_IS_FRESH} THEN coordinator ELSE COALESCE(({_ROOTS_COORDINATOR}), {CHOSEN_COORDINATOR})
+            WHEN {_IS_FRESH} OR {_IS_APART} THEN coordinator
+            ELSE COALESCE(({_ROOTS_COORDINATOR}), {CHOSEN_COORDINATOR})
         END,
         updated_at = CASE WHEN {_IS_FRESH} THEN updated_at ELSE <now> END,
         status = CASE WHEN status = 'pending' THEN status ELSE 'running' END,
         epoch = CASE WHEN owner IS NULL THEN epoch ELSE epoch + 1 END,
+        owner = CASE WHEN {_WAS_ALONE} THEN owner || '{WAS_ALONE}' ELSE owner END,
         lease_expires_at = NULL
     WHERE run_id = :run_id
         AND status IN ('pending', 'running', 'suspended', 'interrupted')

@@ -15,8 +15,11 @@ class RunRecord(msgspec.Struct, frozen=True):
     """The row of a run. Values are the JSON text that is stored; times are aware and in UTC.
 
     `position` is the position that the next event gets. `owner` names the process that holds the run.
-    `previous_owner` names the process that held it when the present owner claimed it. The present owner's
-    first append clears it. If it is not None, the run was interrupted.
+    `previous_owner` names who held it before the present owner's claim, and had not let go of it. The present
+    owner's first append clears it. If it is not None, the run was interrupted.
+
+    Takeovers in a row, without the run getting further in between, are counted apart: `recovery_attempts` has
+    those for which this run may be to blame, and `shared_recoveries` those for which others may be, too.
     """
 
     run_id: str
@@ -54,6 +57,7 @@ class RunRecord(msgspec.Struct, frozen=True):
     max_duration: float | None
     recover_on_worker_loss: bool
     recovery_attempts: int
+    shared_recoveries: int
     max_recovery_attempts: int
     created_at: datetime
     updated_at: datetime
@@ -62,7 +66,7 @@ class RunRecord(msgspec.Struct, frozen=True):
 
     @property
     def was_interrupted(self) -> bool:
-        """Whether the present owner took the run from an owner that had not released it."""
+        """Whether the present owner took the run from a claim that had not released it."""
         return self.previous_owner is not None
 
 

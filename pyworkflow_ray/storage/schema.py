@@ -69,7 +69,8 @@ runs = Table(
     Column("code_hash", _ID),
     Column("environment", Text, nullable=False, server_default=""),
     Column("coordinator", _ID),
-    # The lease. `owner` without `lease_expires_at` is a former holder that has lost the run.
+    # The lease. `owner` is the name of a claim. Without `lease_expires_at` it is a former holder that has
+    # lost the run.
     Column("owner", _ID),
     Column("previous_owner", _ID),
     Column("epoch", Integer, nullable=False, server_default="0"),
@@ -110,6 +111,8 @@ runs = Table(
     Column("updated_at", UTCDateTime, nullable=False),
     Column("started_at", UTCDateTime),
     Column("completed_at", UTCDateTime),
+    # Takeovers in a row from processes that had other runs in them. `recovery_attempts` has the others.
+    Column("shared_recoveries", Integer, nullable=False, server_default="0"),
 )
 
 HAS_ENDED = "status IN ('completed', 'failed', 'cancelled', 'continued_as_new')"

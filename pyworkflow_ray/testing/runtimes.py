@@ -95,7 +95,7 @@ class CrashableRuntime(LocalRuntime):
         self._recovery = asyncio.get_running_loop().create_task(self._succeed(coordinator))
 
     async def _succeed(self, lost: Coordinator) -> None:
-        while any(drive.feeding for drive in lost.drives):
+        while any(drive.code.stretch for drive in lost.drives):
             await asyncio.sleep(POLL)  # its code runs in a thread; nothing that it does counts any more
         await lost.close()
         successor = self._incarnation(lost.name)

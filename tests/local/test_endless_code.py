@@ -114,7 +114,7 @@ async def answers_never() -> None:
 
 async def until_blocked(environment: WorkflowEnvironment, count: int) -> None:
     here = environment._runtime.coordinator()
-    while sum(_is_blocked(drive.feeding) for drive in here.drives) < count:
+    while sum(_is_blocked(drive.code.stretch) for drive in here.drives) < count:
         await asyncio.sleep(0.01)
 
 

@@ -14,10 +14,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from sqlalchemy import inspect
 from sqlalchemy.engine import Connection
 
 from pyworkflow_ray.exceptions import StorageError
-from pyworkflow_ray.storage import migrations
+from pyworkflow_ray.storage import migrations, schema
 from pyworkflow_ray.storage.databases import Database
 from pyworkflow_ray.storage.runs import get_run
 from pyworkflow_ray.storage.storages import Storage
@@ -81,6 +82,27 @@ def test_an_older_database_is_brought_up_keeping_its_rows(
     assert read(storage, get_run, "run_1") is not None
     assert storage.facts() == {"storage_id": identity, "schema_version": str(migrations.newest_version())}
     storage.read(lambda c: c.exec_driver_sql("SELECT remark FROM schedules").fetchall())
+
+
+def test_a_database_of_the_first_version_gets_the_tables_of_a_new_one(
+    shared_url: str, open_storage: Callable[..., Storage]
+) -> None:
+    with Storage(shared_url) as storage:
+        accepted(storage)
+        storage.submit(_as_version_1).result()
+
+    upgraded = open_storage(shared_url)
+
+    assert upgraded.facts()["schema_version"] == str(migrations.newest_version())
+    columns = upgraded.read(lambda c: {column["name"] for column in inspect(c).get_columns("runs")})
+    assert columns == {column.name for column in schema.runs.columns}
+    run = read(upgraded, get_run, "run_1")
+    assert (run.recovery_attempts, run.shared_recoveries) == (0, 0)
+
+
+def _as_version_1(connection: Connection) -> None:
+    connection.exec_driver_sql("ALTER TABLE runs DROP COLUMN shared_recoveries")
+    connection.exec_driver_sql("UPDATE engine SET value = '1' WHERE key = 'schema_version'")
 
 
 def test_a_migration_that_fails_leaves_the_old_version_whole(

@@ -12,16 +12,26 @@ from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage import leases
 from pyworkflow_ray.storage.histories import FencedError, append
 from pyworkflow_ray.storage.leases import (
+    GAVE_UP,
+    SET_APART,
+    SET_ASIDE,
+    WAS_ALONE,
+    Holder,
     claim,
+    claim_name,
     claim_placed,
     give_up,
+    held_with,
+    holder_of,
     lost_leases,
     owner_of,
     regain,
     release,
     renew_leases,
+    set_apart,
 )
 from pyworkflow_ray.storage.placements import Placement, locate, place
+from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.runs import get_run
 from pyworkflow_ray.storage.storages import Storage
 from tests.storage.builders import NOON, accepted, appended, claimed, new_append, read, write
@@ -230,14 +240,158 @@ def test_who_claims_a_run_is_where_it_lives_from_then_on(storage: Storage) -> No
 def test_an_owner_goes_on_with_a_run_that_was_placed_with_it_again(storage: Storage) -> None:
     run = claimed(storage, owner="process-1", ttl=0)
     write(storage, place, [run.run_id], Placement(slots=1))
-    assert partial_regain(storage, run.run_id, "process-2") is None
-    epoch = partial_regain(storage, run.run_id, "process-1")
+    assert partial_regain(storage, run, "process-2") is None
+    epoch = partial_regain(storage, run, "process-1")
     assert epoch == run.epoch + 1
-    assert partial_regain(storage, run.run_id, "process-1") is None, "it is held again"
+    assert partial_regain(storage, run, "process-1") == epoch, "the answer may have been lost"
+    held = read(storage, get_run, run.run_id)
+    assert partial_regain(storage, held, "process-1") is None, "it is held again"
 
 
-def partial_regain(storage: Storage, run_id: str, owner: str) -> int | None:
-    return storage.submit(regain(run_id, owner, 60, born_owner="coordinator-0")).result()
+def test_a_run_that_was_placed_elsewhere_lives_with_the_owner_that_goes_on_with_it(storage: Storage) -> None:
+    run = claimed(storage, owner="process-1", ttl=0)
+    write(storage, place, [run.run_id], Placement(prefix="elsewhere-", slots=1))
+    assert partial_regain(storage, run, "process-1") is not None
+    assert read(storage, get_run, run.run_id).coordinator == "coordinator-0"
+    assert write(storage, claim, run.run_id, "process-2", 60, force_from="elsewhere-0") is None
+
+
+def partial_regain(storage: Storage, run: RunRecord, owner: str) -> int | None:
+    return storage.submit(regain(run.run_id, owner, run.epoch, 60, coordinator="coordinator-0")).result()
+
+
+PROCESS = owner_of("coordinator-0", "10.0.0.1:6379", "0a1b2c3d")
+
+
+def claim_of_process(storage: Storage, number: int, run_id: str = "run_1") -> RunRecord | None:
+    """A claim of one process, of the coordinator that the run is placed with."""
+    mine = {"force_from": "coordinator-0", "cluster": "10.0.0.1:6379"}
+    return write(storage, claim, run_id, claim_name(PROCESS, number), 60, **mine)
+
+
+def test_a_process_that_claims_again_what_a_sweep_took_from_it_takes_it_over(storage: Storage) -> None:
+    """1. A process stalls. 2. Its lease runs out, and the sweep places the run. 3. It claims it again."""
+    accepted(storage, coordinator="coordinator-0")
+    first = write(storage, claim, "run_1", claim_name(PROCESS, 1), 0)
+    assert write(storage, place, ["run_1"], Placement(slots=1)) == {"run_1": "coordinator-0"}
+
+    again = claim_of_process(storage, 2)
+
+    assert again is not None
+    assert holder_of(again.previous_owner or "") == Holder(PROCESS, WAS_ALONE)
+    with pytest.raises(FencedError):
+        write(storage, append, new_append(first, "step.started"))
+
+
+def test_a_process_that_claims_again_what_it_holds_takes_it_over(storage: Storage) -> None:
+    """1. A process loses its drive of a run. 2. Its lease is there yet. 3. A wake claims the run again."""
+    accepted(storage, coordinator="coordinator-0")
+    first = claim_of_process(storage, 1)
+    again = claim_of_process(storage, 2)
+    assert first is not None
+    assert again is not None
+    assert not first.was_interrupted
+    assert holder_of(again.previous_owner or "") == Holder(PROCESS)
+    assert partial_regain(storage, first, claim_name(PROCESS, 1)) is None, "another claim has the run"
+
+
+def test_a_claim_whose_commit_was_lost_interrupts_nothing_by_itself(storage: Storage) -> None:
+    """Of a run that never ran, and of one that was suspended."""
+    accepted(storage, coordinator="coordinator-0")
+    _asleep(storage, "run_2", coordinator="coordinator-0")
+    for run_id in ("run_1", "run_2"):
+        for _ in range(2):
+            run = claim_of_process(storage, 1, run_id)
+            assert run is not None
+            assert not run.was_interrupted
+
+
+def test_a_run_that_is_set_aside_with_attempts_under_way_is_taken_over(storage: Storage) -> None:
+    for run_id, leaves_attempts in (("run_1", True), ("run_2", False)):
+        run = claimed(storage, run_id, owner=claim_name(PROCESS, 1))
+        aside = {"changes": {"status": RunStatus.INTERRUPTED}, "release": True}
+        left = appended(storage, run, **aside, leaves_attempts=leaves_attempts)
+        assert left.lease_expires_at is None
+        write(storage, place, [run_id], Placement(slots=1))
+        taken = claim_of_process(storage, 2, run_id)
+        assert taken is not None
+        assert taken.was_interrupted == leaves_attempts
+        if leaves_attempts:
+            assert holder_of(taken.previous_owner or "") == Holder(PROCESS, SET_ASIDE)
+
+
+def test_the_runs_that_a_process_held_to_its_end_are_known_to_its_successor(storage: Storage) -> None:
+    for number in range(2):
+        accepted(storage, f"run_{number}", coordinator="coordinator-0")
+        claim_of_process(storage, number, f"run_{number}")
+    accepted(storage, "born", coordinator="coordinator-0", owner_lease=60)
+    accepted(storage, "placed", coordinator="coordinator-0")
+    accepted(storage, "elsewhere", coordinator="coordinator-1", owner_lease=60)
+    accepted(storage, "taken", coordinator="coordinator-0")
+    write(storage, claim, "taken", claim_name(PROCESS, 9), 0)
+    write(storage, place, ["taken"], Placement(slots=1))
+
+    held = write(storage, held_with, "coordinator-0", "10.0.0.1:6379")
+
+    assert sorted(held) == ["born", "run_0", "run_1"]
+    assert write(storage, held_with, "coordinator-0", "10.0.0.2:6379") == ["born"]
+
+
+def test_a_sweep_notes_of_a_run_whether_it_was_alone_in_its_process(storage: Storage) -> None:
+    def lost(*run_ids: str) -> list[RunRecord]:
+        for number, run_id in enumerate(run_ids):
+            accepted(storage, run_id, coordinator="coordinator-0")
+            write(storage, claim, run_id, claim_name(PROCESS, number), 0)
+        write(storage, place, run_ids, Placement(slots=4))
+        return [read(storage, get_run, run_id) for run_id in run_ids]
+
+    assert {holder_of(run.owner).mark for run in lost("run_1", "run_2", "run_3")} == {""}
+    for run_id in ("run_1", "run_2", "run_3"):
+        other = write(storage, claim, run_id, "other:0a1b2c3d/1", 60)
+        appended(storage, other, changes={"status": RunStatus.COMPLETED}, release=True)
+    accepted(storage, "elsewhere", coordinator="coordinator-1", owner_lease=60)
+    (alone,) = lost("run_4")
+    assert holder_of(alone.owner) == Holder(PROCESS, WAS_ALONE)
+    again = regain("run_4", claim_name(PROCESS, 0), alone.epoch, 60, coordinator="coordinator-0")
+    assert storage.submit(again).result() == alone.epoch
+    assert read(storage, get_run, "run_4").owner == claim_name(PROCESS, 0)
+
+
+def test_a_run_that_is_set_apart_stays_apart_until_it_is_suspended(storage: Storage) -> None:
+    accepted(storage, coordinator="coordinator-0")
+    write(storage, claim, "run_1", claim_name(PROCESS, 1), 0)
+    run = write(storage, claim, "run_1", "successor/1", 60, force_from="coordinator-0")
+    for _ in range(2):  # and again, when the first answer is lost
+        write(storage, set_apart, [("run_1", run.epoch, "coordinator-0~2")])
+    with pytest.raises(FencedError):
+        write(storage, append, new_append(run, "step.started"))
+
+    def age() -> None:
+        storage.submit(
+            lambda c: c.exec_driver_sql("UPDATE runs SET updated_at = '2020-01-01 00:00:00.000000'")
+        ).result()
+
+    age()
+    assert write(storage, locate, ["run_1"], Placement(slots=1)) == {"run_1": "coordinator-0~2"}
+    taken = write(storage, claim, "run_1", "apart/1", 60, force_from="coordinator-0~2")
+    assert taken.shared_recoveries == 1
+    assert holder_of(taken.previous_owner) == Holder(PROCESS, SET_APART)
+
+    appended(storage, taken, changes={"status": RunStatus.SUSPENDED}, release=True)
+    age()
+    assert write(storage, locate, ["run_1"], Placement(slots=1)) == {"run_1": "coordinator-0"}
+
+
+@pytest.mark.parametrize("coordinator", ["coordinator-0", "coordinator-run/1 (gave up)", "coordinator-a:b"])
+def test_a_name_says_which_process_made_the_claim(coordinator: str) -> None:
+    for cluster in ("", "10.0.0.1:6379"):
+        process = owner_of(coordinator, cluster, "0a1b2c3d")
+        assert holder_of(process) == Holder(process)
+        for mark in ("", WAS_ALONE, GAVE_UP, SET_APART, SET_ASIDE):
+            holder = holder_of(claim_name(process, 17) + mark)
+            assert holder == Holder(process, mark)
+            assert holder.is_process
+    assert not holder_of("coordinator-0").is_process
 
 
 def test_a_run_that_was_given_up_is_an_interrupted_one_to_the_next(storage: Storage) -> None:
