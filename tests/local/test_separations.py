@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import pyworkflow_ray as pr
-from pyworkflow_ray.actors import drives
+from pyworkflow_ray.actors import run_codes
 from pyworkflow_ray.actors.coordinator import Coordinator
 from pyworkflow_ray.actors.names import alone_with, coordinator_of
 from pyworkflow_ray.actors.recoveries import (
@@ -286,7 +286,7 @@ async def test_code_that_kills_its_process_while_it_is_loaded_is_not_loaded_for_
         is_over.wait()
         raise pr.WorkflowError("the test is over")
 
-    monkeypatch.setattr(drives, "load_definition", load)
+    monkeypatch.setattr(run_codes, "load_definition", load)
     village = Village(path)
     await (await village.open("coordinator-0")).wake([run])
     deaths = 0

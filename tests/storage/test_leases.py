@@ -486,4 +486,5 @@ def test_a_lease_is_lost_when_another_process_has_the_run(storage: Storage) -> N
     write(storage, place, ["run_2"], Placement())  # nobody has claimed it: it may be placed here again
     held = [(run.run_id, run.epoch) for run in runs]
     assert write(storage, renew_leases, [*held, ("gone", 1)], 60) == ["run_0", "run_3"]
-    assert read(storage, lost_leases, [*held, ("gone", 1)], "process-1") == ["run_1", "gone"]
+    named = [(run_id, epoch, {"process-1"}) for run_id, epoch in [*held, ("gone", 1)]]
+    assert read(storage, lost_leases, named) == ["run_1", "gone"]
