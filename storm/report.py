@@ -1,0 +1,123 @@
+"""The report of a storm, as text and as plain data."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from storm import ledger
+from storm.evidence import Broken, Evidence
+from storm.plans import Plan
+from storm.programs import make_program, nodes
+from storm.recoveries import recoveries_of, shown
+
+MOST_SHOWN = 5
+"""Cases of one broken promise that the text shows; the plain data has all."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a storm came to.
+
+    Args:
+        replays: How many histories were replayed, and whether that is all.
+    """
+
+    plan: Plan
+    evidence: Evidence
+    broken: list[Broken]
+    replays: dict[str, Any]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every promise held."""
+        return not self.broken
+
+    def plain(self) -> dict[str, Any]:
+        """All of it, for `--json`."""
+        records, lines = self.evidence.records, self.evidence.lines
+        acknowledged = Counter(line["kind"] for line in ledger.of(lines, "done"))
+        return {
+            "seed": self.plan.seed,
+            "database": self.plan.database,
+            "minutes": self.plan.minutes,
+            "folder": str(self.plan.folder),
+            "programs": len(self.evidence.started),
+            "runs": dict(Counter(run.status for run in records.runs.values())),
+            "events": sum(len(run.events) for run in records.runs.values()),
+            "attempts": len(ledger.of(lines, "begin")),
+            "acknowledged": dict(acknowledged),
+            "nodes": dict(self._nodes()),
+            "faults": dict(Counter(line["kind"] for line in ledger.of(lines, "fault"))),
+            "recoveries": [
+                {"kind": each.kind, "faults": each.faults, "cases": len(each.times)}
+                | {"p50": each.percentile(0.5), "p99": each.percentile(0.99)}
+                for each in recoveries_of(self.evidence)
+            ],
+            "replays": self.replays,
+            "broken": [asdict(each) for each in self.broken],
+        }
+
+    def text(self) -> str:
+        """All of it, for people."""
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        plain = self.plain()
+        yield f"storm of seed {plain['seed']} on {plain['database']}, {plain['minutes']:g} minutes of faults"
+        yield f"programs       {plain['programs']}"
+        yield f"runs           {_counts(plain['runs'])}"
+        yield f"carried out    {_counts(plain['nodes'])}"
+        yield f"attempts       {plain['attempts']}, events {plain['events']}"
+        yield f"acknowledged   {_counts(plain['acknowledged'])}"
+        whole = "" if plain["replays"].get("is_whole") else " (not all)"
+        yield f"replayed       {plain['replays'].get('replayed', 0)} histories{whole}"
+        yield ""
+        yield f"{'fault':20} {'times':>5} {'cases':>6} {'p50':>8} {'p99':>8}   until the next event"
+        for each in recoveries_of(self.evidence):
+            middle, most = shown(each)
+            yield f"{each.kind:20} {each.faults:5} {len(each.times):6} {middle:>8} {most:>8}"
+        yield ""
+        if self.is_whole:
+            yield "All promises held."
+            return
+        by_promise: dict[str, list[Broken]] = defaultdict(list)
+        for broken in self.broken:
+            by_promise[broken.promise].append(broken)
+        yield f"BROKEN: {len(self.broken)} cases of {len(by_promise)} promises"
+        for promise, cases in by_promise.items():
+            yield f"\n{promise}: {len(cases)}"
+            for case in cases[:MOST_SHOWN]:
+                yield f"  {case.run_id or '–'} {self._flags(case.program)}\n    {case.what}"
+                if case.program:
+                    number = case.program.partition("x")[2].partition(".")[0]
+                    yield f"    its program: python storm/run.py --seed {self.plan.seed} --show {number}"
+            if len(cases) > MOST_SHOWN:
+                yield f"  and {len(cases) - MOST_SHOWN} more"
+        yield f"\ndatabase, ledger and logs: {self.plan.folder}"
+        yield (
+            f"to storm so again: python storm/run.py --seed {self.plan.seed} --minutes {self.plan.minutes:g} "
+            + (f"--database {self.plan.database}")
+        )
+
+    def _nodes(self) -> Counter[str]:
+        """How many nodes of each kind the programs had that were started."""
+        counts: Counter[str] = Counter()
+        for program in self.evidence.started:
+            number = int(program.partition("x")[2])
+            made = make_program(self.plan.seed, number, with_deadly=self.plan.with_deadly)
+            counts.update(node["do"] for node in nodes(made.tree))
+        return counts
+
+    def _flags(self, program: str) -> str:
+        if not program:
+            return ""
+        number = int(program.partition("x")[2].partition(".")[0])
+        flags = make_program(self.plan.seed, number, with_deadly=self.plan.with_deadly).flags
+        return f"({program}{''.join(f', {flag}' for flag in flags)})"
+
+
+def _counts(counted: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted(counted.items())) or "none"
