@@ -90,13 +90,12 @@ def what_was_acknowledged_is_recorded_once(evidence: Evidence) -> Iterator[Broke
         found = [event for event in _hook_events(run, line) if event.data.get("failure")]
         yield from _once(evidence, line, len(found))
     for line in _unique(ledger.of(evidence.lines, "done", "signal"), "payload"):
-        found_in = records.chain_of(line["run"])
-        count = sum(
-            event.data["payload"] == line["payload"]
-            for run in found_in
-            for event in run.of("signal.received")
-        )
-        yield from _once(evidence, line, count)
+        # What a run has received and not read goes to its successor, and is in the history of both.
+        counts = [
+            sum(event.data["payload"] == line["payload"] for event in run.of("signal.received"))
+            for run in records.chain_of(line["run"])
+        ]
+        yield from _once(evidence, line, max(counts, default=0))
     for line in _unique(ledger.of(evidence.lines, "done", "cancel"), "run"):
         found_in = records.chain_of(line["run"])
         count = sum(1 for run in found_in for _ in run.of("cancellation.requested"))
@@ -251,11 +250,11 @@ def what_was_done_is_undone(evidence: Evidence) -> Iterator[Broken]:
         steps = run.steps()
         done = [event.data["step_id"] for event in run.of("step.completed")]
         names = {event.data["step_id"]: event.data["step_name"] for event in run.of("step.started")}
-        undone = [steps[step_id]["id"] for step_id in done if names.get(step_id) == "undo"]
+        undone = [steps[step_id]["id"] for step_id in done if names.get(step_id) == "storm.undo"]
         wanted = [
             steps[step_id]["id"]
             for step_id in reversed(done)
-            if names.get(step_id) != "undo" and steps.get(step_id, {}).get("compensated")
+            if names.get(step_id) != "storm.undo" and steps.get(step_id, {}).get("compensated")
         ]
         if run.status in ("completed", "continued_as_new"):
             wanted = []

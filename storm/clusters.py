@@ -55,13 +55,6 @@ class Cluster:
         """What belongs to it now."""
         return of_cluster(self.folder)
 
-    def actor_names(self) -> dict[int, str]:
-        """The names of its actors, by their pids, as its control store has them."""
-        from ray._raylet import GcsClient  # type: ignore[attr-defined]
-
-        found = GcsClient(address=self.address).get_all_actor_info(timeout=3.0)
-        return {actor.pid: actor.name for actor in found.values() if actor.pid and actor.name}
-
     def lose(self) -> list[Process]:
         """Kill all of it; what is left."""
         left: list[Process] = []

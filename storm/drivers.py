@@ -12,6 +12,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+import threading
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from random import Random
@@ -20,7 +22,7 @@ from typing import Any
 import pyworkflow_ray as pr
 from storm import ledger
 from storm.interpreter import name_of, storm
-from storm.plans import Plan
+from storm.plans import NAMESPACE, Plan
 from storm.programs import Node, Program, answer_to, make_program, own_nodes, signal_payload
 
 PATIENCE = 60.0
@@ -54,6 +56,7 @@ class Driver:
             unseen = self._program(number)
             if unseen.id not in self._seen:
                 self._spawn(self._follow(unseen))
+        threading.Thread(target=note_actors, daemon=True).start()
         courier = asyncio.create_task(self._carry())
         starter = asyncio.create_task(self._start_programs())
         while not self._plan.is_over:
@@ -279,6 +282,30 @@ class Driver:
             )
             self._done.add((kind, key))
             return told
+
+
+def note_actors() -> None:
+    """Write the pids of coordinators into the ledger as they change, as long as this process goes on."""
+    import ray
+
+    known: dict[str, int] = {}
+    while True:
+        time.sleep(1.5)
+        with contextlib.suppress(Exception):
+            if not ray.is_initialized():
+                continue
+            names = [each["name"] for each in ray.util.list_named_actors(all_namespaces=True)]
+            asked = {
+                ray.get_actor(name, namespace=NAMESPACE).pid.remote(): name
+                for name in names
+                if name.startswith("coordinator-")
+            }
+            answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=1.0)
+            for answer in answered:
+                name, pid = asked[answer], ray.get(answer)
+                if known.get(name) != pid:
+                    ledger.write("actor", name=name, process=pid)
+                    known[name] = pid
 
 
 async def _pending_hooks() -> list[pr.Hook]:

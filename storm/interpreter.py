@@ -55,7 +55,7 @@ def _work_seconds(task: Node, attempt: int) -> float:
     return 30.0 if is_hanging else float(task["seconds"])
 
 
-@pr.step
+@pr.step(name="storm.work")
 def work(task: Node) -> str:
     """The work of a node, in a worker."""
     attempt = _begin(task)
@@ -65,7 +65,7 @@ def work(task: Node) -> str:
     return _outcome(task, attempt)
 
 
-@pr.step(local=True)
+@pr.step(name="storm.work_here", local=True)
 async def work_here(task: Node) -> str:
     """The work of a node, in the coordinator's process."""
     attempt = _begin(task)
@@ -73,7 +73,7 @@ async def work_here(task: Node) -> str:
     return _outcome(task, attempt)
 
 
-@pr.step
+@pr.step(name="storm.undo")
 def undo(task: Node) -> str:
     """Undoes the work of a node."""
     _begin({**task, "idempotent": True})

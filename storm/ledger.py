@@ -8,6 +8,7 @@ killed leaves whole lines. `what` says what a line is:
 | begin, end | a step | an attempt's code begins; it is about to return or raise |
 | try, done, refused | a driver | before it sends something; it was acknowledged; it was refused for good |
 | saw | a driver | it has waited for a run, and got this outcome |
+| actor | a driver | it has seen that an actor of this name has this process |
 | fault, over | the monkey | it begins a fault; it has ended it |
 | note | anyone | something worth reading |
 """

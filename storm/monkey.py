@@ -43,6 +43,8 @@ class Monkey:
         self._reader = ledger.Reader(plan.ledger)
         self._runs_of_pid: dict[int, str] = {}
         """The run of the attempt that a process has begun last."""
+        self._actors: dict[int, str] = {}
+        """The names of actors, by their pids, as drivers have seen them."""
 
     def run(self) -> None:
         began = time.monotonic()
@@ -129,6 +131,7 @@ class Monkey:
         for driver in _drivers(self._plan.folder):
             driver.send(signal.SIGKILL)
         left = self._cluster.lose()
+        ledger.write("note", kind="monkey", text="the cluster is gone")
         self._stopped.clear()
         if left:
             ledger.write("note", kind="monkey", text=f"these outlived their cluster: {left}")
@@ -196,19 +199,24 @@ class Monkey:
         if victim is not None:
             more |= {"victim": victim.pid, "title": victim.title[:80]}
         runs: list[str] = []
-        with contextlib.suppress(Exception):
+        try:
             runs = self._concerned(kind, victim)
+        except Exception as error:  # the database or the control store does not answer at the moment
+            more["unknown"] = f"{type(error).__name__}: {error}"[:100]
         ledger.write("fault", kind=kind, runs=runs, **more)
 
     def _concerned(self, kind: str, victim: Process | None) -> list[str]:
-        if kind.endswith("worker") and victim is not None:
-            for line in self._reader.read():
-                if line["what"] in ("begin", "end"):
+        for line in self._reader.read():
+            match line["what"]:
+                case "begin" | "end":
                     self._runs_of_pid[line["pid"]] = line["run"] if line["what"] == "begin" else ""
+                case "actor":
+                    self._actors[line["process"]] = line["name"]
+        if kind.endswith("worker") and victim is not None:
             return [run for run in [self._runs_of_pid.get(victim.pid)] if run]
         if kind.endswith("coordinator") and victim is not None:
-            name = self._cluster.actor_names().get(victim.pid)
-            return [] if name is None else self._running(f"owner = '{name}' OR owner LIKE '{name}:%'")
+            name = self._actors.get(victim.pid)
+            return [] if name is None else self._running(f"owner = '{name}' OR owner LIKE '{name}@%'")
         if kind == "lose cluster":
             return self._running("owner IS NOT NULL")
         if kind.endswith("timer"):

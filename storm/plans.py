@@ -12,6 +12,7 @@ from storm import ledger
 from storm.clusters import Cluster
 
 LEASE_TTL = 6.0
+NAMESPACE = "storm"
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Plan:
             "PYTHONPATH": str(root),
             "RAY_ADDRESS": self.cluster.address,
             "PYWORKFLOW_STORAGE": self.url,
-            "PYWORKFLOW_NAMESPACE": "storm",
+            "PYWORKFLOW_NAMESPACE": NAMESPACE,
             "PYWORKFLOW_LEASE_TTL": f"{LEASE_TTL}s",
             "PYWORKFLOW_SWEEP_INTERVAL": "1s",
             "PYWORKFLOW_COORDINATORS": "3",

@@ -70,7 +70,7 @@ def of_cluster(folder: Path) -> list[Process]:
 def of_program(module: str, folder: Path) -> list[Process]:
     """The processes that run a module of ours for the storm in this folder."""
     found = [each for each in map(_read, _pids()) if each is not None]
-    return [each for each in found if f"-m {module} {folder}" in each.title]
+    return [each for each in found if f" -m {module} {folder} " in f"{each.title} "]
 
 
 def kill_all(processes: list[Process], patience: float = 10.0) -> list[Process]:

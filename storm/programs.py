@@ -116,7 +116,11 @@ class Answer:
 def answer_to(seed: int, token: str) -> Answer:
     """What a driver does about the hook of this token."""
     random = Random(f"answer:{seed}:{token}")
-    return Answer(round(random.uniform(0.0, 2.5), 2), random.random() < 0.15, random.random() < 0.2)
+    return Answer(
+        round(random.uniform(0.0, random.choice((1.0, 5.0))), 2),
+        random.random() < 0.15,
+        random.random() < 0.2,
+    )
 
 
 class _Maker:
@@ -198,7 +202,7 @@ class _Maker:
         )
 
     def _sleep(self) -> Node:
-        longest = self._random.choice((0.05, 1.0, 1.0, 7.0))
+        longest = self._random.choice((0.05, 1.0, 1.0, 6.0, 9.0))
         return self._node("sleep", seconds=round(self._random.uniform(longest / 3, longest), 3))
 
     def _hook(self) -> Node:

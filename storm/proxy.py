@@ -37,6 +37,7 @@ class Proxy:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
+                cwd=Path(__file__).resolve().parent.parent,
             )
         _wait_for(self.port)
 
