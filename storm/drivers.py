@@ -84,6 +84,7 @@ class Driver:
 
     def _catch_up(self) -> None:
         """Read what the ledger has of this driver's doings, and of the other's starts."""
+        started: list[ledger.Line] = []
         for line in self._reader.read():
             match line["what"]:
                 case "try" if line["kind"] == "start" and self._is_mine(line["number"]):
@@ -95,9 +96,11 @@ class Driver:
                         and line["what"] == "done"
                         and not self._is_mine(line["number"])
                     ):
-                        self._serve(self._program(line["number"]), line["run"])
+                        started.append(line)
                 case "saw":
                     self._seen.add(line["program"])
+        for line in started:
+            self._serve(self._program(line["number"]), line["run"])
 
     # --- programs of its own ------------------------------------------------------------------------
 
@@ -295,7 +298,7 @@ def note_actors() -> None:
             if not ray.is_initialized():
                 continue
             names = [each["name"] for each in ray.util.list_named_actors(all_namespaces=True)]
-            asked = {
+            asked: dict[Any, str] = {
                 ray.get_actor(name, namespace=NAMESPACE).pid.remote(): name
                 for name in names
                 if name.startswith("coordinator-")

@@ -212,16 +212,18 @@ class Monkey:
                     self._runs_of_pid[line["pid"]] = line["run"] if line["what"] == "begin" else ""
                 case "actor":
                     self._actors[line["process"]] = line["name"]
+        if kind == "kill driver":
+            return []  # no run depends on it
         if kind.endswith("worker") and victim is not None:
             return [run for run in [self._runs_of_pid.get(victim.pid)] if run]
         if kind.endswith("coordinator") and victim is not None:
             name = self._actors.get(victim.pid)
             return [] if name is None else self._running(f"owner = '{name}' OR owner LIKE '{name}@%'")
-        if kind == "lose cluster":
-            return self._running("owner IS NOT NULL")
         if kind.endswith("timer"):
             return self._running("1 = 1", status="'suspended'")
-        return []
+        if kind.endswith("hook_registry"):
+            return []  # what it concerns is seen in the drivers' calls
+        return self._running("owner IS NOT NULL")
 
     def _running(self, condition: str, status: str = "'pending', 'running'") -> list[str]:
         query = f"SELECT run_id FROM runs WHERE status IN ({status}) AND ({condition})"

@@ -11,6 +11,9 @@ from datetime import datetime
 from storm import ledger
 from storm.evidence import Evidence
 
+SINCE_NEW = "lose cluster, new"
+"""Counted from when the new cluster is up."""
+
 
 @dataclass(frozen=True)
 class Recovery:
@@ -31,8 +34,15 @@ def recoveries_of(evidence: Evidence) -> list[Recovery]:
     """The times to recover, for each kind of fault that there was."""
     times: dict[str, list[float]] = defaultdict(list)
     counts: dict[str, int] = defaultdict(int)
+    returns = [line["at"] for line in ledger.of(evidence.lines, "over", "lose cluster")]
     for fault in ledger.of(evidence.lines, "fault"):
         kind = fault["kind"]
+        back_at = next((at for at in returns if at > fault["at"]), None)
+        if kind == "lose cluster" and back_at is not None:
+            # How long a new cluster takes to start is not the engine's doing.
+            counts[SINCE_NEW] += 1
+            found = (_next_event(evidence, run_id, back_at, of_timer=False) for run_id in fault["runs"])
+            times[SINCE_NEW] += [each for each in found if each is not None]
         counts[kind] += 1
         if kind.endswith("hook_registry"):
             times[kind] += _answers_after(evidence, fault["at"])
