@@ -16,6 +16,8 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
+from storm.clusters import prepare_environment
+from storm.databases import File, victim_of
 from storm.director import Director, check
 from storm.plans import Plan
 from storm.programs import make_program
@@ -31,8 +33,7 @@ def main() -> int:
         print(json.dumps(asdict(program), indent=2))
         return 0
     if arguments.check is not None:
-        report = check(Plan.read(arguments.check), [], arguments.replay_seconds)
-        return _finish(report, arguments.json, keep=True)
+        return _finish(_checked_again(arguments.check, arguments.replay_seconds), arguments.json, keep=True)
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="storm-", dir="/tmp"))
     folder.mkdir(parents=True, exist_ok=True)
     plan = Plan(
@@ -51,6 +52,21 @@ def main() -> int:
         replay_seconds=arguments.replay_seconds,
     )
     return _finish(director.run(), arguments.json, keep=arguments.keep)
+
+
+def _checked_again(folder: Path, replay_seconds: float) -> Report:
+    """What the checks find in what an earlier storm has left."""
+    prepare_environment()
+    plan = Plan.read(folder)
+    plan.enter_environment()
+    victim = victim_of(plan.victim)
+    if isinstance(victim, File):
+        return check(plan, [], replay_seconds)
+    victim.start()
+    try:
+        return check(plan, [], replay_seconds)
+    finally:
+        victim.stop("fast")
 
 
 def _finish(report: Report, path: Path | None, *, keep: bool) -> int:
@@ -80,5 +96,5 @@ def _parser() -> argparse.ArgumentParser:
     add("--without-deadly", action="store_true", help="no programs that end the process that drives them")
     add("--without-faults", action="store_true", help="programs alone, to see that the model is right")
     add("--show", type=int, metavar="NUMBER", help="print the program of this number and seed, and end")
-    add("--check", type=Path, metavar="FOLDER", help="check a kept SQLite folder again, and end")
+    add("--check", type=Path, metavar="FOLDER", help="check a kept folder again, and end")
     return parser

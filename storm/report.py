@@ -97,6 +97,8 @@ class Report:
             if len(cases) > MOST_SHOWN:
                 yield f"  and {len(cases) - MOST_SHOWN} more"
         yield f"\ndatabase, ledger and logs: {self.plan.folder}"
+        if "data" in self.plan.victim:
+            yield f"the server's data: {self.plan.victim['data']}"
         yield (
             f"to storm so again: python storm/run.py --seed {self.plan.seed} --minutes {self.plan.minutes:g} "
             + (f"--database {self.plan.database}")
