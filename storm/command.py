@@ -12,6 +12,8 @@ import argparse
 import json
 import random
 import shutil
+import signal
+import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -45,6 +47,8 @@ def main() -> int:
         with_deadly=not arguments.without_deadly,
         with_faults=not arguments.without_faults,
     )
+    # Whoever ends this process, by a time limit perhaps, leaves no cluster and no server behind.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     director = Director(
         plan,
         patience=arguments.patience,

@@ -55,19 +55,18 @@ class Director:
     def run(self) -> Report:
         """Let it storm, and check."""
         database = self._bring_up()
-        broken: list[Broken] = []
         try:
-            self._storm()
-            self._calm()
-            broken += self._leftover_attempts()
-            self._wait_for_waiters()
-        finally:
-            self._take_down()
-            self._say("checking")
             try:
-                report = self._check(broken)
+                self._storm()
+                self._calm()
+                broken = self._leftover_attempts()
+                self._wait_for_waiters()
             finally:
-                database.close()
+                self._take_down()
+            self._say("checking")
+            report = check(self._plan, broken, self._replay_seconds)
+        finally:
+            database.close()
         if report.is_whole and isinstance(database, PostgreSQL):
             database.delete()
         return report
@@ -172,9 +171,6 @@ class Director:
         if left:
             self._say(f"these outlived the cluster: {left}")
         self._plan.cluster.forget()
-
-    def _check(self, broken: list[Broken]) -> Report:
-        return check(self._plan, broken, self._replay_seconds)
 
     # --- its processes ------------------------------------------------------------------------------
 

@@ -64,11 +64,12 @@ def test_the_proxy_loses_the_answer_to_a_commit_and_not_the_commit(
         connection.execute("INSERT INTO kept VALUES (1)")
         with pytest.raises(psycopg.OperationalError):
             connection.commit()
-        with psycopg.connect(url) as connection:
-            assert connection.execute("SELECT n FROM kept").fetchall() == [(1,)]
-            tell(proxy.control, "cut")
-            with pytest.raises(psycopg.OperationalError):
-                connection.execute("SELECT 1")
+        connection = psycopg.connect(url)
+        assert connection.execute("SELECT n FROM kept").fetchall() == [(1,)]
+        tell(proxy.control, "cut")
+        with pytest.raises(psycopg.OperationalError):
+            connection.execute("SELECT 1")
+        connection.close()
     finally:
         proxy.close()
 
