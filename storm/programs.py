@@ -134,16 +134,18 @@ class _Maker:
         self._is_in_child = False
 
     def top(self, *, is_deadly: bool) -> Node:
+        if is_deadly:
+            return self._node("sequence", parts=[self._part(), self._node("die"), self._part()])
         if self._random.random() < 0.12:
             self._budget = 4
             part = self._sequence(2)
             return self._node("again", times=self._random.randint(2, 3), part=part)
         if self._random.random() < 0.15:
             return self._node("sequence", parts=[self._part(), self._saga()])
-        tree = self._sequence(self._random.randint(2, 4))
-        if is_deadly:
-            tree["parts"].insert(1, self._node("die"))
-        return tree
+        if self._random.random() < 0.2:  # long enough to leave memory, and to be woken by the timer
+            nap = self._node("sleep", seconds=round(self._random.uniform(4.0, 14.0), 3))
+            return self._node("sequence", parts=[nap, self._part()])
+        return self._sequence(self._random.randint(2, 4))
 
     def _node(self, do: str, **more: Any) -> Node:
         self._made += 1

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from storm import ledger
 from storm.evidence import Evidence
+from storm.ledger import Line
 
 SINCE_NEW = "lose cluster, new"
 """Counted from when the new cluster is up."""
@@ -22,35 +23,64 @@ class Recovery:
     kind: str
     faults: int
     times: tuple[float, ...]
+    alone: tuple[float, ...]
+    """Those during which there was no other fault."""
 
-    def percentile(self, share: float) -> float | None:
-        """The time that this share of all recoveries did not exceed."""
-        if not self.times:
-            return None
-        return sorted(self.times)[max(math.ceil(share * len(self.times)) - 1, 0)]
+
+def percentile(times: Sequence[float], share: float) -> float | None:
+    """The time that this share of all does not exceed."""
+    if not times:
+        return None
+    return sorted(times)[max(math.ceil(share * len(times)) - 1, 0)]
 
 
 def recoveries_of(evidence: Evidence) -> list[Recovery]:
     """The times to recover, for each kind of fault that there was."""
     times: dict[str, list[float]] = defaultdict(list)
-    counts: dict[str, int] = defaultdict(int)
-    returns = [line["at"] for line in ledger.of(evidence.lines, "over", "lose cluster")]
-    for fault in ledger.of(evidence.lines, "fault"):
+    alone: dict[str, list[float]] = defaultdict(list)
+    counts: Counter[str] = Counter()
+    spans = _spans(evidence)
+    for fault, _, until in spans:
         kind = fault["kind"]
-        back_at = next((at for at in returns if at > fault["at"]), None)
-        if kind == "lose cluster" and back_at is not None:
+        starts = {kind: fault["at"]}
+        if kind == "lose cluster":
             # How long a new cluster takes to start is not the engine's doing.
-            counts[SINCE_NEW] += 1
-            found = (_next_event(evidence, run_id, back_at, of_timer=False) for run_id in fault["runs"])
-            times[SINCE_NEW] += [each for each in found if each is not None]
-        counts[kind] += 1
-        if kind.endswith("hook_registry"):
-            times[kind] += _answers_after(evidence, fault["at"])
-        for run_id in fault.get("runs", ()):
-            after = _next_event(evidence, run_id, fault["at"], of_timer=kind.endswith("timer"))
-            if after is not None:
-                times[kind].append(after)
-    return [Recovery(kind, counts[kind], tuple(times[kind])) for kind in sorted(counts)]
+            starts[SINCE_NEW] = until
+        for name, at in starts.items():
+            counts[name] += 1
+            for after in _times_after(evidence, fault, at):
+                times[name].append(after)
+                if not any(
+                    other is not fault and began < at + after and at < ended for other, began, ended in spans
+                ):
+                    alone[name].append(after)
+    return [Recovery(kind, counts[kind], tuple(times[kind]), tuple(alone[kind])) for kind in sorted(counts)]
+
+
+def _spans(evidence: Evidence) -> list[tuple[Line, float, float]]:
+    """Each fault, when it began, and when it was over."""
+    overs = ledger.of(evidence.lines, "over")
+    spans = []
+    for fault in ledger.of(evidence.lines, "fault"):
+        same = (
+            line["at"]
+            for line in overs
+            if line["kind"] == fault["kind"]
+            and line.get("victim") == fault.get("victim")
+            and line["at"] >= fault["at"]
+        )
+        spans.append((fault, fault["at"], next(same, fault["at"])))
+    return spans
+
+
+def _times_after(evidence: Evidence, fault: Line, at: float) -> list[float]:
+    kind = fault["kind"]
+    if kind.endswith("hook_registry"):
+        return _answers_after(evidence, at)
+    found = (
+        _next_event(evidence, run_id, at, of_timer=kind.endswith("timer")) for run_id in fault.get("runs", ())
+    )
+    return [each for each in found if each is not None]
 
 
 def _next_event(evidence: Evidence, run_id: str, at: float, *, of_timer: bool) -> float | None:
@@ -83,7 +113,8 @@ def _answers_after(evidence: Evidence, at: float, within: float = 5.0) -> list[f
     ]
 
 
-def shown(recovery: Recovery, shares: Sequence[float] = (0.5, 0.99)) -> list[str]:
-    """The percentiles as text."""
-    found = [recovery.percentile(share) for share in shares]
-    return ["–" if each is None else f"{each:.2f} s" for each in found]
+def shown(times: Sequence[float]) -> str:
+    """How many there are, and the times that half and 99 of a hundred did not exceed."""
+    if not times:
+        return f"{'–':>21}"
+    return f"{len(times):5} {percentile(times, 0.5):6.2f} s {percentile(times, 0.99):6.2f} s"

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from storm import ledger
-from storm.evidence import Broken, Evidence
+from storm.evidence import Broken, Evidence, is_deadly
 from storm.plans import Plan
-from storm.programs import make_program, nodes
-from storm.recoveries import recoveries_of, shown
+from storm.programs import nodes
+from storm.recoveries import Recovery, percentile, recoveries_of, shown
 
 MOST_SHOWN = 5
 """Cases of one broken promise that the text shows; the plain data has all."""
@@ -51,11 +51,7 @@ class Report:
             "acknowledged": dict(acknowledged),
             "nodes": dict(self._nodes()),
             "faults": dict(Counter(line["kind"] for line in ledger.of(lines, "fault"))),
-            "recoveries": [
-                {"kind": each.kind, "faults": each.faults, "cases": len(each.times)}
-                | {"p50": each.percentile(0.5), "p99": each.percentile(0.99)}
-                for each in recoveries_of(self.evidence)
-            ],
+            "recoveries": [_recovery(each) for each in recoveries_of(self.evidence)],
             "replays": self.replays,
             "broken": [asdict(each) for each in self.broken],
         }
@@ -75,10 +71,10 @@ class Report:
         whole = "" if plain["replays"].get("is_whole") else " (not all)"
         yield f"replayed       {plain['replays'].get('replayed', 0)} histories{whole}"
         yield ""
-        yield f"{'fault':20} {'times':>5} {'cases':>6} {'p50':>8} {'p99':>8}   until the next event"
+        yield f"{'from a fault to the next event of its runs':28} {'all':>18} {'no other fault':>24}"
+        yield f"{'fault':20} {'times':>5}{'cases':>8}{'p50':>9}{'p99':>9}{'cases':>8}{'p50':>9}{'p99':>9}"
         for each in recoveries_of(self.evidence):
-            middle, most = shown(each)
-            yield f"{each.kind:20} {each.faults:5} {len(each.times):6} {middle:>8} {most:>8}"
+            yield f"{each.kind:20} {each.faults:5}   {shown(each.times)}   {shown(each.alone)}"
         yield ""
         if self.is_whole:
             yield "All promises held."
@@ -90,7 +86,7 @@ class Report:
         for promise, cases in by_promise.items():
             yield f"\n{promise}: {len(cases)}"
             for case in cases[:MOST_SHOWN]:
-                yield f"  {case.run_id or '–'} {self._flags(case.program)}\n    {case.what}"
+                yield f"  {case.run_id or '–'} {self._flags(case)}\n    {case.what}"
                 if case.program:
                     number = case.program.partition("x")[2].partition(".")[0]
                     yield f"    its program: python storm/run.py --seed {self.plan.seed} --show {number}"
@@ -107,18 +103,25 @@ class Report:
     def _nodes(self) -> Counter[str]:
         """How many nodes of each kind the programs had that were started."""
         counts: Counter[str] = Counter()
-        for program in self.evidence.started:
-            number = int(program.partition("x")[2])
-            made = make_program(self.plan.seed, number, with_deadly=self.plan.with_deadly)
-            counts.update(node["do"] for node in nodes(made.tree))
+        for run_id in self.evidence.started.values():
+            run = self.evidence.records.runs.get(run_id)
+            counts.update(() if run is None else (node["do"] for node in nodes(run.program["tree"])))
         return counts
 
-    def _flags(self, program: str) -> str:
-        if not program:
-            return ""
-        number = int(program.partition("x")[2].partition(".")[0])
-        flags = make_program(self.plan.seed, number, with_deadly=self.plan.with_deadly).flags
-        return f"({program}{''.join(f', {flag}' for flag in flags)})"
+    def _flags(self, case: Broken) -> str:
+        run = self.evidence.records.runs.get(case.run_id)
+        return (
+            f"({case.program}{', deadly' if run is not None and is_deadly(run) else ''})"
+            if case.program
+            else ""
+        )
+
+
+def _recovery(recovery: Recovery) -> dict[str, Any]:
+    return {"kind": recovery.kind, "faults": recovery.faults} | {
+        name: {"cases": len(times), "p50": percentile(times, 0.5), "p99": percentile(times, 0.99)}
+        for name, times in (("all", recovery.times), ("alone", recovery.alone))
+    }
 
 
 def _counts(counted: dict[str, int]) -> str:

@@ -123,7 +123,17 @@ def test_times_to_recover_count_from_the_fault_to_the_next_event() -> None:
     evidence = whole()
     evidence.lines.append({"what": "fault", "at": 102.4, "kind": "kill worker", "runs": ["run-p1x1"]})
     (recovery,) = recoveries_of(evidence)
-    assert recovery.percentile(0.5) == pytest.approx(0.6)
+    assert recovery.times == recovery.alone == (pytest.approx(0.6),)
+
+
+def test_times_to_recover_during_which_there_was_another_fault_are_told_apart() -> None:
+    evidence = whole()
+    fault = {"what": "fault", "kind": "lock database", "runs": ["run-p1x1"]}
+    evidence.lines.extend([{**fault, "at": 101.4}, {"what": "over", "kind": "lock database", "at": 102.6}])
+    evidence.lines.append({"what": "fault", "at": 102.4, "kind": "kill worker", "runs": ["run-p1x1"]})
+    kill, lock = recoveries_of(evidence)
+    assert (len(kill.times), kill.alone) == (1, ())
+    assert lock.times == lock.alone == (pytest.approx(0.6),)
 
 
 def test_a_report_is_plain_data_and_says_how_to_reproduce(tmp_path: Path) -> None:
