@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-from storm.programs import Node, own_nodes, signal_payload, token_of
+from storm.programs import Node, nodes, own_nodes, signal_payload, token_of
 
 CANCELLED = "CancellationError"
 LOST = "WorkerDiedError"
@@ -96,10 +96,9 @@ class Model:
     def _should_have_seen(self, tree: Node) -> bool:
         """Whether code that was asked to cancel cannot have ended as if it had not been.
 
-        A `TaskGroup` of which a part fails raises that error in place of the request, as asyncio has it. A
-        request that comes while a saga is undone waits until that is over.
+        A `TaskGroup` of which a part fails raises that error in place of the request, as asyncio has it.
         """
-        excused = any(node["do"] in ("group", "saga") for node in own_nodes(tree))
+        excused = any(node["do"] == "group" and any(map(_may_fail, nodes(node))) for node in own_nodes(tree))
         return self.facts.is_asked_to_cancel and not excused
 
     def values(self, node: Node, value: Any) -> bool:
@@ -234,6 +233,12 @@ class Model:
 def _body(tree: Node) -> Node:
     body: Node = tree["part"] if tree["do"] == "again" else tree
     return body
+
+
+def _may_fail(node: Node) -> bool:
+    """Whether a node itself may raise something else than a cancellation."""
+    is_sure = node["do"] == "step" and node["act"] in ("works", "recovers", "large") and node["idempotent"]
+    return node["do"] in ("step", "hook", "child") and not is_sure
 
 
 def _has_stopped(value: Any) -> bool:

@@ -57,6 +57,7 @@ REFUSED: list[tuple[Node, Facts, str, Any]] = [
     (node("race", ONE, TWO), PLAIN, "completed", {"winner": 0, "value": "p1x1.2"}),
     (ONE, PLAIN, "cancelled", None),
     (ONE, ASKED, "completed", "p1x1.1"),
+    (node("group", ONE, TWO), ASKED, "completed", ["p1x1.1", "p1x1.2"]),
     (WAITS, PLAIN, "completed", {"stopped": "g"}),
     (ONE, PLAIN, "failed", "WorkerDiedError"),
     (ONE, PLAIN, "failed", "ValueError: p1x1.1"),
