@@ -81,9 +81,9 @@ def is_given_up(run: Run) -> bool:
 def judge(evidence: Evidence, run: Run) -> str | None:
     """Why a run may not have ended as it did; None if it may."""
     program, *rest = run.arguments
-    iteration, carried = rest if rest else (0, [])
-    model = Model(evidence.sent, evidence.facts_of(run), iteration)
-    return model.judge(program["tree"], carried, run.status, outcome_of(run))
+    iteration, carried = rest if rest else (program.get("iteration", 0), [])
+    model = Model(evidence.sent, evidence.facts_of(run), iteration, carried)
+    return model.judge(program["tree"], run.status, outcome_of(run))
 
 
 def outcome_of(run: Run) -> Any:

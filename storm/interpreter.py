@@ -234,7 +234,7 @@ class Interpreter:
                 task.cancel()
 
     async def _child(self, node: Node) -> Any:
-        program = {"id": node["id"], "tree": node["part"]}
+        program = {"id": node["id"], "tree": node["part"], "iteration": self._iteration}
         if node["how"] == "wait":
             return {"child": await pr.start_child_workflow(storm, program)}
         if node["how"] == "abandon":
@@ -262,7 +262,7 @@ def _first_of(raised: BaseExceptionGroup[BaseException]) -> BaseException:
 @pr.workflow
 async def storm(program: Node, iteration: int = 0, carried: list[Any] | None = None) -> Any:
     """Carries out a program; what its tree gives."""
-    interpreter = Interpreter(iteration)
+    interpreter = Interpreter(program.get("iteration", iteration))
     pr.set_query_handler("done", lambda: interpreter.done)
     tree = program["tree"]
     if tree["do"] != "again":

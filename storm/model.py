@@ -10,7 +10,7 @@ it was given up. Each of these facts is checked by itself elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,14 +52,16 @@ class Model:
     """What a run of a program may come to.
 
     Args:
-        iteration: Which run of its chain it is.
+        iteration: Which run of its chain it is; for a child, of its parent's chain.
+        carried: What the runs before it gave.
     """
 
     sent: Sent = Sent()
     facts: Facts = Facts()
     iteration: int = 0
+    carried: Sequence[Any] = ()
 
-    def judge(self, tree: Node, carried: Sequence[Any], status: str, outcome: Any) -> str | None:
+    def judge(self, tree: Node, status: str, outcome: Any) -> str | None:
         """Why a run may not have ended so; None if it may.
 
         Args:
@@ -78,7 +80,7 @@ class Model:
             case "completed" | "continued_as_new":
                 if is_last != (status == "completed"):
                     return f"run {self.iteration} of its chain is {status}"
-                if not self._carries(tree, carried, outcome):
+                if not self._carries(tree, outcome):
                     return f"its parts do not give {outcome!r}"
                 if self._should_have_seen(tree) and not _has_stopped(outcome):
                     return "it was asked to cancel, and its code never saw that"
@@ -86,12 +88,12 @@ class Model:
             case _:
                 return f"it has not ended: {status}"
 
-    def _carries(self, tree: Node, carried: Sequence[Any], outcome: Any) -> bool:
+    def _carries(self, tree: Node, outcome: Any) -> bool:
         if tree["do"] != "again":
             return self.values(tree, outcome)
-        if not isinstance(outcome, list) or len(outcome) != len(carried) + 1:
+        if not isinstance(outcome, list) or len(outcome) != len(self.carried) + 1:
             return False
-        return outcome[:-1] == list(carried) and self.values(tree["part"], outcome[-1])
+        return outcome[:-1] == list(self.carried) and self.values(tree["part"], outcome[-1])
 
     def _should_have_seen(self, tree: Node) -> bool:
         """Whether code that was asked to cancel cannot have ended as if it had not been.
@@ -113,10 +115,7 @@ class Model:
             case "hook":
                 return value in self.sent.payloads.get(token_of(node, self.iteration), ())
             case "receive":
-                first = self.iteration * node["count"]
-                return bool(
-                    value == [signal_payload(node, first + number) for number in range(node["count"])]
-                )
+                return self._received(node, value)
             case "gather" if node["keeps_errors"]:
                 return self._all(node["parts"], value, self._value_or_caught)
             case "sequence" | "saga" | "group" | "map" | "gather":
@@ -179,6 +178,20 @@ class Model:
                 return True
         return self.values(node, value)
 
+    def _received(self, node: Node, value: Any) -> bool:
+        """Whether these are signals in their order, behind those that earlier runs of the chain gave.
+
+        A run that stopped waiting leaves to the next what it has not read.
+        """
+        count = node["count"]
+        read = [text for text in _texts(self.carried) if text.startswith(f"{node['id']}/")]
+        first = 1 + max((int(text.rpartition("/")[2]) for text in read), default=-1)
+        last = self.iteration * count
+        return any(
+            value == [signal_payload(node, begin + number) for number in range(count)]
+            for begin in range(first, last + 1)
+        )
+
     def _all(self, parts: Sequence[Node], value: Any, allows: Any) -> bool:
         is_fitting = isinstance(value, list) and len(value) == len(parts)
         return is_fitting and all(allows(part, each) for part, each in zip(parts, value, strict=True))
@@ -233,6 +246,17 @@ class Model:
 def _body(tree: Node) -> Node:
     body: Node = tree["part"] if tree["do"] == "again" else tree
     return body
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a result."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from _texts(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _texts(each)
 
 
 def _may_fail(node: Node) -> bool:

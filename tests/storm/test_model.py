@@ -70,21 +70,32 @@ REFUSED: list[tuple[Node, Facts, str, Any]] = [
 
 @pytest.mark.parametrize(("tree", "facts", "status", "outcome"), ALLOWED)
 def test_what_a_program_may_come_to_is_allowed(tree: Node, facts: Facts, status: str, outcome: Any) -> None:
-    assert Model(SENT, facts).judge(tree, [], status, outcome) is None
+    assert Model(SENT, facts).judge(tree, status, outcome) is None
 
 
 @pytest.mark.parametrize(("tree", "facts", "status", "outcome"), REFUSED)
 def test_what_no_program_may_come_to_is_not(tree: Node, facts: Facts, status: str, outcome: Any) -> None:
-    assert Model(SENT, facts).judge(tree, [], status, outcome) is not None
+    assert Model(SENT, facts).judge(tree, status, outcome) is not None
 
 
-def test_signals_are_received_in_their_order_over_a_chain() -> None:
-    receive: Node = {"do": "receive", "id": "r", "count": 2}
-    tree = over("again", receive, times=2)
-    last = Model(Sent(), PLAIN, iteration=1)
-    assert last.judge(tree, [["r/0", "r/1"]], "completed", [["r/0", "r/1"], ["r/2", "r/3"]]) is None
-    assert last.judge(tree, [["r/0", "r/1"]], "completed", [["r/0", "r/1"], ["r/3", "r/2"]]) is not None
-    assert last.judge(tree, [["r/0", "r/1"]], "completed", [["r/0", "r/1"], ["r/1", "r/2"]]) is not None
+RECEIVE: Node = {"do": "receive", "id": "r", "count": 2}
+TWICE = over("again", RECEIVE, times=2)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "is_allowed"),
+    [
+        (["r/0", "r/1"], ["r/2", "r/3"], True),
+        (["r/0", "r/1"], ["r/3", "r/2"], False),
+        (["r/0", "r/1"], ["r/1", "r/2"], False),
+        ({"late": True}, ["r/0", "r/1"], True),  # the first run has left them to the second
+        ({"late": True}, ["r/2", "r/3"], True),  # it has read them and then stopped
+        ({"late": True}, ["r/3", "r/4"], False),
+    ],
+)
+def test_signals_are_received_in_their_order_over_a_chain(first: Any, second: Any, is_allowed: bool) -> None:
+    last = Model(Sent(), PLAIN, iteration=1, carried=[first])
+    assert (last.judge(TWICE, "completed", [first, second]) is None) is is_allowed
 
 
 NOT_HERE = {"hook", "receive", "child", "die", "again"}
@@ -110,7 +121,7 @@ async def test_undisturbed_programs_come_to_what_the_model_allows() -> None:
                 ended: tuple[str, Any] = "completed", await run
             except Exception as error:
                 ended = "failed", name_of(error)
-            assert Model().judge(tree, [], *ended) is None, (tree, ended)
+            assert Model().judge(tree, *ended) is None, (tree, ended)
 
 
 async def test_a_program_that_is_cancelled_comes_to_what_the_model_allows() -> None:
@@ -122,5 +133,5 @@ async def test_a_program_that_is_cancelled_comes_to_what_the_model_allows() -> N
         await environment.settle()
         await run.cancel()
         result = await run
-    assert Model(facts=ASKED).judge(tree, [], "completed", result) is None
-    assert Model(facts=PLAIN).judge(tree, [], "completed", result) is not None
+    assert Model(facts=ASKED).judge(tree, "completed", result) is None
+    assert Model(facts=PLAIN).judge(tree, "completed", result) is not None
