@@ -51,7 +51,9 @@ class Monkey:
         losses = [FIRST_LOSS_AFTER + 90.0 * number for number in range(100)]
         faults = self._faults()
         while not self._is_asked_to_end():
-            self._pause(self._random.uniform(0.8, 3.5))
+            # Now and then it waits long enough to see the runs go on.
+            is_long = self._random.random() < 0.2
+            self._pause(self._random.uniform(9.0, 13.0) if is_long else self._random.uniform(0.8, 3.5))
             if self._is_asked_to_end():
                 break
             if time.monotonic() - began > losses[0]:

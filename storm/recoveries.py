@@ -24,7 +24,7 @@ class Recovery:
     faults: int
     times: tuple[float, ...]
     alone: tuple[float, ...]
-    """Those during which there was no other fault."""
+    """Those during which there was no other fault of the run, or of what all runs share."""
 
 
 def percentile(times: Sequence[float], share: float) -> float | None:
@@ -48,11 +48,14 @@ def recoveries_of(evidence: Evidence) -> list[Recovery]:
             starts[SINCE_NEW] = until
         for name, at in starts.items():
             counts[name] += 1
-            for after in _times_after(evidence, fault, at):
+            for run_id, after in _times_after(evidence, fault, at):
                 times[name].append(after)
-                if not any(
-                    other is not fault and began < at + after and at < ended for other, began, ended in spans
-                ):
+                others = (
+                    other
+                    for other, began, ended in spans
+                    if other is not fault and began < at + after and at < ended
+                )
+                if not any(_concerns(other, run_id) for other in others):
                     alone[name].append(after)
     return [Recovery(kind, counts[kind], tuple(times[kind]), tuple(alone[kind])) for kind in sorted(counts)]
 
@@ -73,14 +76,22 @@ def _spans(evidence: Evidence) -> list[tuple[Line, float, float]]:
     return spans
 
 
-def _times_after(evidence: Evidence, fault: Line, at: float) -> list[float]:
+def _concerns(fault: Line, run_id: str) -> bool:
+    """Whether a fault is one of this run, or of what all runs share."""
+    is_of_one = fault["kind"].endswith(("worker", "coordinator", "driver", "hook_registry"))
+    return not is_of_one or run_id in fault.get("runs", ())
+
+
+def _times_after(evidence: Evidence, fault: Line, at: float) -> list[tuple[str, float]]:
+    """The runs that a fault concerned, and how long each took."""
     kind = fault["kind"]
     if kind.endswith("hook_registry"):
-        return _answers_after(evidence, at)
-    found = (
-        _next_event(evidence, run_id, at, of_timer=kind.endswith("timer")) for run_id in fault.get("runs", ())
-    )
-    return [each for each in found if each is not None]
+        return [("", after) for after in _answers_after(evidence, at)]
+    found = [
+        (run_id, _next_event(evidence, run_id, at, of_timer=kind.endswith("timer")))
+        for run_id in fault.get("runs", ())
+    ]
+    return [(run_id, after) for run_id, after in found if after is not None]
 
 
 def _next_event(evidence: Evidence, run_id: str, at: float, *, of_timer: bool) -> float | None:
