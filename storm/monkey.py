@@ -111,9 +111,10 @@ class Monkey:
 
     def _stopping(self, kind: str) -> Callable[[float], None]:
         def stop(rank: float) -> None:
+            # Drawn in any case: what a seed decides later must not depend on what was found.
+            seconds = LEASE_TTL + 1.0 + 5.0 * self._random.random()
             victim = self._chosen(kind, rank)
             if victim is not None:
-                seconds = LEASE_TTL + 1.0 + 5.0 * self._random.random()
                 self._write(f"stop {kind}", victim, seconds=round(seconds, 2))
                 victim.send(signal.SIGSTOP)
                 self._stopped.append((time.monotonic() + seconds, victim, f"stop {kind}"))
@@ -137,7 +138,7 @@ class Monkey:
         self._stopped.clear()
         if left:
             ledger.write("note", kind="monkey", text=f"these outlived their cluster: {left}")
-        time.sleep(self._random.uniform(0.0, 3.0))
+        time.sleep(1.5)
         for _ in range(3):
             try:
                 self._cluster.start(self._plan.folder / "ray.log")
