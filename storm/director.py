@@ -59,7 +59,7 @@ class Director:
             try:
                 self._storm()
                 self._calm()
-                broken = self._leftover_attempts()
+                broken = [*self._own_troubles(), *self._leftover_attempts()]
                 self._wait_for_waiters()
             finally:
                 self._take_down()
@@ -136,6 +136,13 @@ class Director:
                 break
             time.sleep(0.5)
         self._say("some runs do not end")
+
+    def _own_troubles(self) -> list[Broken]:
+        """What went wrong with the storm itself: a storm that did nothing must not pass."""
+        if self._monkey is None or self._monkey.returncode == 0:
+            return []
+        what = f"the monkey ended with {self._monkey.returncode}; see monkey.log"
+        return [Broken("the storm itself goes on", "", what)]
 
     def _leftover_attempts(self) -> list[Broken]:
         deadline = time.monotonic() + LAST_ATTEMPTS
