@@ -53,7 +53,7 @@ class Cluster:
 
     def processes(self) -> list[Process]:
         """What belongs to it now."""
-        return of_cluster(self.folder)
+        return of_cluster(self.folder, self.port)
 
     def lose(self) -> list[Process]:
         """Kill all of it; what is left."""

@@ -1,13 +1,15 @@
 """The processes of a storm's cluster, found in /proc. No other process is ever touched.
 
-A process belongs to the cluster if its command line names the cluster's own folder for temporary files, or if
-its parent is such a process: workers and actors change their titles, and are children of their raylet.
+A process belongs to the cluster if its command line names the cluster's own folder for temporary files or its
+address, or if its parent is such a process: workers and actors change their titles, and are children of their
+raylet.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import time
 from dataclasses import dataclass
@@ -56,13 +58,16 @@ class Process:
         return found is not None and found.born == self.born
 
 
-def of_cluster(folder: Path) -> list[Process]:
-    """The processes of the cluster that has this folder for temporary files."""
+def of_cluster(folder: Path, port: int) -> list[Process]:
+    """The processes of the cluster that has this folder for temporary files, and listens on this port."""
     everyone = {found.pid: found for found in map(_read, _pids()) if found is not None}
     ours = {pid for pid, each in everyone.items() if str(folder) in each.title and pid != os.getpid()}
     # Only Ray's own processes name the folder so; a program of ours names it as the value of an option.
     ours = {pid for pid in ours if "storm." not in everyone[pid].title}
     raylets = {pid for pid in ours if "raylet/raylet" in everyone[pid].title}
+    # The server for remote clients names the cluster's address alone.
+    server = re.compile(rf"ray\.util\.client\.server .*--address=\S+:{port}( |$)")
+    ours |= {pid for pid, each in everyone.items() if server.search(each.title)}
     children = {pid for pid, each in everyone.items() if each.parent in raylets}
     return [everyone[pid] for pid in sorted(ours | children)]
 

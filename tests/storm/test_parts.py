@@ -18,7 +18,7 @@ from storm.checks import check_all
 from storm.evidence import Evidence
 from storm.interpreter import storm
 from storm.plans import Plan
-from storm.processes import Process, of_program
+from storm.processes import Process, kill_all, of_cluster, of_program
 from storm.proxy import Proxy, tell
 from storm.records import read_records
 from storm.recoveries import recoveries_of
@@ -97,6 +97,25 @@ def test_only_the_programs_of_this_storm_are_found(tmp_path: Path) -> None:
         assert {each.pid for each in of_program("storm.drivers", tmp_path)} == {mine.pid}
     finally:
         for process in (mine, others):
+            process.kill()
+            process.wait()
+
+
+def test_only_the_processes_of_this_cluster_are_found(tmp_path: Path) -> None:
+    sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
+    folder, other = tmp_path / "st1", tmp_path / "st2"
+    server = ["ray.util.client.server", "--address=192.0.2.2:7001"]
+    mine = [subprocess.Popen([*sleeper, f"--temp-dir={folder}"]), subprocess.Popen([*sleeper, *server])]
+    others = [
+        subprocess.Popen([*sleeper, f"--temp-dir={other}"]),
+        subprocess.Popen([*sleeper, "ray.util.client.server", "--address=192.0.2.2:70011"]),
+    ]
+    try:
+        assert {each.pid for each in of_cluster(folder, 7001)} == {process.pid for process in mine}
+        assert kill_all(of_cluster(folder, 7001)) == []
+        assert [process.poll() for process in others] == [None, None]
+    finally:
+        for process in (*mine, *others):
             process.kill()
             process.wait()
 
