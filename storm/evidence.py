@@ -11,7 +11,7 @@ from storm import ledger
 from storm.ledger import Line
 from storm.model import LOST, Facts, Model, Sent
 from storm.programs import nodes
-from storm.records import Records, Run
+from storm.records import Records, Run, seconds_of
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,10 @@ def is_deadly(run: Run) -> bool:
 
 
 def began(run: Run) -> float:
-    """When its code began."""
+    """When it was accepted: a run whose first lines end their process has no history for a while."""
+    created_at = run.row.get("created_at")
+    if created_at is not None:
+        return seconds_of(created_at)
     return run.events[0].at if run.events else 0.0
 
 

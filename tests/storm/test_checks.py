@@ -233,6 +233,17 @@ def test_a_run_that_is_given_up_for_losses_of_others_is_found() -> None:
     assert promises(given_up(4)) == []
 
 
+def test_a_run_that_is_given_up_beside_one_that_ends_its_process_is_told_so() -> None:
+    evidence = given_up(0)
+    ended = ("workflow.failed", {"error": "x", "error_type": "WorkerDiedError"})
+    deadly = run_of(node("sequence", {"do": "die", "id": "p1x2.1"}), ended, run_id="deadly", status="failed")
+    evidence.records.runs["deadly"] = deadly
+    deadly.events[0] = replace(deadly.events[0], at=500.0)  # it had no history before
+    deadly.row["created_at"] = "1970-01-01 00:01:40.000000"
+    (broken,) = (each for each in check_all(evidence) if each.run_id == RUN)
+    assert "beside deadly, which ends its process" in broken.what
+
+
 def saga(*undone: str) -> Evidence:
     """A run that has booked twice, has failed, and has then undone so."""
     first, second = step("p1x1.1", compensated=True), step("p1x1.2", compensated=True)
