@@ -235,3 +235,6 @@ class DiscoveryError(WorkflowError):
 
 class StorageError(WorkflowError):
     """The database cannot be reached, or refuses to do what was asked."""
+
+    is_outage = False
+    """Whether the same may succeed later: the connection was lost, or the database is locked or restarts."""

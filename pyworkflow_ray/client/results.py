@@ -6,12 +6,14 @@ import asyncio
 import time
 from typing import Any
 
+from loguru import logger
+
 from pyworkflow_ray import exceptions
 from pyworkflow_ray.actors.activations import RunEnd
 from pyworkflow_ray.client.lookups import read_record
 from pyworkflow_ray.client.sessions import Session
 from pyworkflow_ray.engine.events import FailureEvent, decode_event
-from pyworkflow_ray.exceptions import CancellationError, FatalError, WorkflowFailedError
+from pyworkflow_ray.exceptions import CancellationError, FatalError, StorageError, WorkflowFailedError
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage.blobs import load_blob
 from pyworkflow_ray.storage.histories import latest_event
@@ -39,8 +41,9 @@ async def wait_for_end(of: Session, run_id: str, record: RunRecord | None = None
         NoAnswerError: The run was in a cluster of this process's own, and the cluster has been shut down.
     """
     pause, has_opened, looked_at = FIRST_PAUSE, False, time.monotonic()
+    record = record or await read_record(of, run_id)
     while True:
-        record = record or await read_record(of, run_id)
+        record = record or await _record_after_outages(of, run_id)
         if record.status is RunStatus.CONTINUED_AS_NEW and record.continued_to_run_id is not None:
             run_id, record, pause = record.continued_to_run_id, None, FIRST_PAUSE
             continue
@@ -48,9 +51,8 @@ async def wait_for_end(of: Session, run_id: str, record: RunRecord | None = None
             return await _read_end(of, record)
         if record.coordinator is not None and record.status is not RunStatus.SUSPENDED:
             asked_at = time.monotonic()
-            if (
-                not has_opened
-            ):  # later it would join a cluster anew, or start one, where this process has left
+            if not has_opened:
+                # Only once: later it would join a cluster anew, or start one, which this process has left.
                 await of.runtime.open()
                 has_opened = True
             end = await of.runtime.wait(record)
@@ -67,6 +69,18 @@ async def wait_for_end(of: Session, run_id: str, record: RunRecord | None = None
             looked_at = time.monotonic()
             await of.runtime.look_after(run_id)
         pause = min(pause * 1.5, LONGEST_PAUSE)
+
+
+async def _record_after_outages(of: Session, run_id: str) -> RunRecord:
+    """The run's row. If the database is away, this waits for it, as the run does."""
+    while True:
+        try:
+            return await read_record(of, run_id)
+        except StorageError as error:
+            if not error.is_outage:
+                raise
+            logger.warning("Waiting for run {}, whose database is away: {}", run_id, error)
+        await asyncio.sleep(LONGEST_PAUSE)
 
 
 async def _read_end(of: Session, record: RunRecord) -> RunEnd:

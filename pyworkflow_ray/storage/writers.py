@@ -273,4 +273,5 @@ def translated(error: BaseException, database: Database) -> BaseException:
         return error
     translation = StorageError(f"The database {database.url} refused: {summary(error)}")
     translation.__cause__ = error
+    translation.is_outage = is_transient(error)
     return translation

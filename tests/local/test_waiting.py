@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,9 +16,11 @@ from pydantic import BaseModel
 
 import pyworkflow_ray as pr
 from pyworkflow_ray.actors.inboxes import InboxEntry
-from pyworkflow_ray.client import inboxes
+from pyworkflow_ray.client import inboxes, results
 from pyworkflow_ray.client.lookups import read_record
 from pyworkflow_ray.engine.events import SignalReceived
+from pyworkflow_ray.storage import storages
+from pyworkflow_ray.storage.databases import Database
 from pyworkflow_ray.storage.storages import Storage
 from pyworkflow_ray.testing import WorkflowEnvironment
 from tests.local.notes import note, notes, types, write_note
@@ -29,6 +32,39 @@ def local(tmp_path: Path) -> Path:
     """The in-process runtime, which suspends what waits, on a database in a file."""
     pr.configure(default_runtime="local", storage=tmp_path / "local.db", suspend_after="30ms")
     return tmp_path
+
+
+# --- results --------------------------------------------------------------------------------------
+
+
+async def test_who_waits_for_a_result_waits_for_the_database_too(
+    local: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = await pr.start(asks, "asked-in-an-outage")
+    refused: list[object] = []
+    look = Database.look
+
+    def away(database: Database, query: Any) -> Any:
+        if len(refused) < 3:
+            refused.append(query)
+            locked = sqlite3.OperationalError("database is locked")
+            locked.sqlite_errorcode = sqlite3.SQLITE_BUSY
+            raise locked
+        return look(database, query)
+
+    waiting = asyncio.create_task(run.result())
+    while await run.status() is not pr.RunStatus.SUSPENDED:
+        await asyncio.sleep(0.01)
+    monkeypatch.setattr(storages, "_READ_PATIENCE", 0.0)
+    monkeypatch.setattr(results, "LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(Database, "look", away)
+    while len(refused) < 3:
+        assert not waiting.done()
+        await asyncio.sleep(0.01)
+
+    await pr.resume_hook("asked-in-an-outage", "yes")
+
+    assert await waiting == "yes"
 
 
 # --- hooks ----------------------------------------------------------------------------------------
