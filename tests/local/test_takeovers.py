@@ -281,7 +281,7 @@ async def at_once(folder: str) -> None:
 
 
 @pr.workflow
-async def grows(folder: str) -> list[Any]:
+async def grows_by_a_step(folder: str) -> list[Any]:
     calls: list[Any] = [until_with(folder, "large", "x" * 300_000)]
     if (Path(folder) / "switch").exists():
         calls.append(at_once(folder))
@@ -292,7 +292,7 @@ async def test_a_step_that_ends_while_others_are_begun_again_begins_once(tmp_pat
     """1. A run is opened again, and its code asks for a new step. 2. The new step ends while the arguments of
     another step are fetched, which is still under way."""
     async with WorkflowEnvironment() as env:
-        run = await env.start(grows, str(tmp_path))
+        run = await env.start(grows_by_a_step, str(tmp_path))
         await noted(tmp_path, "large 1")
         (tmp_path / "switch").touch()
         await env.crash()
