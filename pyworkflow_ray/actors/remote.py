@@ -32,7 +32,7 @@ from pyworkflow_ray.actors.timer import Timer
 from pyworkflow_ray.exceptions import StorageError
 from pyworkflow_ray.storage.records import RunRecord
 
-COLLECT_AFTER = 50_000
+COLLECT_AFTER = 20_000
 """New containers after which an actor's process collects garbage; Python's own figure is 700."""
 TIDY_AFTER = 1_000
 """The same, for a coordinator that has nothing to do."""
