@@ -58,8 +58,11 @@ def checked_text(text: Any, what: str) -> str:
 
 def is_storable(text: str) -> bool:
     """Whether every database can hold the text as it is."""
-    if "\0" in text:
-        return False
+    return "\0" not in text and fits_utf8(text)
+
+
+def fits_utf8(text: str) -> bool:
+    """Whether UTF-8 can hold the text. It cannot hold a lone surrogate (of an undecodable file name)."""
     if text.isascii():
         return True
     try:

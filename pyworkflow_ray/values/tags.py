@@ -25,6 +25,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from pyworkflow_ray.exceptions import SerializationError
+from pyworkflow_ray.ids import fits_utf8
 from pyworkflow_ray.values.failures import text_of
 from pyworkflow_ray.values.modules import pickle_by_value, unpickle
 from pyworkflow_ray.values.objects import OBJECT_TAGS, put_together, take_apart
@@ -173,7 +174,7 @@ def _tagged_items(items: Iterable[Any], place: Place | None, depth: int) -> list
 
 
 def _tagged_dict(value: dict[Any, Any], place: Place | None, depth: int) -> Plain:
-    if all(type(key) is str and key != TAG and _is_text(key) for key in value):
+    if all(type(key) is str and key != TAG and fits_utf8(key) for key in value):
         return {key: tagged(item, (place, _step(key)), depth) for key, item in value.items()}
     pairs = []
     for key, item in value.items():
@@ -220,18 +221,7 @@ def _tagged_float(value: float) -> Plain:
 
 
 def _tagged_str(value: str) -> Plain:
-    return value if _is_text(value) else {TAG: "str", "escaped": _escaped(value)}
-
-
-def _is_text(value: str) -> bool:
-    """Whether UTF-8 can hold the text. It cannot hold a lone surrogate (of an undecodable file name)."""
-    if value.isascii():
-        return True
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return value if fits_utf8(value) else {TAG: "str", "escaped": _escaped(value)}
 
 
 def _escaped(value: str) -> str:
