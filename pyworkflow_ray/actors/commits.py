@@ -49,9 +49,10 @@ class HistoryWriter:
         """The position of the next event. It moves only after a commit, so one commit is made at a time."""
         self._committed: asyncio.Future[Activation] | None = None
 
-    def regain(self, epoch: int) -> None:
-        """Write under a new lease of the same claim."""
+    def regain(self, epoch: int, since: float) -> None:
+        """Write under a new lease of the same claim, which was asked for at the time `since`."""
         self.run = msgspec.structs.replace(self.run, epoch=epoch)
+        self._hold.extend(self._services.settings.lease_ttl, since)
 
     async def commit(self, decide: Decide) -> Activation:
         """Have a decision made and committed; the activation, once it is durable.
@@ -108,8 +109,7 @@ class HistoryWriter:
         run, since = self.run, now()
         epoch = await self._services.storage.write(regaining(self._services, run))
         if epoch is not None:
-            self.regain(epoch)
-            self._hold.extend(self._services.settings.lease_ttl, since)
+            self.regain(epoch, since)
         return self.run.epoch != run.epoch  # or whoever woke the run has taken the lease meanwhile
 
     def _decide_and_post(

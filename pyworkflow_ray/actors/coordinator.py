@@ -343,8 +343,7 @@ class Coordinator:
         since = now()
         for drive, epoch in zip(drives, await self._storage.write(together(*regains)), strict=True):
             if epoch is not None:
-                drive.regain(epoch)
-                drive.hold.extend(self.settings.lease_ttl, since)
+                drive.regain(epoch, since)
 
     async def _take_over(self, runs: list[RunRecord], since: float, held: Collection[str] = ()) -> None:
         """Drive claimed runs, except those that are set apart; `held` were in the process before this one."""

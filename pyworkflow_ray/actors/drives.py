@@ -163,9 +163,9 @@ class Drive:
         self.hold.lose()
         self._wake.set()
 
-    def regain(self, epoch: int) -> None:
+    def regain(self, epoch: int, since: float) -> None:
         """Hold the run under this epoch: a sweep has placed it here again, while it was here."""
-        self._history.regain(epoch)
+        self._history.regain(epoch, since)
 
     async def drive(self) -> RunEnd:
         """Drive the run until it ends, is suspended, or is lost to another coordinator."""
