@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "pyworkflow_ray"
 
-LEAVES = {"exceptions", "statuses", "event_types", "config", "clock", "ids", "durations"}
+LEAVES = {"exceptions", "statuses", "event_types", "config", "clock", "ids", "durations", "callables"}
 """The modules at the package's root that import nothing of ours. Every other module has a folder."""
 FOLDERS = {
     "values": "leaves",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import os
 import signal
 import threading
@@ -26,6 +25,7 @@ from pyworkflow_ray.actors.codes import CodeLoader
 from pyworkflow_ray.actors.connections import require_joined
 from pyworkflow_ray.actors.logs import attempting, follow
 from pyworkflow_ray.actors.payloads import configured_values
+from pyworkflow_ray.callables import is_async, is_unfinished
 from pyworkflow_ray.config import LogSettings
 from pyworkflow_ray.durations import format_duration
 from pyworkflow_ray.engine.attempts import AttemptCompleted, AttemptFailed, AttemptOutcome, encode_outcome
@@ -167,12 +167,9 @@ async def run_async(
     try:
         args, kwargs = values.decode(attempt.args), values.decode(attempt.kwargs)
         with attempting(context_of(attempt, is_cancelled)):
-            if inspect.iscoroutinefunction(function):
-                call = function(*args, **kwargs)
-            else:
-                call = asyncio.get_running_loop().run_in_executor(
-                    _local_threads(), copy_context().run, _call_plain, function, args, kwargs
-                )
+            call = (
+                function(*args, **kwargs) if is_async(function) else _call_in_thread(function, args, kwargs)
+            )
             value = await (call if attempt.timeout is None else _in_time(call, attempt))
         return completed(value, attempt, values, started_at, node)
     except asyncio.CancelledError:
@@ -187,6 +184,14 @@ async def run_async(
 def _local_threads() -> ThreadPoolExecutor:
     # Not the loop's own threads: the storage is read on those, and must not wait for slow steps.
     return ThreadPoolExecutor(LOCAL_THREADS, thread_name_prefix="pyworkflow-step")
+
+
+async def _call_in_thread(function: Any, args: Any, kwargs: Any) -> Any:
+    value = await asyncio.get_running_loop().run_in_executor(
+        _local_threads(), copy_context().run, _call_plain, function, args, kwargs
+    )
+    # A decorator's plain function returns what the `async def` function inside of it returns.
+    return await value if is_unfinished(value) else value
 
 
 def _call_plain(function: Any, args: Any, kwargs: Any) -> Any:
@@ -220,7 +225,7 @@ def run_blocking(
         before_kill: Called before the process is ended.
     """
     with _ended_after(attempt.timeout, before_kill):
-        if inspect.iscoroutinefunction(function):
+        if is_async(function):
             return _run_loop(function, attempt, node)
         return _run_plain(function, attempt, node)
 
@@ -268,7 +273,7 @@ def _run_plain(function: Any, attempt: Attempt, node: str) -> AttemptOutcome:
         args, kwargs = values.decode(attempt.args), values.decode(attempt.kwargs)
         with attempting(context_of(attempt)), _alarm(attempt.timeout):
             value = function(*args, **kwargs)
-            if inspect.isawaitable(value):
+            if is_unfinished(value):
                 value = asyncio.run(_await(value))
         return completed(value, attempt, values, started_at, node)
     except _TimedOut:

@@ -73,57 +73,116 @@ class ChildWorkflowHandle(Generic[T]):
         return f"<child {self.child_id!r} ({self.child_run_id})>"
 
 
-@overload
-async def start_child_workflow(
-    fn: WorkflowFunction[..., T],
-    /,
-    *args: Any,
-    wait_for_completion: Literal[True] = True,
-    parent_close: str = "cancel",
-    **kwargs: Any,
-) -> T: ...
-@overload
-async def start_child_workflow(
-    fn: WorkflowFunction[..., T],
-    /,
-    *args: Any,
-    wait_for_completion: Literal[False],
-    parent_close: str = "cancel",
-    **kwargs: Any,
-) -> ChildWorkflowHandle[T]: ...
-@overload
-async def start_child_workflow(
-    fn: Any, /, *args: Any, wait_for_completion: bool = True, parent_close: str = "cancel", **kwargs: Any
-) -> Any: ...
-async def start_child_workflow(
-    fn: Any, /, *args: Any, wait_for_completion: bool = True, parent_close: str = "cancel", **kwargs: Any
-) -> Any:
-    """Start a run of another workflow (or of this one) as a child of this run.
+class ChildStarter:
+    """`start_child_workflow` with its options given: a call takes the workflow and its arguments."""
 
-    Args:
-        fn: A `@workflow` function or a `Workflow` class (or the name of one that an installed package
-            defines and the workflow's module imports).
-        args, kwargs: Its arguments.
-        wait_for_completion: True gives the child's result; False a `ChildWorkflowHandle` at once.
-        parent_close: What happens to the child when this run ends or is cancelled first. "cancel" asks it to
-            cancel, "abandon" lets it go on, and "wait" keeps this run from ending before the child.
+    def __init__(self, wait_for_completion: bool, parent_close: str) -> None:
+        self._waits, self._parent_close = wait_for_completion, parent_close
 
-    Raises:
-        ChildWorkflowFailedError: The child failed, or was cancelled; its own error is the cause.
-        MaxNestingDepthError: Children are nested deeper than `max_nesting_depth`.
-        StepValidationError: The arguments do not fit the child's signature.
-    """
-    execution = require_execution("start_child_workflow")
-    execution.require_durable("start_child_workflow()")
-    definition = as_workflow(fn)
-    if parent_close not in PARENT_CLOSE:
-        raise ConfigurationError(
-            f"parent_close is {parent_close!r}: give one of {', '.join(map(repr, PARENT_CLOSE))}."
+    async def __call__(self, fn: WorkflowFunction[..., Any] | Any, /, *args: Any, **kwargs: Any) -> Any:
+        execution = require_execution("start_child_workflow")
+        execution.require_durable("start_child_workflow()")
+        definition = as_workflow(fn)
+        if self._parent_close not in PARENT_CLOSE:
+            raise ConfigurationError(
+                f"parent_close is {self._parent_close!r}: give one of {', '.join(map(repr, PARENT_CLOSE))}."
+            )
+        checked_args, checked_kwargs = definition.check_arguments(args, kwargs, _hint)
+        child = await execution.scope.decided(
+            lambda: execution.children.start(definition, checked_args, checked_kwargs, self._parent_close)
         )
-    checked_args, checked_kwargs = definition.check_arguments(args, kwargs)
-    child = await execution.scope.decided(
-        lambda: execution.children.start(definition, checked_args, checked_kwargs, parent_close)
-    )
-    if not wait_for_completion:
-        return ChildWorkflowHandle(execution, child)
-    return await execution.call_child(child)
+        if not self._waits:
+            return ChildWorkflowHandle(execution, child)
+        return await execution.call_child(child)
+
+
+class StartChildWorkflow:
+    """Starts children. `start_child_workflow.options(...)` separates its options from the arguments."""
+
+    @overload
+    async def __call__(
+        self,
+        fn: WorkflowFunction[..., T],
+        /,
+        *args: Any,
+        wait_for_completion: Literal[True] = True,
+        parent_close: str = "cancel",
+        **kwargs: Any,
+    ) -> T: ...
+    @overload
+    async def __call__(
+        self,
+        fn: WorkflowFunction[..., T],
+        /,
+        *args: Any,
+        wait_for_completion: Literal[False],
+        parent_close: str = "cancel",
+        **kwargs: Any,
+    ) -> ChildWorkflowHandle[T]: ...
+    @overload
+    async def __call__(
+        self,
+        fn: Any,
+        /,
+        *args: Any,
+        wait_for_completion: bool = True,
+        parent_close: str = "cancel",
+        **kwargs: Any,
+    ) -> Any: ...
+    async def __call__(
+        self,
+        fn: Any,
+        /,
+        *args: Any,
+        wait_for_completion: bool = True,
+        parent_close: str = "cancel",
+        **kwargs: Any,
+    ) -> Any:
+        """Start a run of another workflow (or of this one) as a child of this run.
+
+        Args:
+            fn: A `@workflow` function or a `Workflow` class (or the name of one that an installed package
+                defines and the workflow's module imports).
+            args, kwargs: Its arguments.
+            wait_for_completion: True gives the child's result; False a `ChildWorkflowHandle` at once.
+            parent_close: What happens to the child when this run ends or is cancelled first. "cancel" asks it
+                to cancel, "abandon" lets it go on, and "wait" keeps this run from ending before the child.
+
+        Raises:
+            ChildWorkflowFailedError: The child failed, or was cancelled; its own error is the cause.
+            MaxNestingDepthError: Children are nested deeper than `max_nesting_depth`.
+            StepValidationError: The arguments do not fit the child's signature.
+        """
+        return await ChildStarter(wait_for_completion, parent_close)(fn, *args, **kwargs)
+
+    def options(self, *, wait_for_completion: bool = True, parent_close: str = "cancel") -> ChildStarter:
+        """``await start_child_workflow.options(parent_close="wait")(ship, order, parent_close="no")``.
+
+        Args:
+            wait_for_completion, parent_close: As of `start_child_workflow`.
+        """
+        return ChildStarter(wait_for_completion, parent_close)
+
+
+start_child_workflow = StartChildWorkflow()
+
+
+def _hint(name: str) -> str:
+    """Says of a keyword that the child does not take whether it is an option of a start."""
+    if name not in _OPTIONS_OF_START:
+        return ""
+    return f"{name!r} is an option of start(); a child has the options wait_for_completion and parent_close."
+
+
+_OPTIONS_OF_START = (
+    "idempotency_key",
+    "run_id",
+    "attributes",
+    "metadata",
+    "start_at",
+    "delay",
+    "conflict",
+    "runtime",
+    "durable",
+    "storage",
+)

@@ -91,11 +91,9 @@ class WorkflowContext:
         """Log a message once: a replay is silent."""
         run_logger.bind(**fields).opt(depth=1).log(level, message)
 
-    async def run(self, fn: Callable[..., Any], *args: Any, name: str | None = None, **kwargs: Any) -> Any:
-        """Call a function as a step of this run."""
-        if name is not None:
-            kwargs["name"] = name
-        return await run_step(fn, *args, **kwargs)
+    async def run(self, fn: Callable[..., Any], /, *args: Any, **options_and_kwargs: Any) -> Any:
+        """Call a function as a step of this run; see `run_step`."""
+        return await run_step(fn, *args, **options_and_kwargs)
 
     async def sleep(self, duration: When, name: str | None = None) -> None:
         """Wait, durably; see `sleep`."""
@@ -118,7 +116,7 @@ class WorkflowContext:
             raise self._execution.cancellation.error()
         return Settled()
 
-    def continue_as_new(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def continue_as_new(self, /, *args: Any, **kwargs: Any) -> NoReturn:
         """End this run and go on in a new one; see `continue_as_new`."""
         continue_as_new(*args, **kwargs)
 
@@ -214,7 +212,7 @@ class Compensations:
     def __len__(self) -> int:
         return len(self._stack)
 
-    def add(self, undo: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    def add(self, undo: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
         """Have a step called with these arguments if the run fails or is cancelled.
 
         An `async def` function is workflow code, which may call steps. A `def` function is called as a step.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -67,6 +68,19 @@ class Registry(Generic[_D]):
     def clear(self) -> None:
         """Forget every definition."""
         self._definitions.clear()
+
+
+def function_name(fn: Callable[..., Any], kind: str) -> str:
+    """The name that a definition takes from its function.
+
+    Raises:
+        ConfigurationError: The function is a generator, which cannot be run as one call.
+    """
+    if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
+        raise ConfigurationError(
+            f"A {kind} cannot be a generator: {fn.__qualname__} yields. Return a list instead."
+        )
+    return getattr(fn, "__name__", type(fn).__name__)
 
 
 def _home(function: Callable[..., Any]) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any, ParamSpec, TypeVar
 
 from pyworkflow_ray.authoring.workflows import WorkflowFunction, workflow
+from pyworkflow_ray.callables import own_signature
 from pyworkflow_ray.durations import Duration, parse_duration
 from pyworkflow_ray.exceptions import ConfigurationError
 from pyworkflow_ray.recurrences.calendars import CalendarSpec
@@ -73,7 +74,9 @@ def scheduled_workflow(
 
     def decorate(fn: Callable[P, Coroutine[Any, Any, T]]) -> WorkflowFunction[P, T]:
         definition: WorkflowFunction[P, T] = workflow(name=name, **options)(fn)
-        needed = [p.name for p in inspect.signature(fn).parameters.values() if _is_needed(p)]
+        signature = own_signature(definition.fn)
+        parameters = () if signature is None else signature.parameters.values()
+        needed = [p.name for p in parameters if _is_needed(p)]
         if needed:
             raise ConfigurationError(
                 f"@scheduled_workflow {definition.name!r}: nobody gives its parameter {needed[0]!r} a value. "

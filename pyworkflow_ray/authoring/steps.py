@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import replace
-from datetime import timedelta
 from typing import Any, Generic, Literal, ParamSpec, TypeVar, overload
 
 from pyworkflow_ray.authoring.arguments import Arguments
-from pyworkflow_ray.authoring.definitions import Registry
-from pyworkflow_ray.durations import Duration, parse_duration
+from pyworkflow_ray.authoring.definitions import Registry, function_name
+from pyworkflow_ray.authoring.step_options import OPTIONS, build_options
+from pyworkflow_ray.callables import is_unfinished, shown_signature, without_first
+from pyworkflow_ray.durations import Duration
 from pyworkflow_ray.engine.executions import Execution, current
-from pyworkflow_ray.engine.options import ON_CANCEL, StepOptions
+from pyworkflow_ray.engine.options import StepOptions
 from pyworkflow_ray.engine.races import bounded_map
-from pyworkflow_ray.engine.retries import Pauses, RetryDelay, as_retry_on
+from pyworkflow_ray.engine.retries import RetryDelay
 from pyworkflow_ray.exceptions import ConfigurationError
 from pyworkflow_ray.ids import checked_text
 from pyworkflow_ray.values import modules
@@ -24,33 +25,6 @@ from pyworkflow_ray.values import modules
 P = ParamSpec("P")
 T = TypeVar("T")
 U = TypeVar("U")
-
-RAY_OPTIONS = (
-    "num_cpus",
-    "num_gpus",
-    "memory",
-    "object_store_memory",
-    "resources",
-    "accelerator_type",
-    "label_selector",
-    "runtime_env",
-    "scheduling_strategy",
-)
-"""Options of a step that are handed to its Ray task."""
-
-_OWN_OPTIONS = (
-    "max_retries",
-    "retry_delay",
-    "timeout",
-    "metadata",
-    "local",
-    "on_cancel",
-    "compensate",
-    "retry_on",
-    "idempotent",
-    "step_id",
-    "name",
-)
 
 registry: Registry[StepFunction[Any, Any]] = Registry("step")
 
@@ -60,6 +34,9 @@ class StepFunction(Generic[P, T]):
 
     `fn` is the plain function itself.
     """
+
+    binding: type[staticmethod[..., Any] | classmethod[Any, ..., Any]] | None = None
+    """How the function was decorated below `@step`, which says what a step in a class is bound to."""
 
     def __init__(
         self,
@@ -78,17 +55,26 @@ class StepFunction(Generic[P, T]):
         self._arguments: Arguments | None = None
 
     # Not Coroutine[Any, Any, T]: in that, mypy loses the types of a gather of different steps.
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, T]:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, T]:
         execution = current.get()
         if execution is None:
             return self.fn(*args, **kwargs)  # type: ignore[no-any-return]
         if self._arguments is None:
-            self._arguments = Arguments(self.fn, f"step {self.name!r}")
+            self._arguments = self._new_arguments()
         checked_args, checked_kwargs = self._arguments.check(args, kwargs)
         undo = None
         if self.compensate is not None:
-            undo = _compensating(execution, self.compensate, checked_args, checked_kwargs)
+            # A step with a parameter `result` hands its own argument on.
+            gives_result = not self._arguments.names("result")
+            undo = _compensating(execution, self.compensate, gives_result, checked_args, checked_kwargs)
         return execution.call_step(self, self.name, checked_args, checked_kwargs, self.step_options, undo)
+
+    def _new_arguments(self) -> Arguments:
+        def hint(name: str) -> str:
+            called = f"{getattr(self, '__name__', self.name)}.options({name}=...)(...)"
+            return f"{name!r} is an option of steps: {called} gives it." if name in OPTIONS else ""
+
+        return Arguments(self.fn, f"step {self.name!r}", hint)
 
     def options(self, **overrides: Any) -> StepFunction[P, T]:
         """The same step with other options, for one call: ``charge.options(num_gpus=1)(order)``.
@@ -99,12 +85,12 @@ class StepFunction(Generic[P, T]):
         Raises:
             ConfigurationError: An option is unknown or its value is not accepted.
         """
-        name = overrides.pop("name", self.name)
+        name = overrides.pop("name", None) or self.name
         metadata = {**self.metadata, **(overrides.pop("metadata", None) or {})}
         compensate = overrides.pop("compensate", self.compensate)
         built = build_options(f"step {name!r}", self.step_options, overrides)
         changed: StepFunction[P, T] = StepFunction(self.fn, name, built, metadata, compensate)
-        changed._arguments = self._arguments
+        changed._arguments, changed.binding = self._arguments, self.binding
         return changed
 
     @overload
@@ -167,7 +153,7 @@ class StepFunction(Generic[P, T]):
             )
         options = replace(self.step_options, batch_size=size)
         copy: StepFunction[P, T] = StepFunction(self.fn, self.name, options, self.metadata, self.compensate)
-        copy._arguments = self._arguments = self._arguments or Arguments(self.fn, f"step {self.name!r}")
+        copy._arguments = self._arguments = self._arguments or self._new_arguments()
         return copy
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -181,84 +167,62 @@ class StepFunction(Generic[P, T]):
         return {**self.__dict__, "_arguments": None}
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        return self if instance is None else functools.partial(self, instance)
+        if self.binding is classmethod:
+            return BoundStep(self, type(instance) if owner is None else owner)
+        return self if instance is None or self.binding is staticmethod else BoundStep(self, instance)
 
     def __repr__(self) -> str:
         return f"<step {self.name!r}>"
 
 
-def build_options(what: str, base: StepOptions, given: Mapping[str, Any]) -> StepOptions:
-    """The options of `base`, changed by those in `given`, and checked.
+class BoundStep:
+    """A step that is a method, with its object: ``await shop.charge(order)``.
 
-    Raises:
-        ConfigurationError: An option is unknown (the error suggests one) or its value is not accepted.
+    The object is the first argument of each call. So it must be a value that can be stored.
     """
-    changes: dict[str, Any] = {}
-    ray_options = dict(base.ray_options)
-    for option, value in given.items():
-        try:
-            match option:
-                case "max_retries":
-                    changes["max_retries"] = _as_count(value)
-                case "retry_delay":
-                    changes["pauses"] = Pauses(value)
-                case "timeout":
-                    changes["timeout"] = None if value is None else _as_timeout(value)
-                case "retry_on":
-                    changes["retry_on"] = as_retry_on(value)
-                case "on_cancel":
-                    if value not in ON_CANCEL:
-                        raise ValueError(f"give one of {', '.join(map(repr, ON_CANCEL))}")
-                    changes["on_cancel"] = value
-                case "local" | "idempotent":
-                    changes[option] = bool(value)
-                case "step_id":
-                    changes["step_id"] = None if value is None else str(value)
-                case _ if option in RAY_OPTIONS:
-                    if value is None:
-                        ray_options.pop(option, None)
-                    else:
-                        ray_options[option] = _as_ray_option(option, value)
-                case _:
-                    known = (*_OWN_OPTIONS, *RAY_OPTIONS)
-                    alike = difflib.get_close_matches(option, known, n=1)
-                    hint = f"did you mean {alike[0]!r}?" if alike else f"the options are {', '.join(known)}"
-                    raise ValueError(f"there is no such option; {hint}")
-        except (TypeError, ValueError) as error:
-            raise ConfigurationError(f"Option {option}={value!r} of {what}: {error}") from None
-    options = replace(base, ray_options=ray_options, **changes)
-    if options.local and options.ray_options:
-        raise ConfigurationError(
-            f"Options of {what}: a local step runs in the coordinator's process and takes no Ray resources "
-            f"({', '.join(options.ray_options)}). Drop local=True or the resources."
+
+    def __init__(self, step: StepFunction[Any, Any], first: Any) -> None:
+        self.step, self.first = step, first
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Coroutine[object, None, Any]:
+        return self.step(self.first, *args, **kwargs)
+
+    def options(self, **overrides: Any) -> BoundStep:
+        """The same with other options, for one call; see `StepFunction.options`."""
+        return BoundStep(self.step.options(**overrides), self.first)
+
+    async def map(
+        self,
+        *iterables: Iterable[Any],
+        max_in_flight: int | None = None,
+        batch_size: int | None = None,
+        return_exceptions: bool = False,
+    ) -> list[Any]:
+        """The results of one call for each item; see `StepFunction.map`."""
+        firsts = (itertools.repeat(self.first),) if iterables else ()
+        return await self.step.map(
+            *firsts,
+            *iterables,
+            max_in_flight=max_in_flight,
+            batch_size=batch_size,
+            return_exceptions=return_exceptions,
         )
-    return options
 
+    @property
+    def name(self) -> str:
+        """The step's name."""
+        return self.step.name
 
-def _as_count(value: Any) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError("give a whole number of retries, 0 or more")
-    return value
+    @property
+    def __method__(self) -> Callable[..., Any]:
+        return self.step.fn
 
+    @property
+    def __signature__(self) -> inspect.Signature | None:
+        return without_first(shown_signature(self.step.fn))
 
-def _as_timeout(value: Duration) -> timedelta:
-    timeout = parse_duration(value)
-    if not timeout:
-        raise ValueError("a timeout must be longer than 0")
-    return timeout
-
-
-def _as_ray_option(option: str, value: Any) -> Any:
-    if option in ("num_cpus", "num_gpus", "memory", "object_store_memory"):
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-            raise ValueError("give a number, 0 or more")
-    elif option == "resources":
-        if not isinstance(value, Mapping) or not all(isinstance(v, int | float) for v in value.values()):
-            raise ValueError("give a mapping of resource names to amounts")
-        return dict(value)
-    return value
+    def __repr__(self) -> str:
+        return f"<step {self.step.name!r} of {self.first!r}>"
 
 
 @overload
@@ -289,7 +253,7 @@ def step(
     runtime_env: Mapping[str, Any] | None = None,
     scheduling_strategy: Any = None,
 ) -> _StepDecorator: ...
-def step(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+def step(fn: Any = None, /, **options: Any) -> Any:
     """Make a function a step; use it bare, or with options.
 
     In a workflow, ``await charge(order)`` records the call, runs the function as a Ray task, and tries it
@@ -315,7 +279,7 @@ def step(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     Raises:
         ConfigurationError: An option is unknown or not accepted, or another step has this name.
     """
-    if fn is not None and not callable(fn):
+    if fn is not None and not callable(fn) and not isinstance(fn, classmethod):
         raise ConfigurationError(f"@step takes its options by name; {fn!r} is not a function.")
     decorator = _StepDecorator(options)
     return decorator if fn is None else decorator(fn)
@@ -340,7 +304,11 @@ class _StepDecorator:
     def __call__(self, fn: Callable[P, Coroutine[Any, Any, T]], /) -> StepFunction[P, T]: ...
     @overload
     def __call__(self, fn: Callable[P, T], /) -> StepFunction[P, T]: ...
-    def __call__(self, fn: Callable[..., Any], /) -> StepFunction[Any, Any]:
+    def __call__(self, fn: Any, /) -> StepFunction[Any, Any]:
+        binding = next((kind for kind in (staticmethod, classmethod) if isinstance(fn, kind)), None)
+        if binding is not None:
+            fn = fn.__func__
+        _refuse_workflow(fn)
         definition: StepFunction[Any, Any] = StepFunction(
             fn,
             checked_text(self._name or function_name(fn, "step"), "The step's name"),
@@ -348,8 +316,17 @@ class _StepDecorator:
             self._metadata,
             self._compensate,
         )
+        definition.binding = binding
         registry.add(definition)
         return definition
+
+
+def _refuse_workflow(fn: Any) -> None:
+    if hasattr(fn, "workflow_options"):
+        raise ConfigurationError(
+            f"{fn!r} is a workflow and cannot be a step too. Keep one of @workflow and @step. To run a "
+            "workflow from another one, await start_child_workflow(workflow, ...)."
+        )
 
 
 def _as_compensation(value: Any) -> Callable[..., Any] | None:
@@ -361,11 +338,16 @@ def _as_compensation(value: Any) -> Callable[..., Any] | None:
 
 
 def _compensating(
-    execution: Execution, compensate: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    execution: Execution,
+    compensate: Callable[..., Any],
+    gives_result: bool,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
 ) -> Callable[[Any], None]:
     """A function that, once the step has its result, adds the compensation that undoes the step."""
     undo = as_step(compensate)
-    wants_result = "result" in inspect.signature(compensate).parameters
+    signature = shown_signature(compensate) if gives_result else None
+    wants_result = signature is not None and "result" in signature.parameters
 
     def on_completed(result: Any) -> None:
         given = {**kwargs, "result": result} if wants_result else kwargs
@@ -376,41 +358,70 @@ def _compensating(
 
 def as_step(fn: Callable[..., Any]) -> Callable[..., Any]:
     """A step unchanged; any other function made a step."""
-    if isinstance(fn, StepFunction | Step):
+    if isinstance(fn, StepFunction | Step | BoundStep):
         return fn
     return StepFunction(fn, function_name(fn, "step"), StepOptions())
 
 
-def function_name(fn: Callable[..., Any], kind: str) -> str:
-    """The name that a definition takes from its function.
+class StepRunner:
+    """`run_step` with its options given: a call takes the function and its arguments."""
 
-    Raises:
-        ConfigurationError: The function is a generator, which cannot be run as one call.
-    """
-    if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
-        raise ConfigurationError(
-            f"A {kind} cannot be a generator: {fn.__qualname__} yields. Return a list instead."
-        )
-    return getattr(fn, "__name__", type(fn).__name__)
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._options = options
+
+    async def __call__(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        options = dict(self._options)
+        step: Any
+        if isinstance(fn, StepFunction | Step | BoundStep):
+            step = fn.options(**options)
+        else:
+            name = options.pop("name", None) or function_name(fn, "step")
+            metadata = options.pop("metadata", None)
+            compensate = _as_compensation(options.pop("compensate", None))
+            built = build_options(f"step {name!r}", StepOptions(), options)
+            step = StepFunction(fn, name, built, metadata, compensate)
+        result = step(*args, **kwargs)
+        return await result if is_unfinished(result) else result
 
 
-async def run_step(fn: Callable[..., Any], /, *args: Any, **options_and_kwargs: Any) -> Any:
-    """Call a function that nobody decorated as a step: ``await run_step(fetch, url, num_cpus=2)``.
+class RunStep:
+    """Runs steps. `run_step.options(...)` separates its options from the function's arguments."""
 
-    Keywords that are options of `step` are its options; the rest go to the function.
-    """
-    options = {k: v for k, v in options_and_kwargs.items() if k in _OWN_OPTIONS or k in RAY_OPTIONS}
-    kwargs = {k: v for k, v in options_and_kwargs.items() if k not in options}
-    if isinstance(fn, StepFunction):
-        return await fn.options(**options)(*args, **kwargs)
-    name = options.pop("name", None) or function_name(fn, "step")
-    metadata = options.pop("metadata", None)
-    compensate = _as_compensation(options.pop("compensate", None))
-    call: StepFunction[Any, Any] = StepFunction(
-        fn, name, build_options(f"step {name!r}", StepOptions(), options), metadata, compensate
-    )
-    result = call(*args, **kwargs)
-    return await result if inspect.isawaitable(result) else result
+    async def __call__(self, fn: Callable[..., Any], /, *args: Any, **options_and_kwargs: Any) -> Any:
+        """Call a function that nobody decorated as a step: ``await run_step(fetch, url, num_cpus=2)``.
+
+        Keywords that are options of `step` are its options; the rest go to the function.
+
+        Raises:
+            ConfigurationError: A keyword is an option and a parameter of the function.
+        """
+        options = {name: value for name, value in options_and_kwargs.items() if name in OPTIONS}
+        kwargs = {name: value for name, value in options_and_kwargs.items() if name not in options}
+        if options:
+            _refuse_ambiguous(fn, options)
+        return await StepRunner(options)(fn, *args, **kwargs)
+
+    def options(self, **options: Any) -> StepRunner:
+        """``await run_step.options(timeout="5m")(fetch, url, timeout=30)``. Takes every option of `step`."""
+        return StepRunner(options)
+
+
+run_step = RunStep()
+
+
+def _refuse_ambiguous(fn: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    execution = current.get()
+    if execution is not None and execution.is_replaying:
+        return  # what is recorded was an option
+    signature = shown_signature(fn.step.fn if isinstance(fn, BoundStep) else fn)
+    for name in options:
+        if signature is not None and name in signature.parameters:
+            called = getattr(fn, "__name__", type(fn).__name__)
+            raise ConfigurationError(
+                f"{name!r} is an option of run_step() and a parameter of {called}. Say which is meant: "
+                f"run_step.options({name}=...)({called}, ...) for the option, "
+                f"run_step.options()({called}, {name}=...) for the parameter."
+            )
 
 
 class Step:
@@ -426,7 +437,7 @@ class Step:
         super().__init_subclass__(**kwargs)
         given = {
             option: getattr(cls, option)
-            for option in (*_OWN_OPTIONS, *RAY_OPTIONS)
+            for option in OPTIONS
             if option not in ("name", "metadata", "step_id") and hasattr(cls, option)
         }
         cls._step_name = cls.__dict__.get("name") or cls.__name__
@@ -439,7 +450,7 @@ class Step:
     _compensate: Any = None
     _step_options: StepOptions = StepOptions()
 
-    async def execute(self, *args: Any, **kwargs: Any) -> Any:
+    async def execute(self, /, *args: Any, **kwargs: Any) -> Any:
         """The step's work."""
         raise NotImplementedError(f"{type(self).__name__} must define `async def execute(self, ...)`.")
 
@@ -447,7 +458,7 @@ class Step:
         """This step with other options, for one call."""
         return self._as_function().options(**overrides)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return self._as_function()(*args, **kwargs)
 
     def _as_function(self) -> StepFunction[..., Any]:
@@ -463,10 +474,13 @@ class _ExecuteMethod:
         self.cls = cls
         self.__name__, self.__qualname__, self.__module__ = cls.__name__, cls.__qualname__, cls.__module__
         self.__doc__ = cls.__doc__
-        signature = inspect.signature(cls.execute)
-        self.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
+        self.__signature__ = without_first(shown_signature(cls.execute))
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    @property
+    def __method__(self) -> Callable[..., Any]:
+        return self.cls.execute
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return self.cls().execute(*args, **kwargs)
 
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
-from pyworkflow_ray.authoring.arguments import Arguments
-from pyworkflow_ray.authoring.definitions import Registry
-from pyworkflow_ray.authoring.steps import function_name
+from pyworkflow_ray.authoring.arguments import Arguments, Hint
+from pyworkflow_ray.authoring.definitions import Registry, function_name
+from pyworkflow_ray.callables import is_async, shown_signature, without_first
 from pyworkflow_ray.durations import Duration, parse_duration
 from pyworkflow_ray.exceptions import ConfigurationError
 from pyworkflow_ray.ids import checked_text
@@ -71,26 +71,30 @@ class WorkflowFunction(Generic[P, T]):
         self._arguments: Arguments | None = None
 
     # Not Coroutine[Any, Any, T]: in that, mypy loses the types of a gather of different steps.
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, T]:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[object, None, T]:
         call = caller.get()
         return self.fn(*args, **kwargs) if call is None else call(self, self.fn, args, kwargs)
 
     def check_arguments(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], hint: Hint | None = None
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments as the function will get them.
+
+        Args:
+            hint: Asked about a keyword that the function does not take.
 
         Raises:
             StepValidationError: They do not fit its signature.
         """
         if self._arguments is None:
             self._arguments = Arguments(self.fn, f"workflow {self.name!r}")
-        return self._arguments.check(args, kwargs)
+        return self._arguments.check(args, kwargs, hint)
 
     @property
     def parameters(self) -> tuple[str, ...]:
         """The names of the function's parameters."""
-        return tuple(inspect.signature(self.fn).parameters)
+        signature = shown_signature(self.fn)
+        return () if signature is None else tuple(signature.parameters)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # A workflow of an installed package is imported where it is needed. Any other carries its code.
@@ -195,10 +199,33 @@ def _build_options(
 def _define(fn: Callable[..., Any], name: str | None, options: WorkflowOptions) -> WorkflowFunction[Any, Any]:
     if not callable(fn):
         raise ConfigurationError(f"@workflow takes its options by name; {fn!r} is not a function.")
+    _refuse_step(fn)
     called = checked_text(name or function_name(fn, "workflow"), "The workflow's name")
-    if not inspect.iscoroutinefunction(fn):
+    _refuse_method(fn, called)
+    # A decorator's plain function may return what an `async def` function inside of it does.
+    if not is_async(fn) and not is_async(inspect.unwrap(fn)):
         raise ConfigurationError(f"Workflow {called!r} must be an `async def` function.")
     return WorkflowFunction(fn, called, options)
+
+
+def _refuse_step(fn: Any) -> None:
+    if hasattr(fn, "step_options"):
+        raise ConfigurationError(
+            f"{fn!r} is a step and cannot be a workflow too. Keep one of @workflow and @step: a workflow is "
+            "an `async def` function that calls steps."
+        )
+
+
+def _refuse_method(fn: Any, name: str) -> None:
+    owner = getattr(fn, "__qualname__", "").rpartition(".")[0]
+    parameters = list(getattr(shown_signature(fn), "parameters", ()))
+    if owner and not owner.endswith("<locals>") and parameters[:1] in (["self"], ["cls"]):
+        cls = owner.rpartition(".")[2]
+        raise ConfigurationError(
+            f"Workflow {name!r} is a method of {owner}, and a run has no object to call it on. Move the "
+            "function out of the class, or make the class the workflow: "
+            f"class {cls}(Workflow): async def run(self, ...)."
+        )
 
 
 class Workflow:
@@ -214,7 +241,7 @@ class Workflow:
         super().__init_subclass__(**kwargs)
         if "run" not in cls.__dict__:
             return  # a base of other workflows
-        if not inspect.iscoroutinefunction(cls.__dict__["run"]):
+        if not is_async(cls.run) and not is_async(inspect.unwrap(cls.run)):
             raise ConfigurationError(f"{cls.__qualname__}.run must be an `async def` method.")
         options = _build_options(*(getattr(cls, option, None) for option in _CLASS_OPTIONS))
         definition: WorkflowFunction[Any, Any] = WorkflowFunction(
@@ -223,11 +250,11 @@ class Workflow:
         cls._definition = definition
         registry.add(definition)
 
-    async def run(self, *args: Any, **kwargs: Any) -> Any:
+    async def run(self, /, *args: Any, **kwargs: Any) -> Any:
         """The workflow's code."""
         raise NotImplementedError
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
         call = caller.get()
         if call is None or self._definition is None:
             return self.run(*args, **kwargs)
@@ -241,11 +268,14 @@ class _RunMethod:
         self.cls = cls
         self.__name__, self.__qualname__, self.__module__ = cls.__name__, cls.__qualname__, cls.__module__
         self.__doc__ = cls.__doc__
-        signature = inspect.signature(cls.run)
-        self.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
+        self.__signature__ = without_first(shown_signature(cls.run))
         self.__annotations__ = cls.run.__annotations__
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
+    @property
+    def __method__(self) -> Callable[..., Any]:
+        return self.cls.run
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
         return self.cls().run(*args, **kwargs)
 
 
@@ -265,6 +295,13 @@ def as_workflow(value: Any) -> WorkflowFunction[Any, Any]:
             return value._definition
         case Workflow() if value._definition is not None:
             return value._definition
+        case Coroutine():
+            value.close()  # nobody awaits it: without a word of Python's
+            called = getattr(value, "__name__", "workflow")
+            raise ConfigurationError(
+                f"A coroutine was given where a workflow belongs: {called}(...) was called already. Give the "
+                f"workflow itself, and its arguments after it: ({called}, ...) in place of ({called}(...))."
+            )
         case _:
             name = getattr(value, "__qualname__", repr(value))
             raise ConfigurationError(

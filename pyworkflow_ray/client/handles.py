@@ -105,7 +105,7 @@ class RunHandle(str, Generic[T]):
         """Send the run a signal; see the function `signal`."""
         await signal_run(self._session, str(self), name, payload, dedup_key)
 
-    async def query(self, name: str, *args: Any, **kwargs: Any) -> Any:
+    async def query(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
         """Ask the run a query; see the function `query`."""
         return await query_run(self._session, str(self), name, args, kwargs)
 

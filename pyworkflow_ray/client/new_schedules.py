@@ -39,6 +39,9 @@ class ScheduleOptions:
             checked_text(self.note, "The schedule's note")
 
 
+_OPTIONS = tuple(ScheduleOptions.__dataclass_fields__)
+
+
 class ScheduleMaker:
     """`create_schedule` with its options given: a call takes the workflow, the spec and the arguments."""
 
@@ -113,6 +116,12 @@ class CreateSchedule:
 create_schedule = CreateSchedule()
 
 
+def _hint(name: str) -> str:
+    """Says of a keyword that the workflow does not take whether it is an option of a schedule."""
+    given = f"create_schedule.options({name}=...)(workflow, spec, ...)"
+    return f"{name!r} is an option: {given} gives it." if name in _OPTIONS else ""
+
+
 async def _create(
     options: ScheduleOptions,
     definition: WorkflowFunction[Any, Any],
@@ -123,7 +132,7 @@ async def _create(
     refuse_in_workflow("create_schedule")
     schedule_id = options.schedule_id or f"sched_{secrets.token_hex(8)}"
     policy, window = policy_of(options.overlap_policy), window_of(options.catchup_window)
-    checked = definition.check_arguments(args, kwargs)
+    checked = definition.check_arguments(args, kwargs, _hint)
     of = await opened()
     require_fire(of, spec)
     run, code = run_template(of, definition, *checked)

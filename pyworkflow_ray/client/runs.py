@@ -180,7 +180,7 @@ async def signal(run_id: str, name: str, payload: Any = None, dedup_key: str | N
     await signal_run(session(), str(run_id), name, payload, dedup_key)
 
 
-async def query(run_id: str, name: str, *args: Any, **kwargs: Any) -> Any:
+async def query(run_id: str, name: str, /, *args: Any, **kwargs: Any) -> Any:
     """The run's answer to a query. The query does not change the history.
 
     The answer comes from the function that the run's code has registered under this name with

@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 from pyworkflow_ray.actors.codes import pack
 from pyworkflow_ray.actors.inboxes import CANCEL_KEY, InboxEntry
 from pyworkflow_ray.actors.new_runs import label, new_run
+from pyworkflow_ray.authoring.arguments import Hint
 from pyworkflow_ray.authoring.workflows import WorkflowFunction, as_workflow
 from pyworkflow_ray.client.event_loops import run_sync
 from pyworkflow_ray.client.guards import refuse_in_workflow
@@ -61,6 +62,9 @@ class StartOptions:
             checked_text(key, "The name of an attribute")
 
 
+_OPTIONS = (*StartOptions.__dataclass_fields__, "delay")
+
+
 class Starter:
     """`start` with its options given: a call takes the workflow and its arguments."""
 
@@ -68,7 +72,7 @@ class Starter:
         self._options = options
 
     async def __call__(
-        self, fn: WorkflowFunction[P, T] | Callable[P, Any], *args: P.args, **kwargs: P.kwargs
+        self, fn: WorkflowFunction[P, T] | Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs
     ) -> RunHandle[T]:
         of = session(self._options.runtime, self._options.storage)
         return cast(RunHandle[T], await start_run(of, self._options, fn, args, kwargs))
@@ -80,6 +84,7 @@ class Start:
     async def __call__(
         self,
         fn: WorkflowFunction[Any, T] | Any,
+        /,
         *args: Any,
         runtime: str | None = None,
         durable: bool | None = None,
@@ -164,12 +169,55 @@ class Start:
 start = Start()
 
 
-def start_sync(fn: WorkflowFunction[Any, T] | Any, *args: Any, **kwargs: Any) -> RunHandle[T]:
-    """Start a run, blocking until it is durably accepted; see `start`."""
-    return run_sync(start(fn, *args, **kwargs))
+class SyncStarter:
+    """`start_sync` with its options given: a call takes the workflow and its arguments."""
+
+    def __init__(self, starter: Starter) -> None:
+        self._starter = starter
+
+    def __call__(
+        self, fn: WorkflowFunction[P, T] | Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs
+    ) -> RunHandle[T]:
+        refuse_in_workflow("start_sync")
+        return run_sync(self._starter(fn, *args, **kwargs))
 
 
-def run_workflow(fn: WorkflowFunction[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+class StartSync:
+    """Starts runs, blocking. `start_sync.options(...)` separates its options from the arguments."""
+
+    def __call__(
+        self,
+        fn: WorkflowFunction[Any, T] | Any,
+        /,
+        *args: Any,
+        runtime: str | None = None,
+        durable: bool | None = None,
+        storage: Any = None,
+        idempotency_key: str | None = None,
+        **kwargs: Any,
+    ) -> RunHandle[T]:
+        """Start a run, blocking until it is durably accepted; see `start`."""
+        refuse_in_workflow("start_sync")
+        work = start(
+            fn,
+            *args,
+            runtime=runtime,
+            durable=durable,
+            storage=storage,
+            idempotency_key=idempotency_key,
+            **kwargs,
+        )
+        return run_sync(work)
+
+    def options(self, **options: Any) -> SyncStarter:
+        """``start_sync.options(delay="1h")(order, order_id)``. Takes every option of `start.options`."""
+        return SyncStarter(start.options(**options))
+
+
+start_sync = StartSync()
+
+
+def run_workflow(fn: WorkflowFunction[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """Start a run, wait for it, and return its result or raise what it raised.
 
     This blocks, and works in scripts and in notebooks. In a terminal it shows what the run does.
@@ -208,7 +256,7 @@ async def start_run(
     """Accept a run in the session's storage and hand it to its runtime; see `Start`."""
     refuse_in_workflow("start")
     definition = as_workflow(fn)
-    checked_args, checked_kwargs = definition.check_arguments(args, kwargs)
+    checked_args, checked_kwargs = definition.check_arguments(args, kwargs, _hint(definition.name))
     await of.runtime.open()
     new = _new_run(of, options, definition, checked_args, checked_kwargs)
     accepted, replaced = await of.storage.write(_accept(new, options.conflict, of.storage.loads))
@@ -224,6 +272,20 @@ async def start_run(
     if of.runtime.name == LOCAL:
         await _raise_local_failure(handle)
     return handle
+
+
+def _hint(workflow: str) -> Hint:
+    """Says of a keyword that the workflow does not take whether it is an option of a start."""
+
+    def hint(name: str) -> str:
+        if name not in _OPTIONS:
+            return ""
+        return (
+            f"{name!r} is an option: await start.options({name}=...)({workflow}, ...) gives it, and so does "
+            f"start_sync.options({name}=...)({workflow}, ...)."
+        )
+
+    return hint
 
 
 async def hand_over(of: Session, run: RunRecord) -> None:

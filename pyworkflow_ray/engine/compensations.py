@@ -18,7 +18,7 @@ class CompensationStack:
     def __len__(self) -> int:
         return len(self._stack)
 
-    def add(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    def add(self, step: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
         """Have ``await step(*args, **kwargs)`` made if the run fails or is cancelled from now on."""
         self._stack.append(lambda: step(*args, **kwargs))
 

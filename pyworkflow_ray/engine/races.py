@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, TypeVar
 
+from pyworkflow_ray.callables import is_unfinished
 from pyworkflow_ray.durations import Duration, parse_duration
 from pyworkflow_ray.exceptions import CancellationError
 
@@ -96,7 +96,7 @@ async def bounded_map(
         async with gate:
             try:
                 result = function(item)
-                return await result if inspect.isawaitable(result) else result
+                return await result if is_unfinished(result) else result
             except (asyncio.CancelledError, CancellationError):
                 raise
             except Exception as error:

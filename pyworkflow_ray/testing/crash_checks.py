@@ -42,6 +42,7 @@ class _Trial:
 
 async def check_every_crash(
     workflow: Any,
+    /,
     *args: Any,
     during: During | None = None,
     settings: Mapping[str, Any] | None = None,

@@ -80,11 +80,11 @@ class WorkflowEnvironment:
         await self._runtime.close()
         self._storage.close()
 
-    async def start(self, fn: WorkflowFunction[P, T], *args: P.args, **kwargs: P.kwargs) -> RunHandle[T]:
+    async def start(self, fn: WorkflowFunction[P, T], /, *args: P.args, **kwargs: P.kwargs) -> RunHandle[T]:
         """Start a run; it goes on while the test awaits other things."""
         return await start_run(self._session, StartOptions(), fn, args, kwargs)
 
-    async def run(self, fn: WorkflowFunction[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def run(self, fn: WorkflowFunction[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """The result of a new run, or what it raised."""
         handle = await self.start(fn, *args, **kwargs)
         return await handle.result()

@@ -68,7 +68,7 @@ def _th(number: int) -> str:
     return f"{number}{'th' if 10 < number % 100 < 14 else endings.get(number % 10, 'th')}"
 
 
-async def resolve_answer(answer: Any, *args: Any, **kwargs: Any) -> Any:
+async def resolve_answer(answer: Any, /, *args: Any, **kwargs: Any) -> Any:
     """The value of an answer: an exception is raised, a function is called, anything else is the value."""
     if isinstance(answer, BaseException) or (isinstance(answer, type) and issubclass(answer, BaseException)):
         raise answer

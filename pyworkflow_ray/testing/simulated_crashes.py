@@ -12,7 +12,6 @@ learns of it.
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections.abc import Callable, Coroutine, Generator
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -22,6 +21,7 @@ import msgspec
 from pyworkflow_ray.actors.dispatchers import Dispatcher
 from pyworkflow_ray.actors.runner import Attempt, timeout_error
 from pyworkflow_ray.actors.tickets import OnOutcome, Ticket
+from pyworkflow_ray.callables import is_async
 from pyworkflow_ray.engine.attempts import AttemptFailed, AttemptOutcome
 from pyworkflow_ray.engine.evictions import evict_suspended
 from pyworkflow_ray.engine.options import StepOptions
@@ -197,7 +197,7 @@ class CrashableDispatcher:
             case LostWorker():
                 report = on_outcome
                 on_outcome = lambda outcome: report(_lost(attempt))  # noqa: E731
-        if inspect.iscoroutinefunction(code):
+        if is_async(code):
             code = _crashable_code(code, self._life)
         return self._inner.dispatch(attempt, code, options, on_outcome)
 

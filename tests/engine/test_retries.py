@@ -305,7 +305,7 @@ def raiser(*errors: BaseException, **options: Any) -> tuple[StepFunction[Any, An
         calls.append(1)
         raise errors[min(len(calls), len(errors)) - 1]
 
-    from pyworkflow_ray.authoring.steps import build_options
+    from pyworkflow_ray.authoring.step_options import build_options
     from pyworkflow_ray.engine.options import StepOptions
 
     return StepFunction(raising, "raising", build_options("a step", StepOptions(), options)), calls

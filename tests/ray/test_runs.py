@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import decimal
+import functools
+import operator
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -328,6 +331,79 @@ async def test_workflows_and_steps_may_be_classes() -> None:
     assert (await run.refresh()).tags == ("sums",)
     started = [event.data["step_id"] for event in await run.events() if event.type == "step.started"]
     assert started == [f"Doubling#{number}" for number in range(1, 5)]
+
+
+class Scaled:
+    def __init__(self, by: int) -> None:
+        self.by = by
+
+    def __call__(self, x: int) -> int:
+        return self.by * x
+
+
+class LaterScaled(Scaled):
+    async def __call__(self, x: int) -> int:  # type: ignore[override]
+        return self.by * x
+
+
+def handing_on(fn: Any) -> Any:
+    @functools.wraps(fn)
+    def inner(**given: Any) -> Any:
+        return fn(**given)
+
+    return inner
+
+
+@pr.step(max_retries=0)
+@handing_on
+async def handed_on(a: int, b: int = 0) -> int:
+    return a - b
+
+
+class Boxes:
+    @pr.step(max_retries=0)
+    @staticmethod
+    def static_box(x: int) -> list[object]:
+        return ["static", x]
+
+    @pr.step(max_retries=0)
+    @classmethod
+    def class_box(cls, x: int) -> list[object]:
+        return [cls.__name__, x]
+
+    @pr.step(max_retries=0)
+    def own_box(self, x: int) -> list[object]:
+        return [type(self).__name__, x]
+
+
+@pr.step(max_retries=0)
+def gives_a_handle() -> pr.RunHandle[None]:
+    return pr.RunHandle("run_0123456789abcdef")
+
+
+@pr.workflow
+async def calls_of_all_kinds_on_ray() -> list[object]:
+    return [
+        await pr.run_step(max, 1, 2),
+        await pr.run_step(dict, a=1),
+        await pr.run_step(operator.itemgetter(1), [1, 2]),
+        await pr.run_step("abc".upper),
+        await pr.run_step(functools.partial(handed_on.fn, b=1), a=3),
+        await pr.run_step(Scaled(3), 4),
+        await pr.run_step(LaterScaled(3), 5),
+        await handed_on(a=1, b=3),
+        await Boxes.static_box(1),
+        await Boxes.class_box(1),
+        await Boxes().own_box.options(num_cpus=0.5)(1),
+        await gives_a_handle(),
+    ]
+
+
+async def test_steps_may_be_callables_of_all_kinds() -> None:
+    run = await pr.start(calls_of_all_kinds_on_ray)
+    boxes = [["static", 1], ["Boxes", 1], ["Boxes", 1]]
+    handle = "run_0123456789abcdef"
+    assert await run == [2, {"a": 1}, 2, "ABC", 2, 12, 15, -2, *boxes, handle]
 
 
 async def test_a_storage_that_ray_will_delete_is_refused(tmp_path: Path) -> None:
