@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import inspect
-import itertools
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Generic, Literal, ParamSpec, TypeVar, overload
 
 from pyworkflow_ray.authoring.arguments import Arguments
-from pyworkflow_ray.authoring.definitions import Registry, function_name
+from pyworkflow_ray.authoring.bound_steps import BoundStep
+from pyworkflow_ray.authoring.definitions import Registry, function_name, refuse_misspelt
 from pyworkflow_ray.authoring.step_options import OPTIONS, build_options
 from pyworkflow_ray.callables import is_unfinished, shown_signature, without_first
 from pyworkflow_ray.durations import Duration
@@ -175,56 +174,6 @@ class StepFunction(Generic[P, T]):
         return f"<step {self.name!r}>"
 
 
-class BoundStep:
-    """A step that is a method, with its object: ``await shop.charge(order)``.
-
-    The object is the first argument of each call. So it must be a value that can be stored.
-    """
-
-    def __init__(self, step: StepFunction[Any, Any], first: Any) -> None:
-        self.step, self.first = step, first
-
-    def __call__(self, /, *args: Any, **kwargs: Any) -> Coroutine[object, None, Any]:
-        return self.step(self.first, *args, **kwargs)
-
-    def options(self, **overrides: Any) -> BoundStep:
-        """The same with other options, for one call; see `StepFunction.options`."""
-        return BoundStep(self.step.options(**overrides), self.first)
-
-    async def map(
-        self,
-        *iterables: Iterable[Any],
-        max_in_flight: int | None = None,
-        batch_size: int | None = None,
-        return_exceptions: bool = False,
-    ) -> list[Any]:
-        """The results of one call for each item; see `StepFunction.map`."""
-        firsts = (itertools.repeat(self.first),) if iterables else ()
-        return await self.step.map(
-            *firsts,
-            *iterables,
-            max_in_flight=max_in_flight,
-            batch_size=batch_size,
-            return_exceptions=return_exceptions,
-        )
-
-    @property
-    def name(self) -> str:
-        """The step's name."""
-        return self.step.name
-
-    @property
-    def __method__(self) -> Callable[..., Any]:
-        return self.step.fn
-
-    @property
-    def __signature__(self) -> inspect.Signature | None:
-        return without_first(shown_signature(self.step.fn))
-
-    def __repr__(self) -> str:
-        return f"<step {self.step.name!r} of {self.first!r}>"
-
-
 @overload
 def step(fn: Callable[P, Coroutine[Any, Any, T]], /) -> StepFunction[P, T]: ...
 @overload
@@ -293,11 +242,7 @@ class _StepDecorator:
         self._name = self._options.pop("name", None)
         self._metadata = self._options.pop("metadata", None)
         self._compensate = _as_compensation(self._options.pop("compensate", None))
-        if "step_id" in self._options:
-            raise ConfigurationError(
-                "@step(step_id=...): a step id names one call, and must be unique in its run. Give it there: "
-                "charge.options(step_id='charge-42')(order)."
-            )
+        _refuse_step_id(self._options)
         self._built = build_options("@step", StepOptions(), self._options)
 
     @overload
@@ -319,6 +264,14 @@ class _StepDecorator:
         definition.binding = binding
         registry.add(definition)
         return definition
+
+
+def _refuse_step_id(options: Mapping[str, Any]) -> None:
+    if "step_id" in options:
+        raise ConfigurationError(
+            "@step(step_id=...): a step id names one call, and must be unique in its run. Give it there: "
+            "charge.options(step_id='charge-42')(order)."
+        )
 
 
 def _refuse_workflow(fn: Any) -> None:
@@ -435,18 +388,23 @@ class Step:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        refuse_misspelt(cls, "step", OPTIONS)
         given = {
             option: getattr(cls, option)
             for option in OPTIONS
-            if option not in ("name", "metadata", "step_id") and hasattr(cls, option)
+            if option not in ("name", "metadata") and hasattr(cls, option)
         }
+        _refuse_step_id(given)
         cls._step_name = cls.__dict__.get("name") or cls.__name__
+        metadata = getattr(cls, "metadata", None)
+        cls._metadata = metadata if isinstance(metadata, Mapping) else None
         cls._compensate = staticmethod(given.pop("compensate")) if given.get("compensate") else None
         cls._step_options = build_options(f"step {cls._step_name!r}", StepOptions(), given)
         if cls.execute is not Step.execute:  # else a base of other steps
-            registry.add(StepFunction(_ExecuteMethod(cls), cls._step_name, cls._step_options))
+            registry.add(StepFunction(_ExecuteMethod(cls), cls._step_name, cls._step_options, cls._metadata))
 
     _step_name: str = "Step"
+    _metadata: Mapping[str, Any] | None = None
     _compensate: Any = None
     _step_options: StepOptions = StepOptions()
 
@@ -463,7 +421,7 @@ class Step:
 
     def _as_function(self) -> StepFunction[..., Any]:
         return StepFunction(
-            self.execute, self._step_name, self._step_options, compensate=type(self)._compensate
+            self.execute, self._step_name, self._step_options, self._metadata, type(self)._compensate
         )
 
 

@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from pyworkflow_ray.authoring.arguments import Arguments, Hint
-from pyworkflow_ray.authoring.definitions import Registry, function_name
+from pyworkflow_ray.authoring.definitions import Registry, function_name, refuse_misspelt
 from pyworkflow_ray.callables import is_async, shown_signature, without_first
 from pyworkflow_ray.durations import Duration, parse_duration
 from pyworkflow_ray.exceptions import ConfigurationError
@@ -239,6 +239,7 @@ class Workflow:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        refuse_misspelt(cls, "workflow", OPTIONS)
         if "run" not in cls.__dict__:
             return  # a base of other workflows
         if not is_async(cls.run) and not is_async(inspect.unwrap(cls.run)):

@@ -14,11 +14,12 @@ import pytest
 
 import pyworkflow_ray
 from pyworkflow_ray import testing
+from pyworkflow_ray.authoring.bound_steps import BoundStep
 from pyworkflow_ray.authoring.children import start_child_workflow
 from pyworkflow_ray.authoring.context import Compensations, WorkflowContext, compensations
 from pyworkflow_ray.authoring.schedules import declarations, scheduled_workflow
 from pyworkflow_ray.authoring.step_contexts import StepContext
-from pyworkflow_ray.authoring.steps import BoundStep, Step, registry, run_step, step
+from pyworkflow_ray.authoring.steps import Step, registry, run_step, step
 from pyworkflow_ray.authoring.workflows import Workflow, as_workflow, workflow
 from pyworkflow_ray.authoring.workflows import registry as workflows
 from pyworkflow_ray.exceptions import ConfigurationError, StepValidationError
@@ -28,7 +29,9 @@ from tests.engine.simulator import Simulation, assert_replays
 @pytest.fixture(autouse=True)
 def _own_registries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_definitions", {})
+    monkeypatch.setattr(registry, "_of_modules", {})
     monkeypatch.setattr(workflows, "_definitions", {})
+    monkeypatch.setattr(workflows, "_of_modules", {})
 
 
 def run(function: Any, *args: Any) -> Any:

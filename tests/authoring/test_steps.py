@@ -19,6 +19,7 @@ from tests.engine.simulator import Simulation, assert_replays
 @pytest.fixture(autouse=True)
 def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_definitions", {})
+    monkeypatch.setattr(registry, "_of_modules", {})
 
 
 def run(function: Any, *args: Any) -> Any:
@@ -26,6 +27,12 @@ def run(function: Any, *args: Any) -> Any:
     result = simulation.run()
     assert_replays(simulation)
     return result
+
+
+def first_at_the_top() -> None: ...
+
+
+def second_at_the_top() -> None: ...
 
 
 # --- decorating ---------------------------------------------------------------------------------------
@@ -93,19 +100,46 @@ def test_a_step_called_from_a_step_is_the_plain_function() -> None:
 
 
 def test_a_name_belongs_to_one_function_and_the_error_shows_both_places() -> None:
-    @step(name="taken")
-    def first() -> None: ...
-
+    step(name="taken")(first_at_the_top)
     with pytest.raises(ConfigurationError) as refused:
-
-        @step(name="taken")
-        def second() -> None: ...
+        step(name="taken")(second_at_the_top)
 
     text = str(refused.value)
     assert "Two steps are named 'taken'" in text
     assert text.count(f"{__file__}:") == 2
     assert "first" in text
     assert "second" in text
+
+
+def test_a_definition_inside_a_function_replaces_any_other_of_its_name() -> None:
+    """As two tests do that each define a step."""
+
+    def one() -> Any:
+        @step(name="taken")
+        def charge() -> int:
+            return 1
+
+        return charge
+
+    def other() -> Any:
+        @step(name="taken")
+        def charge() -> int:
+            return 2
+
+        return charge
+
+    first, second = one(), other()
+    assert get_step("taken") is second
+
+    async def workflow() -> list[int]:
+        return [await first(), await second()]
+
+    assert run(workflow) == [1, 2]
+    at_the_top = step(name="taken")(first_at_the_top)
+    assert get_step("taken") is at_the_top
+    assert get_step("taken") is not one()
+    with pytest.raises(ConfigurationError, match="second_at_the_top"):
+        step(name="taken")(second_at_the_top)
 
 
 def test_defining_the_same_function_again_replaces_it() -> None:
@@ -424,6 +458,45 @@ def test_a_step_class_takes_its_options_from_its_attributes() -> None:
 
         class Wrong(Step):
             max_retries = -1
+
+
+def test_a_misspelt_option_of_a_step_class_is_refused() -> None:
+    for name, meant in (
+        ("max_retry", "max_retries"),
+        ("timout", "timeout"),
+        ("retries", "max_retries"),
+        ("num_cpu", "num_cpus"),
+        ("retry_onn", "retry_on"),
+    ):
+        with pytest.raises(ConfigurationError, match=f"{name!r}, which is no option .* mean {meant!r}"):
+            type("Charge", (Step,), {name: ValueError})
+    with pytest.raises(ConfigurationError, match="a step id names one call"):
+        type("Charge", (Step,), {"step_id": "one"})
+
+
+def test_a_step_class_may_have_attributes_of_its_own() -> None:
+    class Translate(Step):
+        locale = "de"  # nearly `local`
+        currency = "EUR"
+        _max_retry = 3
+        metadata = {"team": "text"}  # noqa: RUF012
+
+        @property
+        def names(self) -> list[str]:
+            return [self.locale]
+
+        def retries(self) -> int:
+            return 3
+
+        async def execute(self) -> list[str]:
+            return self.names
+
+    class Nearly(Translate):
+        locale = "fr"
+
+    assert calling(Nearly()) == ["fr"]
+    assert get_step("Translate").metadata == {"team": "text"}
+    assert Translate().options(metadata={"more": 1}).metadata == {"team": "text", "more": 1}
 
 
 def test_a_step_class_checks_the_arguments_of_a_call() -> None:

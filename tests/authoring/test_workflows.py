@@ -41,6 +41,7 @@ from tests.engine.simulator import Simulation
 @pytest.fixture(autouse=True)
 def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_definitions", {})
+    monkeypatch.setattr(registry, "_of_modules", {})
 
 
 def test_a_workflow_is_made_bare_or_called() -> None:
@@ -102,14 +103,72 @@ def test_a_workflow_is_an_async_function() -> None:
         workflow("named")  # type: ignore[call-overload]
 
 
+async def first_at_the_top() -> None: ...
+
+
+async def second_at_the_top() -> None: ...
+
+
+def test_a_step_is_no_workflow_and_a_workflow_no_step() -> None:
+    @step
+    async def charge() -> None: ...
+
+    @workflow
+    async def order() -> None: ...
+
+    with pytest.raises(ConfigurationError, match=r"<step 'charge'> is a step and cannot be a workflow too"):
+        workflow(charge)  # type: ignore[arg-type]
+    with pytest.raises(
+        ConfigurationError, match=r"<workflow 'order'> is a workflow and cannot be a step too"
+    ):
+        step(order)
+
+
+def test_a_method_is_no_workflow_and_a_static_function_of_a_class_is_one() -> None:
+    with pytest.raises(ConfigurationError, match=r"a method of .*Shop, .*class Shop\(Workflow\)"):
+
+        class Shop:
+            @workflow
+            async def total(self, net: int) -> int:
+                return net
+
+    class Till:
+        @staticmethod
+        @workflow
+        async def count(net: int) -> int:
+            return net
+
+    assert Till.count.check_arguments((3,), {}) == ((3,), {})
+
+
+def test_a_misspelt_option_of_a_workflow_class_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"'max_durations', which is no option .*'max_duration'"):
+
+        class Long(Workflow):
+            max_durations = "1h"
+
+            async def run(self) -> None: ...
+
+
+def test_a_definition_inside_a_function_replaces_any_other_workflow_of_its_name() -> None:
+    def one() -> Any:
+        return workflow(name="taken")(lambda_like("one"))
+
+    def lambda_like(word: str) -> Any:
+        async def inside() -> str:
+            return word
+
+        return inside
+
+    workflow(name="taken")(first_at_the_top)
+    latest = one()
+    assert get_workflow("taken") is latest
+
+
 def test_a_name_belongs_to_one_workflow_and_the_error_shows_both_places() -> None:
-    @workflow(name="taken")
-    async def first() -> None: ...
-
+    workflow(name="taken")(first_at_the_top)
     with pytest.raises(ConfigurationError) as refused:
-
-        @workflow(name="taken")
-        async def second() -> None: ...
+        workflow(name="taken")(second_at_the_top)
 
     assert str(refused.value).count(f"{__file__}:") == 2
 

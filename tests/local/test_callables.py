@@ -110,6 +110,47 @@ async def test_a_step_that_returns_something_to_await_does_not_await_it() -> Non
         assert await environment.run(keeps_a_handle) == "run_0123456789abcdef"
 
 
+# --- definitions inside functions -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", [1, 2])
+async def test_each_test_may_define_a_step_and_a_workflow_of_one_name(rate: int) -> None:
+    @pr.step
+    def defined_in_a_test(n: int) -> int:
+        return n * rate
+
+    @pr.workflow
+    async def defined_in_a_test_too(n: int) -> int:
+        return await defined_in_a_test(n)
+
+    async with WorkflowEnvironment() as environment:
+        run = await environment.start(defined_in_a_test_too, 3)
+        assert await run == 3 * rate
+        assert await environment.run(pr.get_workflow("defined_in_a_test_too"), 3) == 3 * rate
+
+
+async def test_a_run_goes_on_with_its_own_code_when_its_name_means_another_workflow() -> None:
+    def define(rate: int) -> Any:
+        @pr.step
+        def replaced_step(n: int) -> int:
+            return n * rate
+
+        @pr.workflow
+        async def replaced_workflow(n: int) -> int:
+            await pr.sleep("1h")
+            return await replaced_step(n)
+
+        return replaced_workflow
+
+    async with WorkflowEnvironment(skip_time=False) as environment:
+        first = await environment.start(define(1), 3)
+        second = await environment.start(define(2), 3)
+        await environment.settle()
+        await environment.crash()
+        await environment.advance("2h")
+        assert [await first, await second] == [3, 6]
+
+
 # --- names ----------------------------------------------------------------------------------------
 
 
