@@ -22,7 +22,8 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from pyworkflow_ray.exceptions import WorkflowError
-from pyworkflow_ray.values.failures import error_type_name, text_of
+from pyworkflow_ray.values.error_pickles import text_of
+from pyworkflow_ray.values.failures import error_type_name
 
 _T = TypeVar("_T")
 

@@ -33,7 +33,7 @@ from pyworkflow_ray.engine.running_steps import RunningStep
 from pyworkflow_ray.exceptions import StepTimeoutError
 from pyworkflow_ray.storage.codes import Code
 from pyworkflow_ray.values.codec import Values
-from pyworkflow_ray.values.failures import capture, text_of
+from pyworkflow_ray.values.failures import capture
 
 _Work = TypeVar("_Work", bound=msgspec.Struct)
 
@@ -172,6 +172,8 @@ async def run_async(
             )
             value = await (call if attempt.timeout is None else _in_time(call, attempt))
         return completed(value, attempt, values, started_at, node)
+    except _EscapingError as error:
+        return failed(error.raised, started_at, node)
     except asyncio.CancelledError:
         if (task := asyncio.current_task()) is not None and task.cancelling():
             raise
@@ -194,6 +196,13 @@ async def _call_in_thread(function: Any, args: Any, kwargs: Any) -> Any:
     return await value if is_unfinished(value) else value
 
 
+class _EscapingError(Exception):
+    """Carries what no future can hold."""
+
+    def __init__(self, raised: BaseException) -> None:
+        self.raised = raised
+
+
 def _call_plain(function: Any, args: Any, kwargs: Any) -> Any:
     try:
         return function(*args, **kwargs)
@@ -203,7 +212,7 @@ def _call_plain(function: Any, args: Any, kwargs: Any) -> Any:
         if isinstance(error, Exception) and not isinstance(error, StopIteration):
             raise
         # An executor's thread would pass these on to the loop, which would stop, or never hear of them.
-        raise RuntimeError(f"The step raised {type(error).__name__}: {text_of(error)}") from error
+        raise _EscapingError(error) from None
 
 
 async def _in_time(call: Awaitable[Any], attempt: Attempt) -> Any:

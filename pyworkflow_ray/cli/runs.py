@@ -119,7 +119,17 @@ def chain(ctx: typer.Context, run: RunId) -> None:
 
 
 _LEFT_OUT = frozenset(
-    {"traceback", "exception", "python", "error_cause", "step_name", "options", "node", "worker_pid"}
+    {
+        "traceback",
+        "exception",
+        "python",
+        "error_cause",
+        "error_details",
+        "step_name",
+        "options",
+        "node",
+        "worker_pid",
+    }
 )
 
 

@@ -7,7 +7,12 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from pyworkflow_ray.values.tracebacks import leave_out_own_frames
+
 T = TypeVar("T")
+
+_PLUMBING = ("asyncio", "concurrent.futures")
+"""Whose frames lie between the thread that waits and the one that works."""
 
 _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
@@ -32,6 +37,7 @@ def run_sync(work: Coroutine[Any, Any, T]) -> T:
     future = asyncio.run_coroutine_threadsafe(work, client_loop())
     try:
         return future.result()
-    except BaseException:
+    except BaseException as error:
         future.cancel()
+        leave_out_own_frames(error, _PLUMBING)
         raise

@@ -11,7 +11,7 @@ from pyworkflow_ray.client.guards import refuse_in_workflow
 from pyworkflow_ray.client.lookups import read_events_after, read_record, require_record
 from pyworkflow_ray.client.messages import cancel_run, query_run, signal_run
 from pyworkflow_ray.client.records import Event, WorkflowRun
-from pyworkflow_ray.client.results import value_of, wait_for_end
+from pyworkflow_ray.client.results import error_of, value_of, wait_for_end
 from pyworkflow_ray.client.sessions import Session, session
 from pyworkflow_ray.exceptions import WorkflowError
 from pyworkflow_ray.statuses import RunStatus
@@ -72,6 +72,9 @@ class RunHandle(str, Generic[T]):
                     f"Run {str(self)!r} has not ended after {timeout} s; it goes on."
                 ) from None
             raise
+        error = error_of(end)
+        if error is not None:
+            raise error
         value: T = await value_of(self._session, end)
         return value
 

@@ -108,22 +108,25 @@ def _failure_in(record: RunRecord) -> Failure:
     return Failure(error=error, error_type=record.error_type or "WorkflowError")
 
 
-async def value_of(of: Session, end: RunEnd) -> Any:
-    """What the run returned.
+def error_of(end: RunEnd) -> BaseException | None:
+    """What the workflow raised, or a `CancellationError` if the run was cancelled; None if it returned.
 
-    Raises:
-        CancellationError: The run was cancelled.
-        Exception: What the workflow raised.
+    Whoever calls this raises it: each frame between here and the user's code is one more that the user reads.
     """
     if end.status == RunStatus.CANCELLED.value:
         cancelled = CancellationError(reason=end.reason or None)
         cancelled.run_id = end.run_id  # type: ignore[attr-defined]
-        raise cancelled
-    if end.failure is not None:
-        error = restore(end.failure, fallback=WorkflowFailedError)
-        error.run_id = end.run_id  # type: ignore[attr-defined]
-        error.add_note(f"Run {end.run_id} ended as {end.status}.")
-        raise error
+        return cancelled
+    if end.failure is None:
+        return None
+    error = restore(end.failure, fallback=WorkflowFailedError)
+    error.run_id = end.run_id  # type: ignore[attr-defined]
+    error.add_note(f"Run {end.run_id} ended as {end.status}.")
+    return error
+
+
+async def value_of(of: Session, end: RunEnd) -> Any:
+    """What a run returned that has returned."""
     data = end.result or b"null"
     digest = codec.blob_reference(data)
     if digest is not None:

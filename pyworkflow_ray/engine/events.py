@@ -18,7 +18,7 @@ from typing import Any, ClassVar, TypeGuard, get_args
 import msgspec
 from msgspec import Raw
 
-from pyworkflow_ray.values.failures import Failure
+from pyworkflow_ray.values.failures import Details, Failure
 
 NONE = Raw(b"null")
 
@@ -56,6 +56,7 @@ class FailureEvent(EventBase, frozen=True, kw_only=True):
     exception: bytes | None = None
     python: str = ""
     error_cause: Failure | None = None
+    error_details: Details | None = None
 
     @property
     def failure(self) -> Failure:
@@ -68,6 +69,7 @@ class FailureEvent(EventBase, frozen=True, kw_only=True):
             exception=self.exception,
             python=self.python,
             cause=self.error_cause,
+            details=self.error_details,
         )
 
 
@@ -81,6 +83,7 @@ def failure_fields(failure: Failure) -> dict[str, Any]:
         "exception": failure.exception,
         "python": failure.python,
         "error_cause": failure.cause,
+        "error_details": failure.details,
     }
 
 

@@ -15,7 +15,7 @@ from pyworkflow_ray.engine.events import StepCompleted, StepFailed, StepRetrying
 from pyworkflow_ray.engine.retries import WORKER_LOSS, AttemptCounts, next_attempt_at
 from pyworkflow_ray.engine.scopes import Scope
 from pyworkflow_ray.exceptions import StepFailedError
-from pyworkflow_ray.values.failures import GAVE_UP, Failure, capture, error_type_name, restore
+from pyworkflow_ray.values.failures import GAVE_UP, Failure, capture, is_of, restore
 
 
 @dataclass(slots=True)
@@ -133,10 +133,7 @@ def _may_retry(command: ScheduleStep, failure: Failure, scope: Scope) -> bool:
         return True
     error = restore(failure, fallback=StepFailedError)
     if isinstance(retry_on, tuple):
-        if isinstance(error, StepFailedError):
-            # The error cannot be rebuilt here. Only the name of its type is left.
-            return failure.error_type in {error_type_name(each) for each in retry_on}
-        return isinstance(error, retry_on)
+        return is_of(failure, retry_on, error)
     try:
         return bool(retry_on(error))
     except Exception as predicate_error:

@@ -19,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 import msgspec
 
 from pyworkflow_ray.exceptions import PayloadTooLargeError, SerializationError
-from pyworkflow_ray.values.failures import text_of
+from pyworkflow_ray.values.error_pickles import text_of
 from pyworkflow_ray.values.tags import (
     MAX_DEPTH,
     TooDeepError,

@@ -26,7 +26,7 @@ import msgspec
 
 from pyworkflow_ray.exceptions import SerializationError
 from pyworkflow_ray.ids import fits_utf8
-from pyworkflow_ray.values.failures import text_of
+from pyworkflow_ray.values.error_pickles import text_of
 from pyworkflow_ray.values.modules import pickle_by_value, unpickle
 from pyworkflow_ray.values.objects import OBJECT_TAGS, put_together, take_apart
 

@@ -423,7 +423,7 @@ def told(event: Event) -> tuple[str, Any]:
     """What of an event must come again: all of it but the frames of a traceback."""
     data = msgspec.json.decode(encode_data(event))
     for failure in (data, data.get("failure") or {}):
-        for field in ("traceback", "exception", "error_cause", "cause"):
+        for field in ("traceback", "exception", "error_cause", "cause", "error_details", "details"):
             failure.pop(field, None)
     return type_of(event), data
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,7 +14,13 @@ from hypothesis import strategies as st
 from pyworkflow_ray.authoring.steps import StepFunction, step
 from pyworkflow_ray.engine.limits import Limits
 from pyworkflow_ray.engine.retries import AttemptCounts, Pauses, RetryPolicy, as_retry_on, next_attempt_at
-from pyworkflow_ray.exceptions import CancellationError, FatalError, RetryableError, StepTimeoutError
+from pyworkflow_ray.exceptions import (
+    CancellationError,
+    FatalError,
+    RetryableError,
+    StepFailedError,
+    StepTimeoutError,
+)
 from pyworkflow_ray.values.failures import capture
 from tests.engine.simulator import Simulation, WorkerKilled, assert_replays, outcome_of, retries_of
 
@@ -345,15 +352,46 @@ def test_retry_on_tells_which_types_are_tried_again() -> None:
     assert len(calls) == 3
 
 
-def test_retry_on_knows_an_error_that_cannot_be_rebuilt_by_its_name() -> None:
-    class Unpicklable(Exception):
-        def __reduce__(self) -> Any:
-            raise TypeError
+class Unreachable(OSError):
+    def __init__(self, host: str, *, port: int) -> None:
+        super().__init__(f"{host} is away")
+        self.port, self.lock = port, threading.Lock()
 
-    for retry_on, attempts in ((Unpicklable, 10), (OSError, 1)):
-        failing, calls = raiser(Unpicklable("a"), retry_on=retry_on)
-        run_failing(failing, Limits(default_retries=9))
-        assert len(calls) == attempts
+
+class LostClassError(Unreachable):
+    lock = threading.Lock()  # its class cannot travel
+
+
+@pytest.mark.parametrize("cls", [Unreachable, LostClassError])
+@pytest.mark.parametrize(
+    ("retry_on", "attempts"),
+    [
+        (Unreachable, 4),
+        (OSError, 4),
+        ((KeyError, Exception), 4),
+        (ValueError, 1),
+        (StepFailedError, 1),
+    ],
+)
+def test_retry_on_knows_the_base_classes_of_an_error_that_cannot_be_rebuilt(
+    cls: type[Unreachable], retry_on: Any, attempts: int
+) -> None:
+    failing, calls = raiser(cls("host", port=1), retry_on=retry_on)
+    run_failing(failing, Limits(default_retries=3))
+    assert len(calls) == attempts
+
+
+def test_a_predicate_gets_an_error_of_the_class_that_was_raised() -> None:
+    asked = []
+
+    def predicate(error: BaseException) -> bool:
+        asked.append(error)
+        return isinstance(error, Unreachable) and error.port == 1
+
+    failing, calls = raiser(Unreachable("a", port=1), Unreachable("b", port=2), retry_on=predicate)
+    run_failing(failing, Limits(default_retries=9))
+    assert [str(error) for error in asked] == ["a is away", "b is away"]
+    assert len(calls) == 2
 
 
 def test_retry_on_may_be_one_type() -> None:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import email.message
 import errno
 import functools
+import io
 import subprocess
 import sys
 import threading
 import traceback
+import urllib.error
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
+from pydantic import BaseModel, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
 from pyworkflow_ray.durations import parse_duration
 from pyworkflow_ray.exceptions import (
@@ -24,9 +29,9 @@ from pyworkflow_ray.exceptions import (
     FatalError,
     RetryableError,
     StepFailedError,
-    WorkflowFailedError,
 )
-from pyworkflow_ray.values.failures import MAX_PICKLE, MAX_TEXT, NOTE, Failure, capture, restore
+from pyworkflow_ray.values.error_pickles import MAX_PICKLE
+from pyworkflow_ray.values.failures import LOST, MAX_TEXT, NOTE, Failure, capture, is_of, restore
 
 
 class OwnMessageError(Exception):
@@ -57,6 +62,41 @@ class WithNewError(Exception):
 
     def __init__(self, *, needed: int) -> None:
         super().__init__(f"needed {needed}")
+
+
+class DiskFullError(OSError):
+    def __init__(self, path: str, *, lock: Any) -> None:
+        super().__init__(errno.ENOSPC, "no space", path)
+        self.need, self.lock = 3, lock
+
+
+class Answer(NamedTuple):
+    status: int
+    connection: Any
+
+
+class AnsweredError(Exception):
+    def __init__(self, answer: Answer) -> None:
+        self.answer = answer
+
+    def __str__(self) -> str:
+        return f"answered {self.answer.status}"
+
+
+class SlottedError(Exception):
+    __slots__ = ("code", "lock")
+
+    def __init__(self, lock: Any) -> None:
+        super().__init__("slotted")
+        self.code, self.lock = 7, lock
+
+
+class CodedGroup(ExceptionGroup[Exception]):
+    def __new__(cls, parts: list[Exception], code: int) -> CodedGroup:
+        return super().__new__(cls, "coded", parts)
+
+    def __init__(self, parts: list[Exception], code: int) -> None:
+        self.code = code
 
 
 class EmptyError(Exception):
@@ -132,29 +172,136 @@ def test_an_exception_group_comes_back_with_its_parts() -> None:
     assert str(second.exceptions[0]) == "[Errno 2] no: 'f'"
 
 
+def _missing(error: BaseException) -> str:
+    """What the exception says that it is without; "" if it is whole."""
+    notes = [note for note in getattr(error, "__notes__", []) if note.startswith(LOST)]
+    assert len(notes) < 2
+    return notes[0].removeprefix(LOST) if notes else ""
+
+
 @pytest.mark.parametrize(
-    "error",
+    ("error", "missing"),
     [
-        HoldsALockError(),
-        BrokenPickleError("x"),
-        WithNewError(needed=3),
-        ValueError("x" * (MAX_PICKLE + 1)),
-        ValueError(threading.Lock()),
-        ValueError({"deep": threading.Lock()}),
+        (HoldsALockError(), "lock (a value of type _thread.lock)."),
+        (BrokenPickleError("x"), ""),
+        (WithNewError(needed=3), ""),
+        (ValueError("x" * (MAX_PICKLE + 1)), "args[0] (a value of type str)."),
+        (ValueError(threading.Lock()), "args[0] (a value of type _thread.lock)."),
+        (ValueError(1, {"deep": threading.Lock()}), "args[1]['deep'] (a value of type _thread.lock)."),
+        (DiskFullError("/tmp", lock=threading.Lock()), "lock (a value of type _thread.lock)."),
+        (ValueError([(1, threading.Lock())]), "args[0][0][1] (a value of type _thread.lock)."),
+        (
+            AnsweredError(Answer(503, threading.Lock())),
+            "args[0].connection (a value of type _thread.lock); "
+            "answer.connection (a value of type _thread.lock).",
+        ),
+        (ValueError(HoldsALockError()), "args[0].lock (a value of type _thread.lock)."),
+        (SlottedError(threading.Lock()), "lock (a value of type _thread.lock)."),
+        (ExceptionGroup("g", [HoldsALockError()]), "exceptions[0].lock (a value of type _thread.lock)."),
     ],
-    ids=lambda error: type(error).__name__,
+    ids=lambda each: type(each).__name__ if isinstance(each, Exception) else "",
 )
-def test_an_exception_that_cannot_be_rebuilt_comes_back_told(error: Exception) -> None:
-    failure = through_the_log(raised(error))
-    assert failure.exception is None
-    assert failure.python == ""
-    again = restore(failure, fallback=WorkflowFailedError)
-    assert type(again) is WorkflowFailedError
-    assert str(again) == f"{failure.error_type}: {failure.error}"
-    assert again.error_type == f"{type(error).__module__}.{type(error).__qualname__}".removeprefix(
-        "builtins."
-    )
-    assert again.error_traceback == failure.traceback
+def test_an_exception_that_cannot_be_stored_whole_keeps_its_class_and_says_what_is_missing(
+    error: Exception, missing: str
+) -> None:
+    again = back(raised(error))
+    assert type(again) is type(error)
+    assert len(again.args) == len(error.args)
+    assert str(again)[:200] == str(error)[:200]
+    assert _missing(again) == missing
+    assert _missing(back(raised(again))) == missing
+
+
+def test_what_is_left_of_an_exception_has_all_that_can_be_stored() -> None:
+    again: Any = back(raised(DiskFullError("/tmp", lock=threading.Lock())))
+    assert (again.errno, again.strerror, again.filename) == (errno.ENOSPC, "no space", "/tmp")
+    assert again.args == (errno.ENOSPC, "no space")
+    assert again.need == 3
+    with pytest.raises(AttributeError):
+        _ = again.lock
+    slotted: Any = back(raised(SlottedError(threading.Lock())))
+    assert slotted.code == 7
+    lost: Any = back(raised(ValueError(threading.Lock(), 3))).args[0]
+    assert (lost.type_name, repr(lost)[:9]) == ("_thread.lock", "<unlocked")
+
+
+def test_a_group_of_a_users_class_comes_back() -> None:
+    again: Any = back(raised(CodedGroup([ValueError("a"), HoldsALockError()], 7)))
+    assert type(again) is CodedGroup
+    assert (again.code, again.message) == (7, "coded")
+    assert [type(each) for each in again.exceptions] == [ValueError, HoldsALockError]
+
+
+def test_an_exception_of_which_the_text_cannot_be_had_says_what_it_was() -> None:
+    class Teller:
+        def __init__(self, lock: Any) -> None:
+            self.lock = lock
+
+    class Told(Exception):
+        def __init__(self) -> None:
+            self.teller = Teller(threading.Lock())
+
+        def __str__(self) -> str:
+            return f"told by {type(self.teller).__name__}"
+
+    again = back(raised(Told()))
+    assert type(again).__name__ == "Told"
+    assert "its text, which was: told by Teller" in _missing(again)
+
+
+# --- errors of other packages ----------------------------------------------------------------------------
+
+
+class Item(BaseModel):
+    n: int
+    name: str = ""
+
+    @field_validator("name")
+    @classmethod
+    def _check(cls, name: str) -> str:
+        if name == "bad":
+            raise ValueError(f"{name} is {{bad}}")
+        if name == "worse":
+            raise PydanticCustomError("worse", "it is {how}", {"how": "worse"})
+        return name
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{}, {"n": "x"}, {"n": 1, "name": "bad"}, {"n": 1, "name": "worse"}, {"n": threading.Lock()}],
+    ids=["missing", "wrong", "bad", "worse", "lock"],
+)
+def test_a_refusal_of_pydantic_comes_back(value: Any) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Item.model_validate(value)
+    again = back(caught.value)
+    assert isinstance(again, ValidationError)
+    errors, before = again.errors(include_input=False), caught.value.errors(include_input=False)
+    assert [(each["type"], each["loc"], each["msg"]) for each in errors] == [
+        (each["type"], each["loc"], each["msg"]) for each in before
+    ]
+    is_whole = not isinstance(value.get("n"), type(threading.Lock()))
+    assert (str(again) == str(caught.value)) is is_whole
+    assert (_missing(again) == "") is is_whole
+
+
+def test_a_failed_request_comes_back_as_it_was_raised() -> None:
+    requests = pytest.importorskip("requests")
+    with pytest.raises(requests.ConnectionError) as caught:
+        requests.get("http://127.0.0.1:9/x")
+    again = back(caught.value)
+    assert type(again) is requests.exceptions.ConnectionError
+    assert isinstance(again, OSError)
+    assert str(again) == str(caught.value)
+    assert type(again.args[0]).__name__ == "MaxRetryError"
+    assert again.request.url == "http://127.0.0.1:9/x"  # type: ignore[attr-defined]
+
+
+def test_an_answer_of_a_web_server_that_says_no_comes_back() -> None:
+    refused = urllib.error.HTTPError("http://h/", 404, "gone", email.message.Message(), io.BytesIO(b"x"))
+    again: Any = back(raised(refused))
+    assert type(again) is urllib.error.HTTPError
+    assert (again.code, str(again)) == (404, "HTTP Error 404: gone")
 
 
 @pytest.mark.parametrize(
@@ -165,6 +312,7 @@ def test_an_exception_that_cannot_be_rebuilt_comes_back_told(error: Exception) -
         GeneratorExit(),
         asyncio.CancelledError(),
         StopIteration(1),
+        StopAsyncIteration(),
         BaseExceptionGroup("g", [KeyboardInterrupt()]),
     ],
     ids=lambda error: type(error).__name__,
@@ -200,7 +348,9 @@ def test_capture_never_raises() -> None:
 
 
 def test_an_exception_that_takes_no_note_comes_back_without() -> None:
-    assert type(back(raised(FrozenError("ice")))) in (FrozenError, StepFailedError)
+    again = back(raised(FrozenError("ice"), ValueError("cold")))
+    assert type(again) is FrozenError
+    assert isinstance(again.__cause__, ValueError)
 
 
 @pytest.mark.parametrize(
@@ -264,20 +414,32 @@ def test_a_cause_comes_back_as_the_cause() -> None:
     assert again.__cause__.__cause__.__cause__ is None
 
 
-def test_what_was_being_handled_counts_as_the_cause_unless_suppressed() -> None:
-    def raise_while_handling(suppress: bool) -> BaseException:
+def raise_while_handling(how: str) -> BaseException:
+    try:
         try:
-            try:
-                raise KeyError("k")
-            except KeyError:
-                if suppress:
-                    raise ValueError("v") from None
-                raise ValueError("v")  # noqa: B904
-        except ValueError as error:
-            return error
+            raise KeyError("k")
+        except KeyError as handled:
+            if how == "from none":
+                raise ValueError("v") from None
+            if how == "from another":
+                raise ValueError("v") from OSError("o")
+            if how == "from it":
+                raise ValueError("v") from handled
+            raise ValueError("v")  # noqa: B904
+    except ValueError as error:
+        return error
 
-    assert isinstance(back(raise_while_handling(suppress=False)).__cause__, KeyError)
-    assert back(raise_while_handling(suppress=True)).__cause__ is None
+
+@pytest.mark.parametrize("how", ["", "from none", "from another", "from it"])
+def test_the_cause_and_what_was_being_handled_come_back_as_they_were(how: str) -> None:
+    error = raise_while_handling(how)
+    again = back(error)
+    for name in ("__cause__", "__context__"):
+        assert type(getattr(again, name)) is type(getattr(error, name))
+        assert repr(getattr(again, name)) == repr(getattr(error, name))
+    assert again.__suppress_context__ is error.__suppress_context__
+    assert (again.__cause__ is again.__context__) is (error.__cause__ is error.__context__)
+    assert _printed(again) == _printed(error)
 
 
 def test_causes_are_told_five_deep_even_in_a_circle() -> None:
@@ -357,14 +519,83 @@ def test_long_texts_are_cut_and_a_traceback_keeps_its_end() -> None:
     assert failure.traceback.endswith("END\n")
 
 
-def test_the_remote_traceback_is_noted_once_however_often_it_travels() -> None:
+def _printed(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))
+
+
+def _fails_in_parts() -> None:
+    def one(x: int) -> float:
+        return 1 + x / 0
+
+    try:
+        one(3)
+    except ZeroDivisionError as error:
+        part = error
+    part.add_note("a note of a part")
+    inner = ExceptionGroup("inner", [raised(KeyError("k"), raised(OSError("o")))])
+    raise ExceptionGroup("outer", [part, inner]) from raised(ValueError("the cause"))
+
+
+@pytest.mark.parametrize(
+    "fails",
+    [
+        fails,
+        _fails_in_parts,
+        lambda: eval("1 + (2 / 0)"),
+        lambda: exec("raise ValueError"),
+        lambda: compile("x = (", "own.py", "exec"),
+        lambda: 3 + ["ä", {"ö": 1}["ü"]][0],
+    ],
+)
+def test_an_exception_is_printed_as_if_it_had_never_travelled(fails: Callable[[], Any]) -> None:
+    try:
+        fails()
+    except Exception as caught:
+        error = _without_test_frames(caught)
+    assert _printed(back(error)) == _printed(error)
+    assert capture(back(error)).traceback == capture(error).traceback
+
+
+def test_a_traceback_goes_on_where_the_exception_is_raised_again() -> None:
     once = back(raised(ValueError("x")))
-    assert len(once.__notes__) == 1
-    assert once.__notes__[0].startswith(NOTE)
-    assert "in raised" in "".join(traceback.format_exception(once))
+    assert [frame.name for frame in traceback.extract_tb(once.__traceback__)] == ["raised"]
     twice = back(raised(once))
-    assert len(twice.__notes__) == 1
-    assert twice.__notes__[0].count("in raised") == 2
+    assert [frame.name for frame in traceback.extract_tb(twice.__traceback__)] == ["raised", "raised"]
+    assert not hasattr(twice, "__notes__")
+
+
+def test_a_traceback_passes_over_frames_of_this_package() -> None:
+    names: dict[str, Any] = {"__name__": "pyworkflow_ray.engine.steps"}
+    exec(compile("def call(function):\n    function()", "steps.py", "exec"), names)
+
+    def users_code() -> None:
+        names["call"](fails)
+
+    text = capture(call_from_package(users_code)).traceback
+    assert ("in users_code" in text, "in fails" in text, "steps.py" in text) == (True, True, False)
+
+
+def test_a_deep_recursion_keeps_its_beginning_and_its_end() -> None:
+    def down(depth: int) -> None:
+        down(depth - 1) if depth else fails()
+
+    with pytest.raises(ValueError, match="user code") as caught:
+        down(200)
+    frames = traceback.extract_tb(back(caught.value).__traceback__)
+    assert len(frames) == 100
+    assert (frames[0].name, frames[-1].name) == (
+        "test_a_deep_recursion_keeps_its_beginning_and_its_end",
+        "fails",
+    )
+
+
+def test_what_was_stored_before_there_were_frames_has_its_traceback_as_a_note() -> None:
+    stored = msgspec.structs.replace(through_the_log(raised(ValueError("x"), KeyError("k"))), details=None)
+    once = restore(stored, fallback=StepFailedError)
+    assert (type(once), type(once.__cause__)) == (ValueError, KeyError)
+    assert once.__notes__[0].startswith(NOTE)
+    assert "in raised" in once.__notes__[0]
+    assert len(back(raised(once)).__notes__) == 1
 
 
 def test_the_users_own_notes_are_kept() -> None:
@@ -397,3 +628,47 @@ def test_an_exception_of_a_script_comes_back_in_another_process() -> None:
 def test_a_pickle_that_cannot_be_read_here_falls_back(data: bytes) -> None:
     failure = Failure(error="x", error_type="ValueError", exception=data, python="2.7")
     assert str(restore(failure, fallback=StepFailedError)) == "ValueError: x"
+
+
+# --- ancestry -------------------------------------------------------------------------------------------
+
+
+class UnloadableError(DiskFullError):
+    def __reduce__(self) -> Any:
+        return _refuse, ()
+
+
+def _refuse() -> None:
+    raise ImportError("not here")
+
+
+@pytest.mark.parametrize("is_rebuilt", [True, False])
+@pytest.mark.parametrize(
+    ("cls", "is_one"),
+    [
+        (DiskFullError, True),
+        (OSError, True),
+        (Exception, True),
+        (BaseException, True),
+        (ValueError, False),
+        (StepFailedError, False),
+        (FatalError, False),
+    ],
+)
+def test_an_error_is_of_the_classes_that_its_class_is_derived_from(
+    cls: type[BaseException], is_one: bool, is_rebuilt: bool
+) -> None:
+    failure = through_the_log(raised(UnloadableError("/tmp", lock=None)))
+    if not is_rebuilt:
+        failure = msgspec.structs.replace(failure, exception=None)
+    error = restore(failure, fallback=StepFailedError)
+    assert isinstance(error, DiskFullError) is is_rebuilt
+    assert is_of(failure, (KeyError, cls), error) is is_one
+
+
+def test_what_ends_its_raiser_is_no_plain_exception() -> None:
+    failure = through_the_log(raised(SystemExit(3)))
+    error = restore(failure, fallback=StepFailedError)
+    assert not is_of(failure, (Exception,), error)
+    assert is_of(failure, (BaseException,), error)
+    assert is_of(failure, (SystemExit,), error)
