@@ -50,6 +50,15 @@ def parse_duration(value: Duration) -> timedelta:
     return duration
 
 
+def parse_timeout(value: Duration | None) -> timedelta | None:
+    """The duration after which a wait is over; None for `None` and `math.inf`, which are never.
+
+    Raises:
+        ValueError, TypeError: As `parse_duration`.
+    """
+    return None if value is None or value == math.inf else parse_duration(value)
+
+
 def _parse_text(text: str) -> timedelta:
     stripped = text.strip()
     if not _WHOLE.fullmatch(stripped):

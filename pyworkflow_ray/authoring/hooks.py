@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 from msgspec import Raw
 
 from pyworkflow_ray.authoring.steps import StepFunction, run_step
-from pyworkflow_ray.durations import Duration, parse_duration
+from pyworkflow_ray.durations import Duration, parse_timeout
 from pyworkflow_ray.engine.executions import Execution, require_execution
 from pyworkflow_ray.exceptions import InvalidTokenError
 from pyworkflow_ray.values import codec
@@ -49,7 +49,8 @@ async def hook(
     execution = require_execution("hook")
     execution.require_durable("hook()")
     schema_text(payload_schema)  # refuses a schema that describes nothing, before anything is recorded
-    expires_at = None if timeout is None else execution.now + parse_duration(timeout)
+    limit = parse_timeout(timeout)
+    expires_at = None if limit is None else execution.now + limit
     if token is not None:
         _check_token(token)
     labels = Raw(codec.encode(dict(metadata))) if metadata else _NONE

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from pyworkflow_ray.durations import Duration, parse_duration
+from pyworkflow_ray.durations import Duration, parse_timeout
 from pyworkflow_ray.engine.options import ON_CANCEL, StepOptions
 from pyworkflow_ray.engine.retries import Pauses, as_retry_on
 from pyworkflow_ray.exceptions import ConfigurationError
@@ -60,7 +60,7 @@ def build_options(what: str, base: StepOptions, given: Mapping[str, Any]) -> Ste
                 case "retry_delay":
                     changes["pauses"] = Pauses(value)
                 case "timeout":
-                    changes["timeout"] = None if value is None else _as_timeout(value)
+                    changes["timeout"] = _as_timeout(value)
                 case "retry_on":
                     changes["retry_on"] = as_retry_on(value)
                 case "on_cancel":
@@ -99,9 +99,9 @@ def _as_count(value: Any) -> int | None:
     return value
 
 
-def _as_timeout(value: Duration) -> timedelta:
-    timeout = parse_duration(value)
-    if not timeout:
+def _as_timeout(value: Duration | None) -> timedelta | None:
+    timeout = parse_timeout(value)
+    if timeout is not None and not timeout:
         raise ValueError("a timeout must be longer than 0")
     return timeout
 

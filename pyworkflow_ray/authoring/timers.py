@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from datetime import UTC, datetime
 
 from pyworkflow_ray.durations import When, resolve_when
@@ -14,12 +15,15 @@ async def sleep(duration: When, name: str | None = None) -> None:
 
     Args:
         duration: Text ("30s", "5m", "2h", "3d", "1w", "1h30m", "500ms"), seconds, a `timedelta`, or an
-            instant (a naive `datetime` is UTC). An instant in the past returns at once.
+            instant (a naive `datetime` is UTC). An instant in the past returns at once, and `math.inf` is
+            never over.
         name: Names the timer in the history.
 
     Raises:
         ValueError: The duration is negative or cannot be read.
     """
+    if duration == math.inf:
+        await asyncio.sleep(math.inf)
     execution = current.get()
     if execution is None:
         now = datetime.now(UTC)

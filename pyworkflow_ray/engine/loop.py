@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import sys
 import threading
 import weakref
@@ -29,7 +30,7 @@ from datetime import UTC, datetime, timedelta
 from types import FrameType
 from typing import Any, Protocol, TypeVar
 
-from pyworkflow_ray.engine.refusals import REFUSED, refusing
+from pyworkflow_ray.engine.refusals import ANSWERED, EAGER, REFUSED, refusing
 from pyworkflow_ray.exceptions import FatalError
 
 _T = TypeVar("_T")
@@ -338,7 +339,7 @@ class RunLoop(asyncio.AbstractEventLoop):
         handle = LoopTimer(when, callback, args, self, context)
         if when <= self.time():
             self._ready.append(handle)
-        else:
+        elif when != math.inf:  # which is never, and needs no timer
             self.timers.start_loop_timer(handle)
         return handle
 
@@ -360,9 +361,11 @@ class RunLoop(asyncio.AbstractEventLoop):
         *,
         name: str | None = None,
         context: Context | None = None,
-        **_: Any,
+        eager_start: bool | None = None,
     ) -> RunTask[_T]:
         _refuse_unordered(sys._getframe(1))
+        if eager_start:
+            raise FatalError(EAGER)
         task = RunTask(coro, loop=self, name=name, context=context)
         # asyncio holds tasks weakly. One that only waits could be collected at any moment, which a replay
         # would not repeat.
@@ -462,3 +465,5 @@ def _refuse_unordered(frame: FrameType | None) -> None:
 
 for _name in REFUSED:
     setattr(RunLoop, _name, refusing(_name))
+for _name, _method in ANSWERED.items():
+    setattr(RunLoop, _name, _method)

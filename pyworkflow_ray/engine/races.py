@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, TypeVar
 
 from pyworkflow_ray.callables import is_unfinished
-from pyworkflow_ray.durations import Duration, parse_duration
+from pyworkflow_ray.durations import Duration, parse_timeout
 from pyworkflow_ray.exceptions import CancellationError
 
 T = TypeVar("T")
@@ -25,7 +25,8 @@ gather = asyncio.gather
 
 
 def _seconds(timeout: Duration | None) -> float | None:
-    return None if timeout is None else parse_duration(timeout).total_seconds()
+    limit = parse_timeout(timeout)
+    return None if limit is None else limit.total_seconds()
 
 
 async def wait(
@@ -59,13 +60,9 @@ async def as_completed(
     for future in futures:
         future.add_done_callback(done.put_nowait)
     # asyncio.timeout would cancel the caller's own code while the generator is paused in `yield`.
-    deadline = (
-        None
-        if timeout is None
-        else asyncio.get_running_loop().call_later(
-            parse_duration(timeout).total_seconds(), done.put_nowait, None
-        )
-    )
+    seconds = _seconds(timeout)
+    loop = asyncio.get_running_loop()
+    deadline = None if seconds is None else loop.call_later(seconds, done.put_nowait, None)
     try:
         for left in range(len(futures), 0, -1):
             first = await done.get()

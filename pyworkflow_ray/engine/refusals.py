@@ -45,13 +45,46 @@ REFUSED = [
     "sock_sendfile",
     "add_signal_handler",
     "remove_signal_handler",
-    "set_task_factory",
-    "get_task_factory",
-    "set_exception_handler",
-    "get_exception_handler",
     "shutdown_asyncgens",
 ]
 """Methods of an event loop that a workflow function may not use."""
+
+
+EAGER = (
+    "A task of a workflow cannot start eagerly: the tasks of a run start in the order in which they are "
+    "made, when the code that has made them waits. Leave eager_start out."
+)
+"""Why a task with `eager_start=True` is refused."""
+
+
+def _none(self: Any) -> None:
+    """Libraries ask for these, and take None for the usual."""
+
+
+def _set_task_factory(self: Any, factory: Any) -> None:
+    if factory is not None:
+        raise FatalError(
+            "loop.set_task_factory() is not possible in a workflow function: its event loop makes tasks that "
+            "know their order, so that a replay repeats it. Use such a factory in a step."
+        )
+
+
+def _set_exception_handler(self: Any, handler: Any) -> None:
+    if handler is not None:
+        raise FatalError(
+            "loop.set_exception_handler() is not possible in a workflow function: the handler would be "
+            "called when the garbage collector comes, which a replay does not repeat. What nobody has caught "
+            "is logged with the run. Use such a handler in a step."
+        )
+
+
+ANSWERED = {
+    "get_task_factory": _none,
+    "set_task_factory": _set_task_factory,
+    "get_exception_handler": _none,
+    "set_exception_handler": _set_exception_handler,
+}
+"""Methods of an event loop that answer what libraries ask, and refuse a change."""
 
 
 def refusing(name: str) -> Callable[..., NoReturn]:

@@ -54,7 +54,10 @@ class Timers:
         try:
             resume_at = EPOCH + timedelta(seconds=handle.when())
         except (OverflowError, ValueError):
-            raise ValueError("A timer in a workflow must be due before the year 10000.") from None
+            raise ValueError(
+                f"A timer in a workflow must be due before the year 10000, and this one is due at "
+                f"loop.time() == {handle.when()}. math.inf is never."
+            ) from None
         handle.timer_id = self._ordinals.next("sleep")
         self._start(handle.timer_id, resume_at, "", handle)
 

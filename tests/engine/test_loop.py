@@ -418,7 +418,11 @@ async def _close() -> None:
 
 
 async def _factory() -> None:
-    asyncio.get_running_loop().set_task_factory(None)
+    asyncio.get_running_loop().set_task_factory(lambda loop, code: asyncio.Task(code, loop=loop))
+
+
+async def _handler() -> None:
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
 
 
 REFUSED = [
@@ -435,6 +439,7 @@ REFUSED = [
     _stop,
     _close,
     _factory,
+    _handler,
 ]
 
 
