@@ -144,7 +144,8 @@ def load_reference(ref: str) -> Any:
         raise SerializationError(f"{ref!r} is not a reference; it should look like 'package.module:Name'.")
     module_name = _MOVED.get(module_name, module_name)
     try:
-        found: Any = sys.modules.get(module_name) or importlib.import_module(module_name)
+        # Not from `sys.modules`: there is a module, and half of it, while another thread imports it.
+        found: Any = importlib.import_module(module_name)
     except Exception as error:
         raise SerializationError(
             f"Cannot find {ref!r}: importing {module_name!r} raised {type(error).__name__}: {error}. "

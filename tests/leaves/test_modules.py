@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from http import HTTPStatus
 from pathlib import Path
 from types import ModuleType
@@ -200,6 +201,23 @@ UNPICKLE = """
     from pyworkflow_ray.values import modules
     print(modules.unpickle(bytes.fromhex(sys.argv[1]))(4))
 """
+
+
+def test_a_module_that_another_thread_just_imports_is_waited_for(
+    make_module: MakeModule, tmp_path: Path
+) -> None:
+    """1. A thread imports a module, and is in the middle of it. 2. Another one loads a reference into it."""
+    gate = make_module("import_gate", "import threading\nbegan, go = threading.Event(), threading.Event()")
+    slow = tmp_path / "project" / "slow_import.py"
+    slow.write_text("import import_gate\nimport_gate.began.set()\nimport_gate.go.wait(30)\nlate = 5\n")
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(modules.load_reference, "slow_import:late")
+        assert gate.began.wait(30)
+        second = threads.submit(modules.load_reference, "slow_import:late")
+        assert not wait([second], timeout=0.2).done, "it cannot know yet what the module has"
+        gate.go.set()
+        assert (first.result(), second.result()) == (5, 5)
+    del sys.modules["slow_import"]
 
 
 def test_a_local_function_takes_along_what_it_needs(make_module: MakeModule) -> None:
