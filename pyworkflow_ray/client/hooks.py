@@ -22,7 +22,6 @@ from pyworkflow_ray.storage.hooks import HookRecord
 from pyworkflow_ray.storage.storages import Storage
 from pyworkflow_ray.values import codec
 from pyworkflow_ray.values.failures import capture
-from pyworkflow_ray.values.schemas import plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +90,7 @@ async def resume_hook(
     """
     refuse_in_workflow("resume_hook")
     of = session(storage=storage)
-    data = of.values.encode(plain(payload), "the payload")
+    data = of.values.encode(payload, "the payload")
     return await _answer(of, token, dedup_key, payload=data)
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import pytest
 import ray
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, SecretStr
 
 import pyworkflow_ray as pr
 from pyworkflow_ray.client.hook_answers import MOST_IN_CALL
@@ -127,6 +127,55 @@ def test_a_payload_that_does_not_fit_is_refused_where_it_is_given() -> None:
 
 
 @pytest.mark.parametrize("killed", [["coordinator-0"], ["hook-registry"], ["coordinator-0", "hook-registry"]])
+class Account(BaseModel):
+    owner: str = Field(alias="accountOwner")
+    password: SecretStr
+    limit: int = Field(exclude=True)
+    parts: Any = None
+
+
+@pr.workflow
+async def awaits_account(token: str) -> list[Any]:
+    given: Any = await pr.hook("account", token=token, payload_schema=Account)
+    assert type(given) is Account
+    is_secret = given.password.get_secret_value() == "s3cret"
+    return [given.owner, is_secret, given.limit, repr(given.parts)]
+
+
+ACCOUNT = """
+    import sys
+    from typing import Any
+    from pydantic import BaseModel, Field, SecretStr
+    import pyworkflow_ray as pr
+
+    class Account(BaseModel):
+        owner: str = Field(alias="accountOwner")
+        password: SecretStr
+        limit: int = Field(exclude=True)
+        parts: Any = None
+
+    pr.resume_hook_sync(sys.argv[1], Account(accountOwner="x", password="s3cret", limit=3, parts=(1, {2})))
+"""
+
+
+@pytest.mark.parametrize("sender", ["this process", "another process"])
+def test_an_instance_of_a_model_arrives_as_it_was_given(
+    shared_engine: EngineUnderTest, tmp_path: Path, sender: str
+) -> None:
+    run = pr.start_sync(awaits_account, sender)
+    waits_for(sender)
+    if sender == "this process":
+        account = Account(accountOwner="x", password=SecretStr("s3cret"), limit=3, parts=(1, {2}))
+        pr.resume_hook_sync(sender, account)
+    else:
+        script = tmp_path / "account.py"
+        script.write_text(textwrap.dedent(ACCOUNT))
+        subprocess.run([sys.executable, str(script), sender], env=shared_engine.environment(), check=True)
+    assert run.wait(timeout=60) == ["x", True, 3, "(1, {2})"]
+    hook = pr.run_sync(pr.get_hook(sender))
+    assert "s3cret" not in repr((hook.payload if hook else None, run.events_sync()))
+
+
 def test_a_payload_given_as_an_actor_dies_reaches_its_run(
     shared_engine: EngineUnderTest, killed: list[str]
 ) -> None:
