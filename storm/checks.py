@@ -157,6 +157,11 @@ def _wrongs_of(run: Run) -> Iterator[str]:
         yield f"it is {run.status}, and its endings are {[event.type for event in endings]}"
     if endings and run.events[-1] is not endings[-1]:
         yield f"{run.events[-1].type} follows its ending"
+    unseen = [event.position for event in run.events if event.is_unseen and event.position]
+    if unseen and unseen != list(range(unseen[0], len(positions) - 1)):
+        yield f"its code has not seen {unseen}, and these are not all that is before its end"
+    if unseen and not endings:
+        yield f"its code has not seen {unseen}, and it has not ended"
     starts = [event.position for event in run.of("workflow.started")]
     if run.events and starts != [0]:
         yield f"it starts at {starts}"
@@ -229,7 +234,7 @@ def losses_are_counted(evidence: Evidence) -> Iterator[Broken]:
             step_id = event.data["step_id"]
             is_lost = event.data.get("cause") in ("worker_died", "out_of_memory")
             if is_lost and steps[step_id].get("idempotent", True) and retried[step_id] < LOSSES_ALLOWED:
-                if any(run.of("cancellation.requested")):
+                if any(run.seen("cancellation.requested")):
                     continue  # no attempt follows in a run that is asked to cancel
                 told = f"{step_id} failed after {retried[step_id] + 1} lost attempts"
                 yield Broken("losses are counted", run.id, told, program_id(run))

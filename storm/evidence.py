@@ -58,12 +58,16 @@ class Evidence:
             event.data["child_id"]: event.data["args"][0]["id"] for event in run.of("child_workflow.started")
         }
         return Facts(
-            is_asked_to_cancel=any(run.of("cancellation.requested")),
+            is_asked_to_cancel=any(run.seen("cancellation.requested")),
+            is_cancelled_without_code=any(
+                event.data.get("is_without_code") and any(run.of("cancellation.requested"))
+                for event in run.of("workflow.cancelled")
+            ),
             lost_nodes=lost,
-            had_failed_child=any(run.of("child_workflow.failed", "child_workflow.cancelled")),
+            had_failed_child=any(run.seen("child_workflow.failed", "child_workflow.cancelled")),
             child_values={
                 children[event.data["child_id"]]: event.data["result"]
-                for event in run.of("child_workflow.completed")
+                for event in run.seen("child_workflow.completed")
                 if event.data["child_id"] in children
             },
             is_given_up=is_given_up(run),

@@ -4,8 +4,8 @@
 allows it. So the set of allowed results is never written out: it is what these two functions accept.
 
 The model knows the program, what was sent to it (`Sent`), and facts of the run's own history (`Facts`):
-whether it was asked to cancel, which steps lost their workers for good, what its children gave, and whether
-it was given up. Each of these facts is checked by itself elsewhere.
+whether its code saw a request to cancel, which steps lost their workers for good, what its children gave,
+and whether it was given up. Each of these facts is checked by itself elsewhere.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ class Facts:
     """What a run's history says that no model can know."""
 
     is_asked_to_cancel: bool = False
+    """Whether the code has seen a request. One that came as the run ended it has not."""
+    is_cancelled_without_code: bool = False
+    """Whether a request ended the run before its code saw it."""
     lost_nodes: Set[str] = frozenset()
     """The nodes of steps that failed since they lost their workers."""
     had_failed_child: bool = False
@@ -74,7 +77,8 @@ class Model:
         is_last = not is_again or self.iteration + 1 >= tree["times"]
         match status:
             case "cancelled":
-                return None if self.facts.is_asked_to_cancel else "nobody asked it to cancel"
+                is_asked = self.facts.is_asked_to_cancel or self.facts.is_cancelled_without_code
+                return None if is_asked else "nobody asked it to cancel"
             case "failed":
                 return None if self.raises(_body(tree), outcome) else f"no part of it raises {outcome!r}"
             case "completed" | "continued_as_new":

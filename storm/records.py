@@ -29,6 +29,11 @@ class Event:
     at: float
     data: dict[str, Any]
 
+    @property
+    def is_unseen(self) -> bool:
+        """Whether the run ended before its code saw it."""
+        return bool(self.data.get("is_unseen"))
+
 
 @dataclass(frozen=True)
 class Run:
@@ -63,6 +68,10 @@ class Run:
     def of(self, *types: str) -> Iterator[Event]:
         """The events of these types."""
         return (event for event in self.events if event.type in types)
+
+    def seen(self, *types: str) -> Iterator[Event]:
+        """The events of these types that the code has seen."""
+        return (event for event in self.of(*types) if not event.is_unseen)
 
     def steps(self) -> dict[str, Node]:
         """The node of each step that was scheduled, by the step's id in the run."""

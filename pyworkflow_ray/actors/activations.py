@@ -10,7 +10,7 @@ from typing import Any, assert_never
 import msgspec
 from msgspec import Raw
 
-from pyworkflow_ray.actors.inboxes import CANCEL_KEY, InboxEntry
+from pyworkflow_ray.actors.inboxes import CANCEL_KEY, InboxEntry, unseen_in
 from pyworkflow_ray.actors.new_runs import child_of, label, successor_of
 from pyworkflow_ray.actors.observers import Moment
 from pyworkflow_ray.actors.payloads import Payloads
@@ -69,7 +69,7 @@ from pyworkflow_ray.storage.acceptances import NewRun, accept
 from pyworkflow_ray.storage.codes import Code, saving_code
 from pyworkflow_ray.storage.histories import Append, appending, confirm_append, is_still_unread, locks_of
 from pyworkflow_ray.storage.hooks import NewHook, creating_hook, disposing_hooks, holder_of
-from pyworkflow_ray.storage.inboxes import move_unread
+from pyworkflow_ray.storage.inboxes import MOVED, move_unread, readable_unread
 from pyworkflow_ray.storage.locks import Locks, Strength, merged
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.runs import get_run, latest_of_chain, releasing_key
@@ -114,6 +114,8 @@ class Activation:
     read_inbox: list[int] = field(default_factory=list)
     known_unread: int | None = None
     """If this ends the run: how many unread rows the turn knows of. With more than these it does not end."""
+    rest_with: Payloads | None = None
+    """If this ends the run whatever has come: what stores the values of that, which is recorded with it."""
     hooks: list[tuple[NewHook, Code | None]] = field(default_factory=list)
     disposed: list[str] = field(default_factory=list)
     new_runs: list[NewRun] = field(default_factory=list)
@@ -139,6 +141,8 @@ class Activation:
     """After the commit: the runs that have something new in their inboxes."""
     conflicts: dict[str, str] = field(default_factory=dict)
     """After the commit: hooks whose token is another run's, and that run."""
+    _sent: Append | None = None
+    """The append with the rest of the inbox, as it was sent last."""
 
     def record(self, event: Event, at: datetime, payloads: Payloads, attributes: dict[str, Any]) -> None:
         """Add an event, with what it changes in the run's row."""
@@ -255,6 +259,8 @@ class Activation:
         if self.successor is not None:
             self.begun.append((yield from self._continue(new, self.successor)))
             to_nudge.append(self.begun[0].run_id)
+        if self.rest_with is not None and new.events:
+            new = yield from self._with_rest(new, self.rest_with)
         outgoing = []
         for entry in self.outgoing:
             # A request follows a child into the run in which it goes on. An outcome is for the parent alone.
@@ -289,6 +295,28 @@ class Activation:
         """As `write`; the result is the activation itself."""
         self.is_unread = yield from self.write(new).at_end()
         return self
+
+    @work
+    def _with_rest(self, new: Append, payloads: Payloads) -> Steps[Append]:
+        """The append with what lies in the run's inbox, as events before the end that its code does not see.
+
+        Nothing is posted between this and the end: the run is locked.
+        """
+        moved = () if self.successor is None else MOVED
+        rows = yield from readable_unread(new.run_id)
+        rows = [row for row in rows if row.id not in new.read_inbox and row.kind not in moved]
+        if not rows and self._sent is not None and self._sent.epoch == new.epoch:
+            return self._sent  # this is run again, and what was recorded then is no longer unread
+        *events, end = new.events
+        blobs = list(new.blobs)
+        for event in unseen_in(new.run_id, rows):
+            stored, large = payloads.split(event)
+            events.append((end[0], type_of(stored), encode_data(stored)))
+            blobs += [*large, *blob_links(event)]
+        read = [*new.read_inbox, *(row.id for row in rows)]
+        self._sent = msgspec.structs.replace(new, events=[*events, end], blobs=blobs, read_inbox=read)
+        self.appended = len(self._sent.events)
+        return self._sent
 
     @work
     def _continue(self, new: Append, successor: NewRun) -> Steps[RunRecord]:

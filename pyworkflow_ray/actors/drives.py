@@ -40,6 +40,7 @@ from pyworkflow_ray.actors.hook_rows import due_hooks, expire_hooks, make_hooks,
 from pyworkflow_ray.actors.inboxes import (
     cancellation_in,
     ending_of,
+    is_recorded,
     read_inbox,
     requests_to_children,
     require_whole,
@@ -68,7 +69,7 @@ from pyworkflow_ray.actors.turns import (
     reopen,
     started_event,
 )
-from pyworkflow_ray.engine.events import CancellationRequested, Event
+from pyworkflow_ray.engine.events import MAX_DURATION, CancellationRequested, Event
 from pyworkflow_ray.engine.executions import Execution
 from pyworkflow_ray.exceptions import EventLimitExceededError, StorageError, WorkflowError
 from pyworkflow_ray.statuses import RunStatus
@@ -77,9 +78,6 @@ from pyworkflow_ray.storage.inboxes import InboxRow, readable_unread
 from pyworkflow_ray.storage.records import RunRecord, require_json
 
 _T = TypeVar("_T")
-
-MOST_TRIES = 5
-"""How often a run is kept from its end by what comes for it. Otherwise it might never end."""
 
 
 class Drive:
@@ -278,7 +276,7 @@ class Drive:
         """Run the code from its beginning, once its time has come."""
         started = started_event(self.run)
         known: list[InboxRow] = []
-        tries = 0
+        is_again = False
         while True:
             self.hold.check()
             if self._has_unread:
@@ -288,14 +286,12 @@ class Drive:
             if not self._is_early():
                 # The start is committed by itself, before anything is fed that is due. Otherwise code that
                 # ends its process would be recovered for ever, without a trace of it.
-                ends_anyway = tries == MOST_TRIES
-                feed = partial(feed_start, started=started, known=known, ends_anyway=ends_anyway)
+                feed = partial(feed_start, started=started, known=known, is_again=is_again)
                 with contextlib.suppress(UnreadError):
                     await self._turn(self._deciding(feed))
                     self._has_unread = self._has_unread or bool(known)
                     return
-                tries += 1
-                self._has_unread = True
+                is_again = self._has_unread = True
                 await self.code.load(self.run)
                 continue
             self.opened.set()
@@ -338,9 +334,11 @@ class Drive:
 
     async def _end_at_once(self, request: CancellationRequested) -> None:
         """End the run as the request says, without asking its code."""
-        started = [] if self._has_begun() else [started_event(self.run)]
-        outgoing = [] if started else await requests_to_children(self._services, self.run_id)
-        await self._turn(self._deciding(lambda turn: end_cancelled(turn, request, outgoing, *started)))
+        before: list[Event] = [] if self._has_begun() else [started_event(self.run)]
+        outgoing = [] if before else await requests_to_children(self._services, self.run_id)
+        if request.requested_by == MAX_DURATION:  # others come through the inbox
+            before += [] if await is_recorded(self._services, self.run_id, request) else [request]
+        await self._turn(self._deciding(lambda turn: end_cancelled(turn, request, outgoing, *before)))
 
     # --- going on -----------------------------------------------------------------------------------
 
@@ -359,16 +357,17 @@ class Drive:
     async def _feed(self, incoming: Incoming) -> None:
         """Feed what has come. If the run ends while more comes for it, it did not end: it is fed that first.
 
-        Its code has ended in memory, so it is replayed, as after a crash before the commit.
+        Its code has ended in memory, so it is replayed, as after a crash before the commit. What comes even
+        then is recorded before the end, and the code does not see it.
         """
-        for tries in range(1, MOST_TRIES + 1):
-            with contextlib.suppress(UnreadError):
-                await self._turn(self._deciding(partial(feed_incoming, incoming=incoming)))
-                self._attempts.recorded(incoming.arrived)
-                return
+        try:
+            await self._turn(self._deciding(partial(feed_incoming, incoming=incoming)))
+        except UnreadError:
             history = await asyncio.to_thread(self._services.storage.read, read_events(self.run_id))
             await self.code.replay(self.run, history)
-            incoming = replace(incoming, unread=await self._read_inbox(), ends_anyway=tries + 1 == MOST_TRIES)
+            incoming = replace(incoming, unread=await self._read_inbox(), is_again=True)
+            await self._turn(self._deciding(partial(feed_incoming, incoming=incoming)))
+        self._attempts.recorded(incoming.arrived)
 
     async def _read_inbox(self) -> list[InboxRow]:
         self._has_unread = False  # before the read: what comes during it is read the next time

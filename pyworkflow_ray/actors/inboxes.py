@@ -23,8 +23,9 @@ from pyworkflow_ray.engine.events import (
     is_known_type,
     type_of,
 )
+from pyworkflow_ray.engine.unseen_events import unseen
 from pyworkflow_ray.exceptions import StorageError, UnreadableRowError
-from pyworkflow_ray.storage.damages import unreadable
+from pyworkflow_ray.storage.damages import report, unreadable
 from pyworkflow_ray.storage.histories import EventRow, read_events, unreadable_event
 from pyworkflow_ray.storage.inboxes import InboxRow, posting, unread
 from pyworkflow_ray.storage.records import RunRecord
@@ -72,6 +73,13 @@ async def requests_to_children(services: Services, run_id: str) -> list[InboxEnt
     return [InboxEntry(child, CANCEL_KEY, request) for child in open_children.values()]
 
 
+async def is_recorded(services: Services, run_id: str, request: CancellationRequested) -> bool:
+    """Whether the history has this request to cancel."""
+    types = [CancellationRequested.type]
+    rows = await asyncio.to_thread(services.storage.read, read_events(run_id, types=types))
+    return encode_data(request) in (data.encode() for *_, data in rows)
+
+
 async def read_inbox(services: Services, run_id: str) -> list[InboxRow]:
     """What lies unread in the run's inbox; an outage of the database is waited for, as commits do."""
     while True:
@@ -89,6 +97,20 @@ def decoded_inbox(run_id: str, rows: list[InboxRow]) -> tuple[list[int], list[Ev
         UnreadableRowError: A row cannot be read.
     """
     return [row.id for row in rows], [_decoded(run_id, row) for row in rows]
+
+
+def unseen_in(run_id: str, rows: list[InboxRow]) -> list[Event]:
+    """What these rows hold, for a history whose code does not see it.
+
+    Rows that cannot be read are reported.
+    """
+    events = []
+    for row in rows:
+        try:
+            events.append(unseen(_decoded(run_id, row)))
+        except UnreadableRowError as error:
+            report(error)
+    return events
 
 
 def cancellation_in(run_id: str, rows: list[InboxRow]) -> CancellationRequested | None:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import assert_never
 
-import msgspec
 from msgspec import Raw
 
 from pyworkflow_ray.actors.activations import Activation, blob_links
@@ -34,6 +33,7 @@ from pyworkflow_ray.engine.events import (
     failure_fields,
 )
 from pyworkflow_ray.engine.executions import Execution
+from pyworkflow_ray.engine.unseen_events import unseen
 from pyworkflow_ray.exceptions import WorkerDiedError, WorkflowError, WorkflowTimeoutError
 from pyworkflow_ray.storage.histories import EventRow
 from pyworkflow_ray.storage.inboxes import MOVED, InboxRow
@@ -51,7 +51,7 @@ class Incoming:
         unread: What lies in the run's inbox.
         expired: Hooks whose rows take no payload any more. Only these may expire in the run.
         had_recoveries: Whether recoveries are counted in the run's row.
-        ends_anyway: Whether the run may end although something comes for it just now.
+        is_again: Whether the run has tried to end, and more had come for it by then.
     """
 
     arrived: list[Arrived]
@@ -59,7 +59,7 @@ class Incoming:
     unread: list[InboxRow]
     expired: Set[str]
     had_recoveries: bool
-    ends_anyway: bool = False
+    is_again: bool = False
 
 
 class Turn:
@@ -108,6 +108,10 @@ class Turn:
         attributes = {} if self._execution is None else self._execution.attributes
         self.activation.record(event, at, self._payloads, attributes)
 
+    def take_rest(self) -> None:
+        """Record before the run's end what lies in its inbox then. The code does not see it."""
+        self.activation.rest_with = self._payloads
+
 
 def started_event(run: RunRecord) -> WorkflowStarted:
     """The event with which the run's history begins."""
@@ -119,16 +123,15 @@ def started_event(run: RunRecord) -> WorkflowStarted:
     )
 
 
-def feed_start(turn: Turn, started: WorkflowStarted, known: Sequence[InboxRow], ends_anyway: bool) -> None:
+def feed_start(turn: Turn, started: WorkflowStarted, known: Sequence[InboxRow], is_again: bool) -> None:
     """Feed the start.
 
     Args:
         known: What lies in the run's inbox. None of it is a request to cancel.
-        ends_anyway: As in `Incoming`.
+        is_again: As in `Incoming`.
     """
     turn.feed(started)
-    if not ends_anyway:
-        turn.activation.known_unread = known_unread(turn, known)
+    _see_to_rest(turn, known, is_again)
 
 
 def feed_incoming(turn: Turn, incoming: Incoming) -> None:
@@ -141,16 +144,23 @@ def feed_incoming(turn: Turn, incoming: Incoming) -> None:
     _feed_timers(turn, incoming.expired)
     if incoming.arrived and turn.activation.events and incoming.had_recoveries:
         turn.activation.changes |= {"recovery_attempts": 0, "shared_recoveries": 0}  # the run got further
-    if not incoming.ends_anyway:
-        turn.activation.known_unread = known_unread(turn, incoming.unread)
+    _see_to_rest(turn, incoming.unread, incoming.is_again)
 
 
-def known_unread(turn: Turn, rows: Sequence[InboxRow]) -> int:
-    """How many of these rows may be left when the run ends now: see `Append.known_unread`."""
-    end = turn.activation.end
-    if end is not None and end.continued_to:
-        return sum(row.kind not in MOVED for row in rows)
-    return len(rows)
+def _see_to_rest(turn: Turn, known: Sequence[InboxRow], is_again: bool) -> None:
+    """If the run ends now: see to it that the end leaves nothing in its inbox.
+
+    What its code can still be fed is fed to it: the end is refused if more has come than is known. What it
+    cannot be fed is recorded before the end.
+    """
+    activation = turn.activation
+    if activation.end is None:
+        return
+    counted = [row.id for row in known if not (activation.end.continued_to and row.kind in MOVED)]
+    if is_again or not set(counted) <= set(activation.read_inbox):
+        turn.take_rest()
+    else:
+        activation.known_unread = len(counted)
 
 
 def _feed_arrived(turn: Turn, incoming: Incoming) -> None:
@@ -168,10 +178,8 @@ def _feed_inbox(turn: Turn, incoming: Incoming) -> None:
     read, unread = decoded_inbox(execution.run_id, incoming.unread)
     for row, outcome in (*((None, each) for each in incoming.outcomes), *zip(read, unread, strict=True)):
         if execution.is_finished:
-            return  # the rest stays unread, for the run in which this one continues
+            return
         activation.read_inbox.extend([] if row is None else [row])
-        if isinstance(outcome, CancellationRequested) and execution.cancellation.is_requested:
-            continue
         turn.feed(outcome)
         activation.blobs.extend(blob_links(outcome))
 
@@ -210,6 +218,7 @@ def reopen(
     duration = timedelta(seconds=time.monotonic() - begun_at)
     turn.activation.moments.append(RunReplayed(**of_run(turn.run), events=len(history), duration=duration))
     if turn.activation.end is not None:
+        turn.take_rest()
         return
     match recovery:
         case None:
@@ -230,15 +239,7 @@ def end_failed(turn: Turn, error: WorkflowError, *before: Event) -> None:
     if turn.has_code:
         turn.execution.children.close()
         turn.activation.commands.extend(turn.execution.take_commands())
-    for event in (*map(_unseen, before), WorkflowFailed(**failure_fields(capture(error)))):
-        turn.record(event, turn.now)
-
-
-def _unseen(event: Event) -> Event:
-    """The event as the history has it whose code is not asked. A replay does not ask it either."""
-    if isinstance(event, WorkflowStarted | CancellationRequested):
-        return msgspec.structs.replace(event, is_unseen=True)
-    return event
+    _end(turn, before, WorkflowFailed(**failure_fields(capture(error)), is_without_code=True))
 
 
 def end_cancelled(
@@ -247,13 +248,19 @@ def end_cancelled(
     """End the run without asking its code: as cancelled, or as failed if its time is over.
 
     Args:
+        request: Why. It lies in the inbox, or is in the history or in `before`.
         outgoing: Requests to the run's children.
         before: Events that the history lacks.
     """
     turn.activation.outgoing.extend(outgoing)
-    ending: Event = WorkflowCancelled(reason=request.reason)
+    ending: Event = WorkflowCancelled(reason=request.reason, is_without_code=True)
     if request.requested_by == MAX_DURATION:
         error = WorkflowTimeoutError(turn.run.run_id, timedelta(seconds=turn.run.max_duration or 0))
-        ending = WorkflowFailed(**failure_fields(capture(error)))
-    for event in (*map(_unseen, (*before, request)), ending):
+        ending = WorkflowFailed(**failure_fields(capture(error)), is_without_code=True)
+    _end(turn, before, ending)
+
+
+def _end(turn: Turn, before: Sequence[Event], ending: Event) -> None:
+    for event in (*map(unseen, before), ending):
         turn.record(event, turn.now)
+    turn.take_rest()

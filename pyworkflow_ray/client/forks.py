@@ -20,7 +20,6 @@ from pyworkflow_ray.client.sessions import Session, session
 from pyworkflow_ray.client.starts import hand_over
 from pyworkflow_ray.engine.events import (
     ENDINGS,
-    CancellationRequested,
     ChildCancelled,
     ChildCompleted,
     ChildFailed,
@@ -34,6 +33,7 @@ from pyworkflow_ray.engine.events import (
     encode_data,
     type_of,
 )
+from pyworkflow_ray.engine.unseen_events import is_unseen
 from pyworkflow_ray.exceptions import WorkflowError
 from pyworkflow_ray.ids import new_run_id, new_token
 from pyworkflow_ray.statuses import RunStatus
@@ -143,8 +143,8 @@ def _kept(run_id: str, events: list[Event], from_step: str | None, from_position
 
 
 def _is_of_end(event: Event) -> bool:
-    """Whether the run ends with this event, or with a request that its code has not seen."""
-    return isinstance(event, ENDINGS) or (isinstance(event, CancellationRequested) and event.is_unseen)
+    """Whether the run ends with this event, or with what came for it and its code has not seen."""
+    return isinstance(event, ENDINGS) or (is_unseen(event) and not isinstance(event, WorkflowStarted))
 
 
 def _position_of(run_id: str, events: list[Event], step_id: str | None) -> int:

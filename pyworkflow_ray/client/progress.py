@@ -76,6 +76,12 @@ class Progress:
         """The line for an event; None for an event that is not worth a line."""
         if not event.type.is_known:  # only a later version knows it
             return None
+        line = self._line(event)
+        if line and event.data.get("is_unseen") and event.type is not EventType.WORKFLOW_STARTED:
+            return f"{line}  (the run ended before its code saw it)"
+        return line
+
+    def _line(self, event: Event) -> str | None:
         data = event.data
         step = data.get("step_id", "")
         match event.type:

@@ -156,7 +156,8 @@ async def cancel_workflow(
         timeout: How many seconds to wait at most.
 
     Returns:
-        True if the request will reach the run, also if it was asked before. False if the run has ended.
+        True if the request is, or will be, in the run's history, also if it was asked before. The code does
+        not see it if the run ends at this very moment. False if the run had ended.
 
     Raises:
         WorkflowNotFoundError: There is no such run.

@@ -22,14 +22,11 @@ from pyworkflow_ray.engine.events import (
 )
 from pyworkflow_ray.engine.loop import RunTask
 from pyworkflow_ray.engine.scopes import Scope
-from pyworkflow_ray.exceptions import EventLimitExceededError, WorkerDiedError, WorkflowTimeoutError
-from pyworkflow_ray.values.failures import capture, error_type_name
+from pyworkflow_ray.exceptions import WorkflowTimeoutError
+from pyworkflow_ray.values.failures import capture
 
 Unread = tuple[tuple[str, Raw], ...]
 """The names and payloads of signals that nobody has read."""
-
-_BY_COORDINATOR = [error_type_name(error) for error in (WorkerDiedError, EventLimitExceededError)]
-"""The errors with which a coordinator ends a run without asking its code."""
 
 
 def end_run(
@@ -101,9 +98,9 @@ def _continue(scope: Scope, ending: ContinueAsNew, unread_signals: Callable[[], 
     return None
 
 
-def is_by_coordinator(event: EventBase) -> bool:
-    """Whether this event is the end of a run that its coordinator has ended without asking the code."""
-    return isinstance(event, WorkflowFailed) and event.error_type in _BY_COORDINATOR
+def is_without_code(event: EventBase) -> bool:
+    """Whether this event is the end of a run that was ended without asking its code."""
+    return getattr(event, "is_without_code", False)
 
 
 def error_of(main: RunTask[Any]) -> BaseException | None:

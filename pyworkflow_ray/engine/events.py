@@ -6,7 +6,8 @@ time, in the order of the history. The command events that an outcome causes sta
 
 Each class says its `type`, which is its name in the log, and whether it is an outcome. Its fields are the
 log's `data`. The user's values (arguments, results) stay encoded: `Raw` is the JSON text that the codec
-wrote. `Event` is the union of all classes, and every table at the end of this file is derived from it.
+wrote. Outcomes with `is_unseen` came for a run that ended before its code saw them, and stand before its end.
+`Event` is the union of all classes, and every table at the end of this file is derived from it.
 """
 
 from __future__ import annotations
@@ -176,6 +177,7 @@ class HookReceived(EventBase, frozen=True, kw_only=True):
     hook_id: str
     payload: Raw = NONE
     failure: Failure | None = None
+    is_unseen: bool = False
 
 
 class HookExpired(EventBase, frozen=True, kw_only=True):
@@ -194,7 +196,6 @@ class CancellationRequested(EventBase, frozen=True, kw_only=True):
     reason: str = ""
     requested_by: str = ""
     is_unseen: bool = False
-    """Whether the code has not seen it, nor anything after it: the run was ended without its code."""
 
 
 MAX_DURATION = "max_duration"
@@ -208,6 +209,7 @@ class ChildCompleted(EventBase, frozen=True, kw_only=True):
     child_run_id: str
     child_workflow_name: str
     result: Raw
+    is_unseen: bool = False
 
 
 class ChildFailed(FailureEvent, frozen=True, kw_only=True):
@@ -217,6 +219,7 @@ class ChildFailed(FailureEvent, frozen=True, kw_only=True):
     child_id: str
     child_run_id: str
     child_workflow_name: str
+    is_unseen: bool = False
 
 
 class ChildCancelled(EventBase, frozen=True, kw_only=True):
@@ -227,6 +230,7 @@ class ChildCancelled(EventBase, frozen=True, kw_only=True):
     child_run_id: str
     child_workflow_name: str
     reason: str = ""
+    is_unseen: bool = False
 
 
 class SignalReceived(EventBase, frozen=True, kw_only=True):
@@ -235,6 +239,7 @@ class SignalReceived(EventBase, frozen=True, kw_only=True):
 
     name: str
     payload: Raw
+    is_unseen: bool = False
 
 
 # --- command events -------------------------------------------------------------------------------
@@ -362,10 +367,12 @@ class WorkflowCompleted(EventBase, frozen=True, kw_only=True):
 
 
 class WorkflowFailed(FailureEvent, frozen=True, kw_only=True):
-    """The workflow's function raised."""
+    """The workflow's function raised; or, with `is_without_code`, the run was ended without asking it."""
 
     type = "workflow.failed"
     is_ending = True
+
+    is_without_code: bool = False
 
 
 class WorkflowCancelled(EventBase, frozen=True, kw_only=True):
@@ -373,6 +380,7 @@ class WorkflowCancelled(EventBase, frozen=True, kw_only=True):
     is_ending = True
 
     reason: str = ""
+    is_without_code: bool = False
 
 
 class WorkflowContinuedAsNew(EventBase, frozen=True, kw_only=True):
@@ -422,7 +430,6 @@ CommandEvent = (
 
 Event = Outcome | CommandEvent
 """Every event of a run."""
-
 EVENTS: tuple[type[Event], ...] = get_args(Event)
 TYPES: dict[type[Event], str] = {cls: cls.type for cls in EVENTS}
 """The name of each event in the log."""
@@ -433,11 +440,6 @@ ENDINGS: tuple[type[Event], ...] = tuple(cls for cls in EVENTS if cls.is_ending)
 def is_outcome(event: Event) -> TypeGuard[Outcome]:
     """Whether the run learns something by this event."""
     return event.is_outcome
-
-
-def is_ending(event: Event) -> TypeGuard[Ending]:
-    """Whether this event ends a history."""
-    return event.is_ending
 
 
 class Recorded(msgspec.Struct, frozen=True, gc=False):

@@ -26,7 +26,7 @@ from pyworkflow_ray.engine.commands import Command
 from pyworkflow_ray.engine.compensations import CompensationStack
 from pyworkflow_ray.engine.continuations import continuation_in
 from pyworkflow_ray.engine.effects import Effects
-from pyworkflow_ray.engine.endings import end_run, error_of, is_by_coordinator
+from pyworkflow_ray.engine.endings import end_run, error_of, is_without_code
 from pyworkflow_ray.engine.events import (
     MAX_DURATION,
     NONE,
@@ -58,6 +58,7 @@ from pyworkflow_ray.engine.scopes import Scope
 from pyworkflow_ray.engine.signals import Signals
 from pyworkflow_ray.engine.steps import Steps
 from pyworkflow_ray.engine.timers import Timers
+from pyworkflow_ray.engine.unseen_events import is_unseen
 from pyworkflow_ray.exceptions import FatalError, NonDeterminismError, WorkflowError
 from pyworkflow_ray.values.failures import capture
 
@@ -112,8 +113,6 @@ class Execution:
         self._deadline: datetime | None = None
         self._is_closed = False
         """Whether the code has ended. Nothing of it runs after that."""
-        self._is_ended_without_code = False
-        """Whether the history says that the code sees nothing more. Its end follows then."""
 
     # --- about the run ------------------------------------------------------------------------------
 
@@ -159,14 +158,16 @@ class Execution:
             with self._loop.entered(), collector_paused(len(history)):
                 while (recorded := recording.upcoming()) is not None:
                     event = recorded.event
-                    if not is_outcome(event):
-                        if self._is_ended_without_code or is_by_coordinator(event):
-                            self.is_finished = True
-                            self.drop()
-                            break
+                    if is_outcome(event):
+                        recording.skip()
+                        if not is_unseen(event):
+                            self._apply(event, recorded.timestamp)
+                    elif is_without_code(event):
+                        self.is_finished = True
+                        self.drop()
+                        break
+                    else:
                         raise recording.diverge()
-                    recording.skip()
-                    self._apply(event, recorded.timestamp)
         except NonDeterminismError:
             self.drop()
             raise
@@ -209,12 +210,6 @@ class Execution:
         if at > self.scope.now:
             self.scope.now = at
             self._loop.set_time(at)
-        if self._is_ended_without_code:
-            return
-        if isinstance(event, WorkflowStarted | CancellationRequested) and event.is_unseen:
-            self._is_ended_without_code = True
-            self.drop()
-            return
         self._resolve(event)
         try:
             self._loop.run_until_idle()

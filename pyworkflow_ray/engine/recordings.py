@@ -2,7 +2,8 @@
 
 In a replay, each decision of the code is compared with the event at the cursor. If they agree, the recorded
 event counts and the cursor moves on. If they differ, the code has diverged from its history, and is stopped.
-Beyond the history's end, each decision is a new command.
+Beyond the history's end, each decision is a new command. What is recorded as unseen stands before the end of
+a run, and is passed over.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TypeVar
 from pyworkflow_ray.engine.commands import Command
 from pyworkflow_ray.engine.divergences import divergence
 from pyworkflow_ray.engine.events import EventBase, Recorded
+from pyworkflow_ray.engine.unseen_events import is_unseen
 from pyworkflow_ray.exceptions import NonDeterminismError
 
 _E = TypeVar("_E", bound=EventBase)
@@ -72,7 +74,7 @@ class Recording:
         Raises:
             Halt: Another decision is recorded here, or the code has diverged before.
         """
-        if self.divergence is None:
+        while self.divergence is None:
             if self._cursor >= len(self._history):
                 self.is_replaying = False
                 return None
@@ -80,16 +82,25 @@ class Recording:
             if type(event) is kind and event.key == key:
                 self._cursor += 1
                 return event
-            self.diverge(kind, key)
+            if not self._passes_unseen():
+                self.diverge(kind, key)
         raise Halt
 
     def peek(self, kind: type[_E], key: str = "") -> _E | None:
-        """The event at the cursor if it records this decision. The cursor stays."""
-        if self.divergence is None and self._cursor < len(self._history):
+        """The event at the cursor if it records this decision. The cursor stays there."""
+        while self.divergence is None and self._cursor < len(self._history):
             event = self._history[self._cursor].event
             if type(event) is kind and event.key == key:
                 return event
+            if not self._passes_unseen():
+                break
         return None
+
+    def _passes_unseen(self) -> bool:
+        """Move past an event that the code has not seen; whether there was one."""
+        is_there = is_unseen(self._history[self._cursor].event)
+        self._cursor += is_there
+        return is_there
 
     def diverge(self, kind: type[EventBase] | None = None, key: str = "") -> NonDeterminismError:
         """Note that the code decides this (or nothing) where something else is recorded; what to raise."""

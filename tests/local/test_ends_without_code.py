@@ -17,6 +17,7 @@ from pyworkflow_ray.actors.recoveries import allowed_recoveries
 from pyworkflow_ray.actors.settings import EngineSettings
 from pyworkflow_ray.client.lookups import read_record
 from pyworkflow_ray.client.sessions import session
+from pyworkflow_ray.storage.inboxes import post
 from pyworkflow_ray.storage.leases import claim
 from pyworkflow_ray.storage.storages import Storage
 from pyworkflow_ray.testing import WorkflowEnvironment, replay
@@ -50,6 +51,11 @@ async def calls_and_waits(turns: int = 0) -> int:
 @pr.workflow
 async def begins_with_a_step() -> int:
     return await costs()
+
+
+@pr.workflow
+async def waits_for_a_signal() -> int:
+    return int(await pr.receive("item"))
 
 
 async def assert_replays(run: Any) -> None:
@@ -161,6 +167,37 @@ async def test_a_run_that_is_given_up_on_its_way_replays() -> None:
         run = await environment.start(calls_and_waits)
         with pytest.raises(pr.WorkerDiedError):
             await run
+        await assert_replays(run)
+
+
+async def test_what_lies_in_the_inbox_of_a_run_that_is_given_up_is_in_its_history(tmp_path: Path) -> None:
+    pr.configure(default_runtime="local", storage=tmp_path / "local.db")
+    run = await pr.start.options(delay="1d")(begins_with_a_step)
+    allowed = allowed_recoveries(await read_record(session(), run))
+    with Storage(tmp_path / "local.db") as storage:
+        await storage.write(post(run, "signal:1", "signal.received", '{"name":"item","payload":1}'))
+        await storage.write(post(run, "cancel", "cancellation.requested", '{"reason":"enough"}'))
+        often = f"{DUE_HERE}, recovery_attempts = {allowed + 1}"
+        await storage.write(partial(_set, run=run, changes=often))
+        await _lose(storage, run)
+    assert await types(run) == [
+        "workflow.started",
+        "signal.received",
+        "cancellation.requested",
+        "workflow.failed",
+    ]
+    await assert_replays(run)
+
+
+async def test_a_signal_over_which_a_run_is_lost_again_and_again_is_in_its_history() -> None:
+    async with WorkflowEnvironment() as environment:
+        run = await environment.start(waits_for_a_signal)
+        losses = allowed_recoveries(await read_record(session(), run)) + 1
+        environment.crash_at("before_commit", "signal.received", times=losses)
+        await run.signal("item", 1)
+        with pytest.raises(pr.WorkerDiedError):
+            await run
+        assert (await types(run))[-2:] == ["signal.received", "workflow.failed"]
         await assert_replays(run)
 
 

@@ -108,6 +108,15 @@ def end_twice(evidence: Evidence) -> None:
     put(evidence, 7, "workflow.cancelled", {})
 
 
+def see_nothing_in_the_middle(evidence: Evidence) -> None:
+    run_in(evidence).events[4].data["is_unseen"] = True
+
+
+def see_nothing_of_a_run_that_goes_on(evidence: Evidence) -> None:
+    never_end(evidence)
+    run_in(evidence).events[-1].data["is_unseen"] = True
+
+
 def go_on_after_the_end(evidence: Evidence) -> None:
     put(evidence, 7, "sleep.started", {"sleep_id": "sleep#1"})
 
@@ -179,6 +188,8 @@ BREAKS: list[tuple[Callable[[Evidence], None], str]] = [
     (make_a_gap, "histories have no gap and no fork"),
     (forget_an_event, "histories have no gap and no fork"),
     (end_twice, "histories have no gap and no fork"),
+    (see_nothing_in_the_middle, "histories have no gap and no fork"),
+    (see_nothing_of_a_run_that_goes_on, "histories have no gap and no fork"),
     (go_on_after_the_end, "histories have no gap and no fork"),
     (continue_twice, "histories have no gap and no fork"),
     (complete_twice, "one outcome each"),
@@ -194,6 +205,29 @@ BREAKS: list[tuple[Callable[[Evidence], None], str]] = [
     (lose_blob, "nothing is left behind"),
     (accept_a_payload_twice, "clients are told the truth"),
 ]
+
+
+def test_what_came_as_a_run_ended_breaks_no_promise() -> None:
+    """A request to cancel that nobody has seen, and whose sender was told that the run would get it."""
+    evidence = whole()
+    evidence.lines.append(done("cancel"))
+    put(evidence, len(run_in(evidence).events) - 1, "cancellation.requested", {"is_unseen": True})
+    assert check_all(evidence) == []
+    del run_in(evidence).events[-2].data["is_unseen"]
+    assert promises(evidence) == ["runs end as their programs allow"]
+
+
+def test_a_run_that_is_cancelled_over_a_request_that_its_code_has_not_seen_is_found() -> None:
+    run = run_of(
+        node("sequence", WORK),
+        started(),
+        ("cancellation.requested", {"is_unseen": True}),
+        ("workflow.cancelled", {}),
+        status="cancelled",
+    )
+    assert promises(evidence_of(run)) == ["runs end as their programs allow"]
+    run.events[-1].data["is_without_code"] = True
+    assert promises(evidence_of(run)) == []
 
 
 @pytest.mark.parametrize(("break_it", "promise"), BREAKS, ids=[each.__name__ for each, _ in BREAKS])
