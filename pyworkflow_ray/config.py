@@ -121,6 +121,11 @@ class Settings(BaseSettings):
     blob_threshold: int = Field(128 * 2**10, ge=1024)
     max_nesting_depth: int = Field(3, ge=0)
     payload_codec: str | None = None
+    code_files: tuple[str, ...] = ()
+    """Glob patterns of data files that travel with local code, such as ``shop/*.json``. They are relative to
+    the folder from which the modules are imported."""
+    code_limit: int = Field(10 * 2**20, ge=1024)
+    """The bytes of local files that may travel with a run."""
     log_level: str | int | None = None
     log_json: bool = False
     log_context: bool = True

@@ -21,7 +21,7 @@ from pyworkflow_ray.actors.names import HOOK_REGISTRY, is_of_engine, is_timer, t
 from pyworkflow_ray.actors.pulses import Pulses
 from pyworkflow_ray.actors.settings import EngineSettings
 from pyworkflow_ray.exceptions import NoAnswerError
-from pyworkflow_ray.storage.environments import load_environment
+from pyworkflow_ray.storage.environments import job_of, load_environment
 
 CONCURRENCY = 10_000
 """Calls that one coordinator holds at once: one for each run that somebody waits for."""
@@ -54,6 +54,7 @@ class Cluster:
 
     def __init__(self, settings: EngineSettings, classes: ActorClasses) -> None:
         self.settings, self._classes = settings, classes
+        self._job = job_of(settings.environment)
         self.handles = Handles(Pulses(settings.hung_after.total_seconds()))
 
     def coordinator_callee(self, name: str, environment: str) -> Callee:
@@ -62,7 +63,7 @@ class Cluster:
 
     def timer_callee(self, environment: str | None = None) -> Callee:
         """The timer of an environment (of this process's by default), for calls to it."""
-        of = self.settings.environment if environment is None else environment
+        of = self._job if environment is None else job_of(environment)
         return Callee(timer_of(of), partial(self.timer, of))
 
     def hook_registry_callee(self) -> Callee:
@@ -71,13 +72,13 @@ class Cluster:
 
     def coordinator(self, name: str, environment: str) -> Any:
         """The coordinator of this name, created in this environment if it is not there."""
-        if environment == self.settings.environment:
-            return self._get(name, self._classes.coordinator, name)
+        if job_of(environment) == self._job:
+            return self._get(name, self._classes.coordinator, name, environment=environment)
         return self.handles.get(name) or self._of_another_environment(name, environment)
 
     def timer(self, environment: str | None = None) -> Any:
         """The timer of an environment (of this process's by default), created if it is not there."""
-        of = self.settings.environment if environment is None else environment
+        of = self._job if environment is None else job_of(environment)
         return self._get(timer_of(of), self._classes.timer, environment=of)
 
     def hook_registry(self) -> Any:
@@ -89,7 +90,7 @@ class Cluster:
         # and cannot leave it. So the timer that lives in the other one creates this coordinator.
         handle = self._there(name)
         if handle is None:
-            self.handles.call_in_thread(self.timer_callee(environment), "make_coordinator", name)
+            self.handles.call_in_thread(self.timer_callee(environment), "make_coordinator", name, environment)
             handle = self._there(name)
         if handle is None:
             raise NoAnswerError(f"Coordinator {name!r} is not there. Try again.")
@@ -119,7 +120,7 @@ class Cluster:
     def _get(
         self, name: str, make_class: Callable[[], Any], *args: Any, environment: str | None = None
     ) -> Any:
-        of = self.settings.environment if environment is None else environment
+        of = self._job if environment is None else environment
         with _lock:
             handle = self.handles.get(name)
             if handle is None:
@@ -152,10 +153,11 @@ class Cluster:
         Only a timer is created for another environment. If the job of that environment has ended, the timer
         gets this process's environment on top.
         """
-        if environment in ("", self.settings.environment):
+        job = job_of(environment)
+        if job in ("", self._job):
             return {}
         with self.settings.open_storage() as storage:
-            data = storage.read(load_environment(environment))
+            data = storage.read(load_environment(job))
         return {} if data is None else {"runtime_env": json.loads(data)}
 
 
@@ -176,11 +178,11 @@ def actor_names(namespace: str) -> list[str]:
     ]
 
 
-def running_engine(namespace: str) -> EngineSettings | None:
+def running_engine(namespace: str, patience: float = _ANSWER_TIME) -> EngineSettings | None:
     """The settings of the engine that runs in a namespace of the joined cluster; None if none runs there.
 
-    Any actor of the engine answers. The first use of the engine creates a timer, and it lasts as long as the
-    cluster.
+    Any actor of the engine answers. None as well if none does so within `patience` seconds. The first use of
+    the engine creates a timer, and it lasts as long as the cluster.
     """
     import ray
 
@@ -190,7 +192,7 @@ def running_engine(namespace: str) -> EngineSettings | None:
             require_joined()
             actor: Any = ray.get_actor(name, namespace=namespace)
             asked.add(actor.running.remote().future())
-    deadline = time.monotonic() + _ANSWER_TIME
+    deadline = time.monotonic() + patience
     while asked and (left := deadline - time.monotonic()) > 0:
         answered, asked = wait(asked, timeout=left, return_when=FIRST_COMPLETED)
         for each in answered:

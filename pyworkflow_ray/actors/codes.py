@@ -1,8 +1,9 @@
 """How a workflow's code gets to where it runs, today or a week from now.
 
-What every process of the cluster can import by itself (installed packages) goes as a reference; anything
-else (`__main__`, a notebook, a file beside the script, a job's working directory) goes by value, with the
-local modules that it uses. Bytecode belongs to one Python version, so that is kept beside it.
+Code that readers find by its name goes as a reference: installed code, and local code whose files travel in a
+bundle. Anything else (a notebook, a script that does not guard its start, functions in functions) goes by
+value, and a bundle brings the local modules that it uses. Bytecode belongs to one Python version, so that is
+kept beside it.
 """
 
 from __future__ import annotations
@@ -10,39 +11,97 @@ from __future__ import annotations
 import hashlib
 import inspect
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from pyworkflow_ray.exceptions import ConfigurationError, SerializationError, WorkflowError
 from pyworkflow_ray.storage.codes import Code
-from pyworkflow_ray.values import modules
+from pyworkflow_ray.values import bundles, modules
+from pyworkflow_ray.values.bundles import Bundle, Bundler
+from pyworkflow_ray.values.pickles import pickled, unpickle
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def pack(definition: Any, what: str) -> Code:
-    """The code of a workflow, step or function, ready to travel.
+    """The code of a workflow, step or function, for processes that have the same local modules as this one.
 
     Raises:
         ConfigurationError: It holds something that cannot travel; it names what.
     """
+    return _referenced(definition, bundles.installed_hash()) or _by_value(
+        definition, what, bundles.installed_hash()
+    )
+
+
+def ship(definition: Any, what: str, bundler: Bundler) -> tuple[Code, Bundle | None]:
+    """The code of a definition, for processes that have nothing of this one's local modules, and its bundle.
+
+    Raises:
+        ConfigurationError: It holds something that cannot travel, or too much of it; it names what.
+    """
+    if bundles.installed_hash() is not None:  # a step starts a run: the bundle is stored already
+        return pack(definition, what), None
     reference = modules.reference_of(definition)
     if reference is not None:
-        return Code(
-            hash=_hash(b"reference:" + reference.encode()),
-            kind="reference",
-            python=PYTHON,
-            reference=reference,
-            source_hash=_source_hash(definition),
-        )
+        module_name = reference.partition(":")[0]
+        if modules.is_importable_everywhere(module_name):
+            return pack(definition, what), None
+        bundle = bundler.bundle([module_name], definition, what)
+        if bundle is not None and module_name in bundle.modules:
+            code = _referenced(definition, bundle.hash)
+            assert code is not None
+            return code, bundle
+    names: set[str] = set()
+    own = modules.name_of(getattr(definition, "__module__", None) or "")
+    if own is not None:
+        names.add(own)
+    _pickled(definition, what, names)
+    bundle = bundler.bundle(names, definition, what)
+    with modules.naming(named_in(bundle)):
+        return _by_value(definition, what, None if bundle is None else bundle.hash), bundle
+
+
+def named_in(bundle: Bundle | None) -> modules.Naming:
+    """The local modules that readers with this bundle have."""
+    return modules.names_nothing if bundle is None else bundle.modules.__contains__
+
+
+def _referenced(definition: Any, bundle: str | None) -> Code | None:
+    reference = modules.reference_of(definition)
+    if reference is None:
+        return None
+    if modules.is_importable_everywhere(reference.partition(":")[0]):
+        key, source_hash, bundle = f"reference:{reference}", _source_hash(definition), None
+    elif bundle is None:  # in process: the module is this process's own
+        key, source_hash = f"local:{reference}", _source_hash(definition)
+    else:
+        key, source_hash = f"source:{bundle}:{reference}", None
+    return Code(
+        hash=_hash(key.encode()),
+        kind="reference",
+        python=PYTHON,
+        reference=reference,
+        source_hash=source_hash,
+        bundle=bundle,
+    )
+
+
+def _by_value(definition: Any, what: str, bundle: str | None) -> Code:
+    data = _pickled(definition, what)
+    origin = f"{getattr(definition, '__module__', '')}:{getattr(definition, '__qualname__', '')}"
+    hash_ = _hash(data if bundle is None else bundle.encode() + data)
+    return Code(hash=hash_, kind="value", python=PYTHON, reference=origin, data=data, bundle=bundle)
+
+
+def _pickled(definition: Any, what: str, names: set[str] | None = None) -> bytes:
     try:
-        data = modules.pickle_by_value(definition)
+        return pickled(definition, names)
     except Exception as error:
         raise ConfigurationError(
             f"The code of {what} cannot travel to the cluster: {error}. It must not hold on to open files, "
             "connections, locks or the like in global variables or closures: make them inside the step."
         ) from error
-    origin = f"{getattr(definition, '__module__', '')}:{getattr(definition, '__qualname__', '')}"
-    return Code(hash=_hash(data), kind="value", python=PYTHON, reference=origin, data=data)
 
 
 class Packer:
@@ -60,11 +119,19 @@ class Packer:
         return known[1]
 
 
-class CodeLoader:
-    """Loads code and keeps what it has loaded, by hash."""
+FetchBundle = Callable[[str], bytes]
+"""Gives the archive of a bundle by its hash."""
 
-    def __init__(self, capacity: int = 500) -> None:
-        self._capacity = capacity
+
+class CodeLoader:
+    """Loads code and keeps what it has loaded, by hash.
+
+    Args:
+        fetch: Gives bundles. Without it the local modules are those of this process itself.
+    """
+
+    def __init__(self, fetch: FetchBundle | None = None, capacity: int = 500) -> None:
+        self._fetch, self._capacity = fetch, capacity
         self._loaded: dict[str, Any] = {}
 
     def load(self, code: Code) -> Any:
@@ -75,7 +142,7 @@ class CodeLoader:
         """
         if code.hash in self._loaded:
             return self._loaded[code.hash]
-        definition = _load(code)
+        definition = _load(code, self._fetch)
         if len(self._loaded) >= self._capacity:
             self._loaded.pop(next(iter(self._loaded)))
         self._loaded[code.hash] = definition
@@ -86,9 +153,16 @@ class CodeLoader:
         return self._loaded.get(code_hash)
 
 
-def _load(code: Code) -> Any:
+def _load(code: Code, fetch: FetchBundle | None) -> Any:
+    hash_ = code.bundle
+    if hash_ is not None and fetch is not None:
+        bundles.install(hash_, lambda: fetch(hash_))
     if code.kind == "reference":
-        return modules.load_reference(code.reference or "")
+        reference = code.reference or ""
+        definition = modules.load_reference(reference)
+        if hash_ is not None and fetch is not None:
+            bundles.know_as_main(modules.module_named(reference.partition(":")[0]))
+        return definition
     if code.python != PYTHON:
         raise SerializationError(
             f"This code was written by Python {code.python} and this process runs Python {PYTHON}: bytecode "
@@ -96,7 +170,7 @@ def _load(code: Code) -> Any:
             "fork it with the current code."
         )
     try:
-        return modules.unpickle(code.data or b"")
+        return unpickle(code.data or b"")
     except WorkflowError:
         raise
     except Exception as error:

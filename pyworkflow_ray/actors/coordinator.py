@@ -25,7 +25,7 @@ import msgspec
 from loguru import logger
 
 from pyworkflow_ray.actors.activations import RunEnd
-from pyworkflow_ray.actors.codes import CodeLoader, Packer
+from pyworkflow_ray.actors.codes import CodeLoader, FetchBundle, Packer
 from pyworkflow_ray.actors.commits import regaining
 from pyworkflow_ray.actors.dispatchers import Dispatcher, LocalDispatcher
 from pyworkflow_ray.actors.drives import Drive
@@ -45,7 +45,7 @@ from pyworkflow_ray.actors.recoveries import Loss
 from pyworkflow_ray.actors.renewals import Hold, Renewals, now
 from pyworkflow_ray.actors.separations import losses_of, separated, suspects
 from pyworkflow_ray.actors.services import Services
-from pyworkflow_ray.actors.settings import EngineSettings
+from pyworkflow_ray.actors.settings import EngineSettings, other_storage
 from pyworkflow_ray.actors.watchdogs import Watchdog
 from pyworkflow_ray.clock import Clock, SystemClock
 from pyworkflow_ray.engine.attempts import encode_outcome
@@ -158,7 +158,7 @@ class Coordinator:
             dispatcher=self._dispatcher or LocalDispatcher(is_cancelled=self.is_cancelled_here),
             clock=self._clock,
             payloads=Payloads(values, blob_fetcher(storage), self.settings.blob_threshold),
-            loader=CodeLoader(),
+            loader=CodeLoader(self.fetch_bundle),
             threads=threads,
             on_due=self.on_due,
             pack=Packer(),
@@ -242,6 +242,8 @@ class Coordinator:
     def look_after_timer(self) -> None:
         """Called with each `sweep_interval`: have the timer replaced if it hangs."""
 
+    fetch_bundle: FetchBundle | None = None
+
     can_set_apart = False
     """Whether there are other coordinators, so that runs can be set apart from each other."""
 
@@ -261,11 +263,7 @@ class Coordinator:
         """
         await self.open()
         if storage_id and storage_id != self._storage_id:
-            raise ConfigurationError(
-                f"An engine with another storage runs in the namespace {self.settings.namespace!r} of this "
-                "cluster. Use its storage, or give this one a namespace of its own: "
-                "configure(namespace='...')."
-            )
+            raise ConfigurationError(other_storage(self.settings.namespace))
         await self.accept_runs(_records_decoder.decode(records))
 
     async def accept_runs(self, runs: Iterable[RunRecord]) -> None:

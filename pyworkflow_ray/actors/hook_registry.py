@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -21,15 +20,15 @@ from msgspec import Raw
 
 from pyworkflow_ray.actors.codes import CodeLoader
 from pyworkflow_ray.actors.payloads import configured_values
+from pyworkflow_ray.actors.schema_checks import AskElsewhere, Question, verdict
 from pyworkflow_ray.actors.settings import EngineSettings
 from pyworkflow_ray.engine.events import HookReceived, encode_data
-from pyworkflow_ray.exceptions import HookValidationError, WorkflowError
+from pyworkflow_ray.exceptions import WorkflowError
 from pyworkflow_ray.storage.codes import load_code
 from pyworkflow_ray.storage.hooks import ANY_SCHEMA, Delivery, HookRecord, UncheckedError, deliver_all
 from pyworkflow_ray.storage.storages import Storage
 from pyworkflow_ray.storage.works import together
 from pyworkflow_ray.values.failures import Failure, capture
-from pyworkflow_ray.values.schemas import validated
 
 
 class HookAnswer(msgspec.Struct, frozen=True):
@@ -61,7 +60,7 @@ class HookReply(msgspec.Struct, frozen=True):
     refusal: Failure | None = None
 
 
-_Result = HookRecord | BaseException
+_Result = HookRecord | Failure | BaseException
 _answers_decoder = msgspec.msgpack.Decoder(list[HookAnswer])
 _encoder = msgspec.msgpack.Encoder()
 
@@ -88,6 +87,11 @@ class HookRegistry:
         self._nudge = nudge
         self._opened = storage
         self._loader = CodeLoader()
+        self._bundles: dict[str, str | None] = {}
+        """The bundles of the schemas' code, by its hash."""
+
+    ask_elsewhere: AskElsewhere | None = None
+    """Checks payloads of local code. Without it, this process has the code."""
 
     async def deliver_all(self, answers: bytes) -> bytes:
         """Give hooks what they wait for. The `HookReply` of each `HookAnswer`, in their order.
@@ -139,54 +143,47 @@ class HookRegistry:
 
     async def _verdicts(
         self, given: Sequence[HookAnswer], unchecked: Mapping[int, UncheckedError]
-    ) -> dict[int, BaseException | None]:
+    ) -> dict[int, Failure | BaseException | None]:
         """For each payload that must fit a schema: None if it does, or else the error."""
         if not unchecked:
             return {}
-        try:
-            return await asyncio.to_thread(self._check, given, unchecked)
-        except Exception as error:  # the schemas could not be read
-            return dict.fromkeys(unchecked, error)
-
-    def _check(
-        self, given: Sequence[HookAnswer], unchecked: Mapping[int, UncheckedError]
-    ) -> dict[int, BaseException | None]:
-        schemas = self._schemas({wanted.schema_hash for wanted in unchecked.values()})
-        return {
-            index: self._verdict(given[index], wanted, *schemas[wanted.schema_hash])
+        questions = {
+            index: Question(wanted.run_id, wanted.schema_hash, wanted.name, given[index].payload or b"null")
             for index, wanted in unchecked.items()
         }
+        ask = self.ask_elsewhere
+        elsewhere: dict[int, Question] = {}
+        if ask is not None:
+            hashes = {question.schema_hash for question in questions.values()}
+            try:
+                local = await asyncio.to_thread(self._of_local_code, hashes)
+            except Exception as error:  # the database does not answer
+                return dict.fromkeys(unchecked, error)
+            elsewhere = {i: each for i, each in questions.items() if each.schema_hash in local}
+        here = {i: each for i, each in questions.items() if i not in elsewhere}
+        verdicts: dict[int, Failure | BaseException | None] = {}
+        if here:
+            verdicts |= await asyncio.to_thread(self._check, here)
+        if ask is not None and elsewhere:
+            answers = await asyncio.gather(*map(ask, elsewhere.values()))
+            verdicts |= dict(zip(elsewhere, answers, strict=True))
+        return verdicts
 
-    def _verdict(
-        self, answer: HookAnswer, wanted: UncheckedError, schema: Any, error: BaseException | None
-    ) -> BaseException | None:
-        if error is None and schema is not None:
-            _, error = _contained(partial(self._fit, answer, schema, wanted.name))
-        if error is None or isinstance(error, Exception):
-            return error
-        # A SystemExit, say. It must end neither this process nor the sender's.
-        return HookValidationError(
-            f"The payload of hook {wanted.name!r} could not be checked: its schema raised "
-            f"{type(error).__name__}: {error}."
-        )
+    def _of_local_code(self, hashes: Collection[str]) -> set[str]:
+        """Those of the schemas whose code needs a bundle."""
+        missing = [hash_ for hash_ in hashes if hash_ not in self._bundles]
+        codes = self._storage().read(together(*map(load_code, missing))) if missing else ()
+        for hash_, code in zip(missing, codes, strict=True):
+            self._bundles[hash_] = None if code is None else code.bundle
+        return {hash_ for hash_ in hashes if self._bundles[hash_] is not None}
 
-    def _fit(self, answer: HookAnswer, schema: Any, name: str) -> None:
-        values = configured_values(self.settings.payload_codec, self.settings.payload_limit)
-        validated(schema, values.decode(answer.payload or b"null"), name)
-
-    def _schemas(self, hashes: Collection[str]) -> dict[str, tuple[Any, BaseException | None]]:
-        """Each schema, or what was raised as it was loaded. None is one whose code the storage lacks: then
-        only the workflow validates the payload."""
-        schemas: dict[str, tuple[Any, BaseException | None]] = {}
-        for hash_ in hashes:
-            schemas[hash_] = self._loader.get(hash_), None
-        missing = [hash_ for hash_, (schema, _) in schemas.items() if schema is None]
-        if missing:
-            codes = self._storage().read(together(*map(load_code, missing)))
-            for hash_, code in zip(missing, codes, strict=True):
-                if code is not None:
-                    schemas[hash_] = _contained(partial(self._loader.load, code))
-        return schemas
+    def _check(self, questions: Mapping[int, Question]) -> dict[int, BaseException | None]:
+        try:
+            values = configured_values(self.settings.payload_codec, self.settings.payload_limit)
+        except Exception as error:
+            return dict.fromkeys(questions, error)
+        storage, loader = self._storage(), self._loader
+        return {index: verdict(each, storage, loader, values) for index, each in questions.items()}
 
     def _storage(self) -> Storage:
         if self._opened is None:
@@ -196,14 +193,6 @@ class HookRegistry:
     async def status(self) -> dict[str, Any]:
         """Whether it is there, for tools."""
         return {"storage": self._storage().url}
-
-
-def _contained(call: Callable[[], Any]) -> tuple[Any, BaseException | None]:
-    """What a call of user code returns, or what it raises, whatever that is."""
-    try:
-        return call(), None
-    except BaseException as error:
-        return None, error
 
 
 def _delivery(answer: HookAnswer) -> Delivery:
@@ -225,7 +214,7 @@ def _delivery(answer: HookAnswer) -> Delivery:
 def _reply(result: _Result) -> HookReply:
     if isinstance(result, HookRecord):
         return HookReply(result.run_id, result.hook_id)
-    refusal = capture(result)
+    refusal = result if isinstance(result, Failure) else capture(result)
     if isinstance(result, WorkflowError):
         # It says all itself. Where in here it was raised tells the sender nothing.
         refusal = msgspec.structs.replace(refusal, traceback="")

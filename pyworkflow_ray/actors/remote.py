@@ -27,10 +27,15 @@ from pyworkflow_ray.actors.hook_registry import HookRegistry
 from pyworkflow_ray.actors.logs import follow
 from pyworkflow_ray.actors.names import timer_of
 from pyworkflow_ray.actors.nudges import Group, Nudger
+from pyworkflow_ray.actors.payloads import configured_values
+from pyworkflow_ray.actors.schema_checks import answer, asking
 from pyworkflow_ray.actors.settings import EngineSettings
 from pyworkflow_ray.actors.timer import Timer
-from pyworkflow_ray.exceptions import StorageError
+from pyworkflow_ray.exceptions import SerializationError, StorageError
+from pyworkflow_ray.storage.codes import load_bundle
+from pyworkflow_ray.storage.environments import job_of
 from pyworkflow_ray.storage.records import RunRecord
+from pyworkflow_ray.values.bundles import enter_engine
 
 COLLECT_AFTER = 20_000
 """New containers after which an actor's process collects garbage; Python's own figure is 700."""
@@ -66,7 +71,9 @@ class CoordinatorActor(EngineActor, Coordinator):
     """A coordinator in a process of its own, which Ray restarts."""
 
     def __init__(self, name: str, settings: EngineSettings) -> None:
+        enter_engine()
         follow(settings.logging)
+        self.fetch_bundle = self._stored_bundle
         super().__init__(name, settings, cluster=ray.get_runtime_context().gcs_address)
         # A run passes through four threads (Ray's, the loop's, an engine thread, the writer's), and each
         # hand-over may wait this long for the interpreter. The usual 5 ms is meant for threads that compute.
@@ -140,6 +147,13 @@ class CoordinatorActor(EngineActor, Coordinator):
             await asyncio.wait([task])
         self._shown.discard(run_id)
 
+    def _stored_bundle(self, hash_: str) -> bytes:
+        assert self._storage is not None
+        data = self._storage.read(load_bundle(hash_))
+        if data is None:
+            raise SerializationError(f"The local files of this code are not in the storage (hash {hash_}).")
+        return data
+
     def tidy(self) -> None:
         if gc.get_count()[0] > TIDY_AFTER:
             gc.collect()
@@ -177,6 +191,19 @@ class CoordinatorActor(EngineActor, Coordinator):
         if not isinstance(self._dispatcher, RayDispatcher):
             return False  # this process has just begun
         return self._dispatcher.batches.take_answers(batch_id, node, answers)
+
+    async def check_payload(self, question: bytes) -> bytes:
+        """Whether a payload fits a schema of the code that this process runs; see `schema_checks`."""
+        await self.open()
+        services = self._services
+        assert services is not None
+        values = configured_values(self.settings.payload_codec, self.settings.payload_limit)
+        return await asyncio.to_thread(answer, question, services.storage, services.loader, values)
+
+    @ray.method(concurrency_group="health")
+    async def bundle(self, hash_: str) -> bytes:
+        """The local files that a worker of this coordinator needs, as an archive."""
+        return await asyncio.to_thread(self._stored_bundle, hash_)
 
     @ray.method(concurrency_group="health")
     async def status(self) -> dict[str, Any]:  # type: ignore[override]
@@ -219,6 +246,7 @@ class TimerActor(EngineActor, Timer):
     """The timer in a process of its own, which Ray restarts."""
 
     def __init__(self, settings: EngineSettings) -> None:
+        enter_engine()
         follow(settings.logging)
         _calm_collector()
         self._cluster = cluster_of(settings)
@@ -229,27 +257,29 @@ class TimerActor(EngineActor, Timer):
         _in_background(self._visit_actors)
 
     def _visit_actors(self) -> None:
-        own = timer_of(self.settings.environment)
+        own = timer_of(job_of(self.settings.environment))
         others = [name for name in self._cluster.actors() if name != own]
         self._cluster.visit(random.sample(others, min(len(others), MOST_VISITED)))
 
     def _rouse_other(self, environment: str) -> None:
         self._cluster.handles.call_in_thread(self._cluster.timer_callee(environment), "arm", 0.0, tries=1)
 
-    async def make_coordinator(self, name: str) -> None:
-        """Create a coordinator in this timer's environment, for a process that lives in another one."""
-        await asyncio.to_thread(self._cluster.coordinator, name, self.settings.environment)
+    async def make_coordinator(self, name: str, environment: str) -> None:
+        """Create a coordinator of this timer's job environment, for a process that lives in another one."""
+        await asyncio.to_thread(self._cluster.coordinator, name, environment)
 
 
 class HookRegistryActor(EngineActor, HookRegistry):
     """The hook registry in a process of its own, which Ray restarts."""
 
     def __init__(self, settings: EngineSettings) -> None:
+        enter_engine()
         follow(settings.logging)
         _calm_collector()
         super().__init__(settings, self._note)
         self._cluster = cluster_of(settings)
         self._nudger = Nudger(settings, ActorNudge(self._cluster))
+        self.ask_elsewhere = asking(self._cluster, self._storage)
         self._received: set[str] = set()
         self._nudging: asyncio.Task[None] | None = None
         self._watching = asyncio.get_running_loop().create_task(self._watch())

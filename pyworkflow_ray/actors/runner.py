@@ -32,6 +32,7 @@ from pyworkflow_ray.engine.attempts import AttemptCompleted, AttemptFailed, Atte
 from pyworkflow_ray.engine.running_steps import RunningStep
 from pyworkflow_ray.exceptions import StepTimeoutError
 from pyworkflow_ray.storage.codes import Code
+from pyworkflow_ray.values.bundles import enter_engine
 from pyworkflow_ray.values.codec import Values
 from pyworkflow_ray.values.failures import capture
 
@@ -337,7 +338,23 @@ def _ended_after(timeout: float | None, before_kill: Callable[[], None] | None) 
 
 # --- in a Ray worker ------------------------------------------------------------------------------
 
-_loader = CodeLoader()
+_engine: list[tuple[str, str]] = []
+"""The namespace and the name of the coordinator that sent the present work."""
+
+
+def _bundle(hash_: str) -> bytes:
+    """A bundle that this node does not have, from whoever sent the work. Workers never see the database."""
+    import ray
+
+    require_joined()
+    namespace, coordinator = _engine[0]
+    handle = ray.get_actor(coordinator, namespace=namespace)
+    return bytes(handle.bundle.remote(hash_).future().result(timeout=BUNDLE_TIME))
+
+
+BUNDLE_TIME = 60.0
+"""Seconds that a worker waits for a bundle from its coordinator."""
+_loader = CodeLoader(_bundle)
 
 
 def run_attempt(attempt_data: bytes, code_data: bytes | None = None) -> bytes:
@@ -369,6 +386,8 @@ def load_step(
     attempt = first(work)
     keep_warm(attempt.worker_ttl)
     follow(attempt.logging)
+    enter_engine()
+    _engine[:] = [(attempt.namespace, attempt.coordinator)]
     definition = _loader.load(msgspec.msgpack.decode(code_data, type=Code))
     return work, getattr(definition, "fn", definition)
 

@@ -78,3 +78,11 @@ class EngineSettings:
     def coordinator(self, slot: int, environment: str | None = None) -> str:
         """The name of the coordinator in a slot."""
         return f"{self.placement(environment).full_prefix}{slot}"
+
+
+def other_storage(namespace: str) -> str:
+    """What is said to whoever brings another storage to a running engine."""
+    return (
+        f"An engine with another storage runs in the namespace {namespace!r} of this cluster. Use its "
+        "storage, or give this one a namespace of its own: configure(namespace='...')."
+    )

@@ -20,6 +20,7 @@ from pyworkflow_ray.actors.schedulers import fire_due
 from pyworkflow_ray.actors.settings import EngineSettings
 from pyworkflow_ray.exceptions import UnreadableRowError
 from pyworkflow_ray.storage.damages import report, set_aside_all
+from pyworkflow_ray.storage.environments import job_of
 from pyworkflow_ray.storage.storages import Storage
 from pyworkflow_ray.storage.sweeps import due, orphans
 
@@ -111,11 +112,12 @@ class Timer:
             damaged = {damage.run_id for damage in damages}
             ready = [run for run in ready if run.run_id not in damaged]
         mine = self.settings.environment
-        for environment in {run.environment for run in ready} - {mine}:
+        for environment in {job_of(run.environment) for run in ready} - {mine}:
             self._rouse(environment)  # its timer is at work, or has gone with its cluster
-        self.wakes += await self._nudger.nudge(storage, [run for run in ready if run.environment == mine])
+        ready = [run for run in ready if job_of(run.environment) == mine]
+        self.wakes += await self._nudger.nudge(storage, ready)
         if self._observers.wants(RunWoken):
-            for run in (run for run in is_due if run.environment == mine):
+            for run in (run for run in is_due if job_of(run.environment) == mine):
                 late = timedelta(seconds=-run.seconds_until)
                 self._observers.report(RunWoken(run_id=run.run_id, late=late))
         await self._fire(storage, interval)

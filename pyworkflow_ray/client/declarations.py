@@ -30,7 +30,7 @@ async def activate_scheduled_workflows() -> list[str]:
 
 
 async def _declare(of: Session, schedule_id: str, declared: Declaration) -> None:
-    run, code = run_template(of, declared.definition, *declared.definition.check_arguments((), {}))
+    run, code = await run_template(of, declared.definition, *declared.definition.check_arguments((), {}))
     window = declared.catchup_window.total_seconds()
     said = [declared.spec.to_dict(), declared.overlap_policy.value, window, schedules.run_text(run)]
     digest = hashlib.sha256(msgspec.json.encode(said, order="sorted")).hexdigest()

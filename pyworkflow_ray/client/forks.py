@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 
 from pyworkflow_ray.actors.activations import blob_links, links_to
-from pyworkflow_ray.actors.codes import pack
 from pyworkflow_ray.actors.new_runs import label
 from pyworkflow_ray.actors.nudges import is_isolated
 from pyworkflow_ray.authoring.workflows import as_workflow
@@ -17,6 +16,7 @@ from pyworkflow_ray.client.guards import refuse_in_workflow
 from pyworkflow_ray.client.handles import RunHandle
 from pyworkflow_ray.client.lookups import read_record
 from pyworkflow_ray.client.sessions import Session, session
+from pyworkflow_ray.client.shipments import shipped
 from pyworkflow_ray.client.starts import hand_over
 from pyworkflow_ray.engine.events import (
     ENDINGS,
@@ -39,6 +39,7 @@ from pyworkflow_ray.ids import new_run_id, new_token
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage.acceptances import NewRun, accept
 from pyworkflow_ray.storage.codes import Code
+from pyworkflow_ray.storage.environments import bundle_of
 from pyworkflow_ray.storage.histories import Append, append, read_events
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.runs import get_run
@@ -94,7 +95,7 @@ async def fork(
     current = None
     if code == "current":
         definition = as_workflow(record.workflow_name)
-        current = pack(definition, f"workflow {definition.name!r}")
+        current = (await shipped(of, definition, f"workflow {definition.name!r}")).code
     new = _copy_of(of, record, current, {"forked_from": record.run_id, "forked_at": kept})
     copied = [_copied(event, record.run_id, of.runtime.now()) for event in events[:kept]]
     stamped = [
@@ -174,6 +175,7 @@ def _copied(event: Event, run_id: str, now: datetime) -> Event:
 
 def _copy_of(of: Session, record: RunRecord, code: Code | None, origin: dict[str, Any]) -> NewRun:
     run_id = new_run_id()
+    bundle = bundle_of(record.environment) if code is None else code.bundle
     return NewRun(
         run_id=run_id,
         workflow_name=record.workflow_name,
@@ -192,5 +194,5 @@ def _copy_of(of: Session, record: RunRecord, code: Code | None, origin: dict[str
         owner_lease=of.runtime.engine_settings.lease_ttl.total_seconds(),
         created_at=datetime.now(UTC),
         blobs=links_to(record.input_args.encode(), record.input_kwargs.encode()),
-        **of.runtime.placing(run_id, is_isolated(record), None),
+        **of.runtime.placing(run_id, is_isolated(record), None, bundle),
     )

@@ -135,7 +135,7 @@ async def _create(
     checked = definition.check_arguments(args, kwargs, _hint)
     of = await opened()
     require_fire(of, spec)
-    run, code = run_template(of, definition, *checked)
+    run, code = await run_template(of, definition, *checked)
     made: ScheduleRecord | None = None
 
     @work

@@ -8,33 +8,39 @@ from typing import Any
 
 import msgspec
 
-from pyworkflow_ray.actors.codes import pack
 from pyworkflow_ray.actors.new_runs import new_run
 from pyworkflow_ray.authoring.workflows import WorkflowFunction, as_workflow
 from pyworkflow_ray.client.sessions import Session
+from pyworkflow_ray.client.shipments import shipped
 from pyworkflow_ray.storage import fires, schedules
 from pyworkflow_ray.storage.acceptances import NewRun
 from pyworkflow_ray.storage.codes import Code
+from pyworkflow_ray.storage.environments import environment_of, job_of
 from pyworkflow_ray.storage.schedule_records import ScheduleRecord
 
 
-def run_template(
+async def run_template(
     of: Session, definition: WorkflowFunction[Any, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[NewRun, Code]:
     """The template of a schedule's runs, and the workflow's code. The arguments must have been checked."""
     what = f"workflow {definition.name!r}"
-    code = pack(definition, what)
+    shipment = await shipped(of, definition, what)
+    code = shipment.code
     isolated = definition.workflow_options.isolation == "process" or of.settings.coordinators == "per_run"
     # Large values stay in the row: a blob belongs to runs, and is deleted with the last of them.
     engine = replace(of.runtime.engine_settings, blob_threshold=2**62)
+    with shipment.for_its_run():
+        encoded = (
+            of.values.encode(list(args), f"the arguments of {what}"),
+            of.values.encode(dict(kwargs), f"the keyword arguments of {what}"),
+        )
     run = new_run(
         engine,
         definition,
         code,
         "",
-        of.values.encode(list(args), f"the arguments of {what}"),
-        of.values.encode(dict(kwargs), f"the keyword arguments of {what}"),
-        environment=engine.environment,
+        *encoded,
+        environment=environment_of(engine.environment, code.bundle),
         coordinator="" if isolated else None,
         owner_lease=None,
     )
@@ -46,12 +52,12 @@ def running_now(record: ScheduleRecord, run: NewRun) -> ScheduleRecord:
     return msgspec.structs.replace(
         record,
         workflow_name=run.workflow_name,
-        environment=run.environment,
+        environment=job_of(run.environment),
         run=schedules.run_text(run),
     )
 
 
-def changed_template(
+async def changed_template(
     of: Session,
     record: ScheduleRecord,
     workflow: Any,
@@ -64,4 +70,4 @@ def changed_template(
         before = fires.run_of_text(record.run)
         args = of.values.decode(before.input_args.encode())
         kwargs = of.values.decode(before.input_kwargs.encode())
-    return run_template(of, definition, *definition.check_arguments(tuple(args or ()), kwargs or {}))
+    return await run_template(of, definition, *definition.check_arguments(tuple(args or ()), kwargs or {}))

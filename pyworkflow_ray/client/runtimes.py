@@ -16,7 +16,7 @@ from loguru import logger
 
 from pyworkflow_ray.actors.activations import RunEnd
 from pyworkflow_ray.actors.calls import PATIENCE
-from pyworkflow_ray.actors.cluster import Cluster, job_environment, placed_on
+from pyworkflow_ray.actors.cluster import Cluster, job_environment, placed_on, running_engine
 from pyworkflow_ray.actors.connections import (
     connect,
     has_joined,
@@ -28,14 +28,15 @@ from pyworkflow_ray.actors.coordinator import Coordinator
 from pyworkflow_ray.actors.hook_registry import HookAnswer, HookRegistry
 from pyworkflow_ray.actors.names import coordinator_of
 from pyworkflow_ray.actors.nudges import Placed, grouped
-from pyworkflow_ray.actors.settings import EngineSettings
+from pyworkflow_ray.actors.schema_checks import asking
+from pyworkflow_ray.actors.settings import EngineSettings, other_storage
 from pyworkflow_ray.client.coordinators import CoordinatorClient
 from pyworkflow_ray.client.gatherings import Gathering
 from pyworkflow_ray.client.hook_answers import Taken, hook_answers
 from pyworkflow_ray.clock import Clock
 from pyworkflow_ray.config import Settings
-from pyworkflow_ray.exceptions import ConfigurationError, NoAnswerError
-from pyworkflow_ray.storage.environments import save_environment
+from pyworkflow_ray.exceptions import ConfigurationError, NoAnswerError, WorkflowError
+from pyworkflow_ray.storage.environments import environment_of, save_environment
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.runs import get_run, get_runs
 from pyworkflow_ray.storage.storages import Storage
@@ -48,6 +49,10 @@ REGISTRY_TIME = 10.0
 """Seconds that an answer to a hook waits for a registry that lives. It may have to load a hook's schema."""
 JOB_FOLDER = "/working_dir_files/_ray_pkg_"
 """A part of the path of every file in the working directory of a submitted job."""
+
+
+OPENING_TIME = 5.0
+"""Seconds to wait for the engine's word on its storage. One that hangs is dealt with by those who need it."""
 
 
 class RayRuntime:
@@ -101,6 +106,7 @@ class RayRuntime:
             # An absolute path: it must mean the same in another process, with another working directory.
             settings = replace(settings, storage_url=database.secret_url)
             self._storage_id = self._storage.facts()["storage_id"]
+            self._refuse_other_storage(settings)
             environment, data = job_environment()
             if environment:
                 # The timer or another job's driver may have to create a coordinator for the runs of this job.
@@ -111,6 +117,23 @@ class RayRuntime:
             self._cluster = cluster_of(placed_on(settings, is_file, slots))
             # This does not wait for the timer, which wakes sleeping runs and finds those of vanished drivers.
             self._cluster.timer()
+
+    def _refuse_other_storage(self, settings: EngineSettings) -> None:
+        """Check that the engine in this namespace, if one runs, has this storage.
+
+        Raises:
+            ConfigurationError: It has another one.
+        """
+        running = running_engine(settings.namespace, OPENING_TIME)
+        if running is None or running.storage_url == settings.storage_url:
+            return
+        try:
+            with running.open_storage() as storage:
+                is_other = storage.facts().get("storage_id") != self._storage_id
+        except WorkflowError:  # it may have several addresses, one of which is not for this machine
+            is_other = True
+        if is_other:
+            raise ConfigurationError(other_storage(settings.namespace))
 
     def now(self) -> datetime:
         """The present time for runs."""
@@ -173,9 +196,11 @@ class RayRuntime:
     def engine_settings(self) -> EngineSettings:
         return self.cluster.settings
 
-    def placing(self, run_id: str, isolated: bool, start_at: datetime | None) -> dict[str, Any]:
+    def placing(
+        self, run_id: str, isolated: bool, start_at: datetime | None, bundle: str | None
+    ) -> dict[str, Any]:
         """The fields of a new run's row that say which coordinator has it, and from when on."""
-        environment = self.engine_settings.environment
+        environment = environment_of(self.engine_settings.environment, bundle)
         if start_at is not None:  # no coordinator holds it until then
             later = {
                 "start_at": start_at,
@@ -186,7 +211,7 @@ class RayRuntime:
             return later | ({"coordinator": coordinator_of(run_id)} if isolated else {})
         if isolated:
             return {"coordinator": coordinator_of(run_id), "environment": environment}
-        return {"placement": self.engine_settings.placement()}
+        return {"placement": self.engine_settings.placement(environment)}
 
     async def start(self, run: RunRecord) -> None:
         """Hand an accepted run to its coordinator. For a run that starts later, nudge the timer."""
@@ -277,6 +302,7 @@ class RayRuntime:
     async def _deliver_here(self, answers: bytes) -> bytes:
         received: set[str] = set()
         registry = HookRegistry(self.engine_settings, received.update, self._storage)
+        registry.ask_elsewhere = asking(self.cluster, lambda: self._storage)
         replies = await registry.deliver_all(answers)
         try:
             runs = await asyncio.to_thread(self._storage.read, get_runs(list(received)))
@@ -344,7 +370,9 @@ class LocalRuntime:
     def engine_settings(self) -> EngineSettings:
         return self._engine_settings
 
-    def placing(self, run_id: str, isolated: bool, start_at: datetime | None) -> dict[str, Any]:
+    def placing(
+        self, run_id: str, isolated: bool, start_at: datetime | None, bundle: str | None
+    ) -> dict[str, Any]:
         """The fields of a new run's row that say which coordinator has it, and from when on."""
         return {"coordinator": self.coordinator().name, "start_at": start_at}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -62,10 +62,10 @@ async def update_schedule(
         require_fire(of, spec)
     code: Code | None = None
 
-    def change(record: ScheduleRecord) -> ScheduleRecord:
+    async def change(record: ScheduleRecord) -> ScheduleRecord:
         nonlocal code
         if workflow is not None or args is not None or kwargs is not None:
-            run, code = changed_template(of, record, workflow, args, kwargs)
+            run, code = await changed_template(of, record, workflow, args, kwargs)
             record = running_now(record, run)
         return msgspec.structs.replace(
             record,
@@ -112,7 +112,7 @@ async def _set_status(
     note = None if note is None else checked_text(note, "The schedule's note")
     of = await opened()
 
-    def change(record: ScheduleRecord) -> ScheduleRecord | None:
+    async def change(record: ScheduleRecord) -> ScheduleRecord | None:
         if record.status is status:
             return None
         kept = record.note if note is None else note
@@ -142,7 +142,7 @@ async def _change(
     of: Session,
     schedule_id: str,
     type_: EventType,
-    change: Callable[[ScheduleRecord], ScheduleRecord | None],
+    change: Callable[[ScheduleRecord], Awaitable[ScheduleRecord | None]],
     code: Callable[[], Code | None] = lambda: None,
 ) -> ScheduleRecord:
     """Read, change and write a schedule. If another process has changed it in between, do so again."""
@@ -150,7 +150,7 @@ async def _change(
         record = await asyncio.to_thread(of.storage.read, schedules.get_schedule(schedule_id))
         if record is None or record.status is ScheduleStatus.DELETED:
             raise ScheduleNotFoundError(schedule_id)
-        changed = change(record)
+        changed = await change(record)
         if changed is None:
             return record
         counts_anew = changed.spec != record.spec or changed.status != record.status

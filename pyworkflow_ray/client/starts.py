@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, ParamSpec, TypeVar, cast
 
-from pyworkflow_ray.actors.codes import pack
 from pyworkflow_ray.actors.inboxes import CANCEL_KEY, InboxEntry
 from pyworkflow_ray.actors.new_runs import label, new_run
 from pyworkflow_ray.authoring.arguments import Hint
@@ -20,6 +19,7 @@ from pyworkflow_ray.client.lookups import latest_of_chain
 from pyworkflow_ray.client.progress import Progress
 from pyworkflow_ray.client.runtimes import LOCAL
 from pyworkflow_ray.client.sessions import Session, session
+from pyworkflow_ray.client.shipments import shipped
 from pyworkflow_ray.durations import Duration, When, resolve_when
 from pyworkflow_ray.engine.events import CancellationRequested
 from pyworkflow_ray.exceptions import (
@@ -29,6 +29,7 @@ from pyworkflow_ray.exceptions import (
 from pyworkflow_ray.ids import checked_run_id, checked_text, new_run_id
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage.acceptances import Accepted, NewRun, accept
+from pyworkflow_ray.storage.codes import Code
 from pyworkflow_ray.storage.placements import Loads
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.runs import delete_run, get_by_idempotency_key, get_chain, releasing_key
@@ -258,7 +259,11 @@ async def start_run(
     definition = as_workflow(fn)
     checked_args, checked_kwargs = definition.check_arguments(args, kwargs, _hint(definition.name))
     await of.runtime.open()
-    new = _new_run(of, options, definition, checked_args, checked_kwargs)
+    # First, so that a delay is over no earlier than it says after the run was asked for: shipping takes time.
+    created_at = datetime.now(UTC)
+    shipment = await shipped(of, definition, f"workflow {definition.name!r}")
+    with shipment.for_its_run():
+        new = _new_run(of, options, definition, shipment.code, checked_args, checked_kwargs, created_at)
     accepted, replaced = await of.storage.write(_accept(new, options.conflict, of.storage.loads))
     handle: RunHandle[Any] = RunHandle(accepted.run.run_id, of, accepted.run if accepted.is_new else None)
     if not accepted.is_new:
@@ -318,19 +323,19 @@ def _new_run(
     of: Session,
     options: StartOptions,
     definition: WorkflowFunction[Any, Any],
+    code: Code,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
+    created_at: datetime,
 ) -> NewRun:
     run_id = options.run_id or new_run_id()
     what = f"workflow {definition.name!r}"
-    # First, so that a delay is over no earlier than it says after the run was asked for: packing takes time.
-    created_at = datetime.now(UTC)
     start_at = None if options.start_at is None else resolve_when(options.start_at, of.runtime.now())
     isolated = definition.workflow_options.isolation == "process" or of.settings.coordinators == "per_run"
     return new_run(
         of.runtime.engine_settings,
         definition,
-        pack(definition, what),
+        code,
         run_id,
         of.values.encode(list(args), f"the arguments of {what}"),
         of.values.encode(dict(kwargs), f"the keyword arguments of {what}"),
@@ -339,7 +344,7 @@ def _new_run(
         durable=options.durable,
         metadata=label(options.metadata),
         attributes=label(options.attributes),
-        **of.runtime.placing(run_id, isolated, start_at),
+        **of.runtime.placing(run_id, isolated, start_at, code.bundle),
     )
 
 

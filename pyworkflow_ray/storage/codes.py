@@ -14,9 +14,10 @@ class Code(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         reference: ``module:qualname``. For code by value it names where the code came from.
-        source_hash: Hash of the source text. It shows whether an imported module has changed.
-        data: The cloudpickle of the function.
-        python: The Python version that pickled it.
+        source_hash: Hash of the source text. It shows whether an installed module has changed.
+        data: The pickle.
+        python: The Python version that wrote it. Only a pickle depends on it.
+        bundle: The hash of the bundle with the local files that this code needs.
     """
 
     hash: str
@@ -25,11 +26,12 @@ class Code(msgspec.Struct, frozen=True, kw_only=True):
     reference: str | None = None
     source_hash: str | None = None
     data: bytes | None = None
+    bundle: str | None = None
 
 
 _SAVE = Statement(
-    "INSERT INTO code (hash, kind, reference, source_hash, data, python, created_at) "
-    "VALUES (:hash, :kind, :reference, :source_hash, :data, :python, <now>) ON CONFLICT DO NOTHING"
+    "INSERT INTO code (hash, kind, reference, source_hash, data, python, bundle, created_at) "
+    "VALUES (:hash, :kind, :reference, :source_hash, :data, :python, :bundle, <now>) ON CONFLICT DO NOTHING"
 )
 _LOAD = Statement(f"SELECT {', '.join(Code.__struct_fields__)} FROM code WHERE hash = :hash")
 
@@ -52,9 +54,36 @@ def load_code(hash_: str) -> Steps[Code | None]:
     if row is None:
         return None
     code = Code(**dict(zip(Code.__struct_fields__, row, strict=True)))
-    for name in ("kind", "python", "reference", "source_hash"):
+    for name in ("kind", "python", "reference", "source_hash", "bundle"):
         if not isinstance(getattr(code, name), str | None):
             raise unreadable("code", f"code {hash_!r}", name, "it is no text")
     if not isinstance(code.data, bytes | memoryview | None):
         raise unreadable("code", f"code {hash_!r}", "data", "it is no binary value")
     return code if code.data is None else msgspec.structs.replace(code, data=bytes(code.data))
+
+
+_SAVE_BUNDLE = Statement(
+    "INSERT INTO bundles (hash, data, created_at) VALUES (:hash, :data, <now>) ON CONFLICT DO NOTHING"
+)
+_LOAD_BUNDLE = Statement("SELECT data FROM bundles WHERE hash = :hash")
+_HAS_BUNDLE = Statement("SELECT 1 FROM bundles WHERE hash = :hash")
+
+
+@work
+def has_bundle(hash_: str) -> Steps[bool]:
+    """Whether the bundle is stored."""
+    (row,) = yield last(_HAS_BUNDLE.find(hash=hash_))
+    return row is not None
+
+
+@work
+def save_bundle(hash_: str, data: bytes) -> Steps[None]:
+    """Store a bundle of local files. One that is stored already is a success."""
+    yield last(_SAVE_BUNDLE.change(hash=hash_, data=data))
+
+
+@work
+def load_bundle(hash_: str) -> Steps[bytes | None]:
+    """The archive of this hash, or None."""
+    (row,) = yield last(_LOAD_BUNDLE.find(hash=hash_))
+    return None if row is None else bytes(row[0])

@@ -113,9 +113,9 @@ class Delivery(msgspec.Struct, frozen=True):
 class UncheckedError(WorkflowError):
     """A hook takes only payloads that fit its schema, and this delivery was not checked against it."""
 
-    def __init__(self, name: str, schema_hash: str) -> None:
+    def __init__(self, run_id: str, name: str, schema_hash: str) -> None:
         super().__init__(f"Hook {name!r} takes only payloads that were found to fit its schema.")
-        self.name, self.schema_hash = name, schema_hash
+        self.run_id, self.name, self.schema_hash = run_id, name, schema_hash
 
 
 _record = Reader("hooks", HookRecord, {"run_id": "run", "hook_id": "hook"})
@@ -275,7 +275,7 @@ def deliver(
         if not is_open:
             raise HookExpiredError(hook.hook_id)
         if hook.schema_hash is not None and fits not in (hook.schema_hash, ANY_SCHEMA):
-            raise UncheckedError(hook.name, hook.schema_hash)
+            raise UncheckedError(hook.run_id, hook.name, hook.schema_hash)
         # The token was taken over between two of the statements; the new hook may have it.
 
 

@@ -23,7 +23,18 @@ def _count_shared_recoveries(connection: Connection) -> None:
     connection.exec_driver_sql("ALTER TABLE runs ADD COLUMN shared_recoveries INTEGER NOT NULL DEFAULT 0")
 
 
-MIGRATIONS: list[Callable[[Connection], None]] = [_count_shared_recoveries]
+def _keep_bundles(connection: Connection) -> None:
+    binary, time, name = "BLOB", "TEXT", "TEXT"
+    if connection.dialect.name == "postgresql":
+        binary, time, name = "BYTEA", "TIMESTAMP WITH TIME ZONE", 'TEXT COLLATE "C"'
+    connection.exec_driver_sql("ALTER TABLE code ADD COLUMN bundle TEXT")
+    connection.exec_driver_sql(
+        f"CREATE TABLE bundles (hash {name} NOT NULL, data {binary} NOT NULL, created_at {time} NOT NULL, "
+        "PRIMARY KEY (hash))"
+    )
+
+
+MIGRATIONS: list[Callable[[Connection], None]] = [_count_shared_recoveries, _keep_bundles]
 """`MIGRATIONS[n]` brings a database of version n + 1 to version n + 2. Append only."""
 
 _FACTS = Statement("SELECT key, value FROM engine")

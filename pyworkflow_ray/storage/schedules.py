@@ -15,6 +15,7 @@ from pyworkflow_ray.storage.acceptances import NewRun
 from pyworkflow_ray.storage.codes import Code, saving_code
 from pyworkflow_ray.storage.damages import Reader
 from pyworkflow_ray.storage.dialects import decode_time
+from pyworkflow_ray.storage.environments import job_of
 from pyworkflow_ray.storage.locks import Locks
 from pyworkflow_ray.storage.schedule_records import COLUMNS, ScheduleRecord, schedule_record
 from pyworkflow_ray.storage.schema import HAS_ENDED
@@ -212,7 +213,7 @@ def create_schedule(
         overlap_policy=overlap_policy.value,
         catchup_window=catchup_window,
         run=run_text(run),
-        environment=run.environment,
+        environment=job_of(run.environment),
         declared=declared,
         note=note,
         now=at,

@@ -268,6 +268,16 @@ code = Table(
     Column("data", LargeBinary),
     Column("python", Text, nullable=False),
     Column("created_at", UTCDateTime, nullable=False),
+    Column("bundle", Text),
+)
+
+# The local source files that code needs, in archives by their hash.
+bundles = Table(
+    "bundles",
+    metadata,
+    Column("hash", _ID, primary_key=True),
+    Column("data", LargeBinary, nullable=False),
+    Column("created_at", UTCDateTime, nullable=False),
 )
 
 # The `runtime_env`s of coordinators, by the `environment` of their runs. The data may hold a user's secrets.

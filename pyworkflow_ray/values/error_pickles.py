@@ -18,7 +18,7 @@ import pydantic_core
 from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticKnownError
 
 from pyworkflow_ray.ids import storable
-from pyworkflow_ray.values.modules import pickle_by_value, unpickle
+from pyworkflow_ray.values import pickles
 
 MAX_PICKLE = 256 * 1024
 MAX_TEXT = 20_000
@@ -52,7 +52,7 @@ def load_error(data: bytes) -> BaseException | None:
     Raises:
         Exception: Whatever loading it raises.
     """
-    error = unpickle(data)
+    error = pickles.unpickle(data)
     return error if isinstance(error, BaseException) else None
 
 
@@ -82,8 +82,8 @@ def _cut(text: str, limit: int) -> str:
 
 
 def _round_trip(form: Any, error: BaseException) -> bytes | None:
-    data = pickle_by_value(form)
-    return data if len(data) <= MAX_PICKLE and _is_same(error, unpickle(data)) else None
+    data = pickles.pickled(form)
+    return data if len(data) <= MAX_PICKLE and _is_same(error, pickles.unpickle(data)) else None
 
 
 def _is_same(error: BaseException, copy: Any) -> bool:
@@ -192,8 +192,8 @@ class _Call:
 def _pickle_of_remains(error: BaseException) -> ErrorPickle:
     str(error)  # what is not even whole here is nothing to hand on in parts: this raises
     lost: list[str] = []
-    data = pickle_by_value(_remains_of(error, "", lost, _MAX_DEPTH))
-    copy = unpickle(data)
+    data = pickles.pickled(_remains_of(error, "", lost, _MAX_DEPTH))
+    copy = pickles.unpickle(data)
     if type(copy) is not type(error) or len(data) > MAX_PICKLE:
         return ErrorPickle(None)
     text = text_of(error)
@@ -260,8 +260,8 @@ def _inside_of(value: Any, place: str, lost: list[str], depth: int) -> Any:
 
 
 def _can_be_pickled(value: Any) -> bool:
-    data = pickle_by_value(value)
-    return len(data) <= _MAX_PART and type(unpickle(data)) is type(value)
+    data = pickles.pickled(value)
+    return len(data) <= _MAX_PART and type(pickles.unpickle(data)) is type(value)
 
 
 def put_together(

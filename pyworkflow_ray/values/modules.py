@@ -1,38 +1,35 @@
-"""Where a class or function lives, and whether every process of a cluster can import it.
+"""Where a class or function lives, and whether the readers of a value find it there by its name.
 
-What every process can import is stored as a reference, ``"module:qualname"``. Code in `__main__`, a notebook,
-a local file, an editable install or a job's `working_dir` will not be there when a run resumes days later
-in another process. So it is stored by value.
+A name is ``"module:qualname"``. Three kinds of modules have one:
+
+- *Installed* modules: built-in ones, the standard library, packages. Every process of a cluster has them.
+- *Local* modules whose sources travel with the run: a file beside the script, a job's `working_dir`, an
+  editable install, and the script itself if it guards its start (`values/bundles`).
+- In a process of the engine: the modules of the bundle that it runs.
+
+Any other code has no name elsewhere, such as that of a notebook. It is stored by value (`values/pickles`).
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-import io
-import linecache
-import operator
 import os
-import pickle
-import re
 import site
 import sys
 import sysconfig
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from contextvars import ContextVar
 from pathlib import PurePath
-from types import CodeType, ModuleType
+from types import ModuleType
 from typing import Any
 
-import cloudpickle  # type: ignore[import-untyped]
-from loguru import logger
-
 from pyworkflow_ray.exceptions import SerializationError
+from pyworkflow_ray.values.scripts import MAIN, script_name
 
 _OURS = "pyworkflow_ray"
-_NEVER = frozenset({"__main__", "__mp_main__"})
+_NEVER = frozenset({MAIN, "__mp_main__"})
 _INSTALLED = frozenset({"site-packages", "dist-packages"})
 
 
@@ -62,7 +59,7 @@ def is_importable_everywhere(module_name: str) -> bool:
     if module_name.partition(".")[0] == _OURS:
         return True
     module = sys.modules.get(module_name)
-    if not _is_module(module):
+    if not is_module(module):
         return _can_be_found(module_name)
     # Read from the dict, because access to an attribute of a lazy module would load it.
     names = object.__getattribute__(module, "__dict__")
@@ -75,7 +72,7 @@ def is_importable_everywhere(module_name: str) -> bool:
     return verdict
 
 
-def _is_module(thing: Any) -> bool:
+def is_module(thing: Any) -> bool:
     # By its type: an extension may put an object among the modules that only claims to be a module.
     return issubclass(type(thing), ModuleType)
 
@@ -114,22 +111,115 @@ def _is_installed_path(path: str) -> bool:
     return normal.startswith(_FOLDERS) or not _INSTALLED.isdisjoint(PurePath(normal).parts)
 
 
+# --- local modules --------------------------------------------------------------------------------
+
+Naming = Callable[[str], bool]
+"""Whether the readers of what is written have this local module under its name."""
+
+
+def has_source(module_name: str) -> bool:
+    """Whether the module is a local one, loaded from a file that lies where its name says."""
+    module = sys.modules.get(module_name)
+    if not is_module(module) or module_name in _NEVER or is_importable_everywhere(module_name):
+        return False
+    file = object.__getattribute__(module, "__dict__").get("__file__")
+    if type(file) is not str:
+        return False
+    known = _sources.get(module_name)
+    if known is None or known[0] is not file:
+        known = _sources[module_name] = (file, lies_where_named(module_name, file) and os.path.isfile(file))
+    return known[1]
+
+
+_sources: dict[str, tuple[str, bool]] = {}
+
+
+def lies_where_named(module_name: str, file: str) -> bool:
+    """Whether a process with the right folder on its `sys.path` would import this file under this name."""
+    parts = PurePath(os.path.abspath(file)).parts
+    names = tuple(module_name.split("."))
+    return parts[-len(names) :] == (*names[:-1], f"{names[-1]}.py") or (
+        parts[-len(names) - 1 :] == (*names, "__init__.py")
+    )
+
+
+def names_nothing(module_name: str) -> bool:
+    """The naming of readers that have no local module."""
+    return False
+
+
+_process: list[Naming] = [has_source]
+_context: ContextVar[Naming | None] = ContextVar("pyworkflow_ray_naming", default=None)
+
+
+@contextmanager
+def naming(names: Naming) -> Iterator[None]:
+    """Write for readers that have the local modules that `names` says, and no others."""
+    token = _context.set(names)
+    try:
+        yield
+    finally:
+        _context.reset(token)
+
+
+def set_naming(names: Naming) -> None:
+    """Which local modules the readers of all that this process writes have."""
+    _process[0] = names
+
+
+def name_of(module_name: str) -> str | None:
+    """The name under which readers find this module; None if they do not have it."""
+    if module_name in _NEVER:
+        script = script_name()
+        if script is None or module_name != MAIN:
+            return None
+        return script if _is_installed_script() or _has(script, is_script=True) else None
+    return module_name if is_importable_everywhere(module_name) or _has(module_name) else None
+
+
+def _has(module_name: str, *, is_script: bool = False) -> bool:
+    names = _context.get() or _process[0]
+    return names(module_name) or (is_script and names is has_source)
+
+
+def _is_installed_script() -> bool:
+    # `python -m pytest`, or a program that an installation has made
+    file = getattr(sys.modules[MAIN], "__file__", None)
+    return type(file) is str and _is_installed_path(file)
+
+
+def module_named(name: str) -> ModuleType:
+    """The module of a name that `name_of` gave, here or elsewhere. It is imported.
+
+    Raises:
+        Exception: Whatever the import raises.
+    """
+    name = MOVED.get(name, name)
+    if name not in sys.modules and name == script_name():
+        return sys.modules[MAIN]
+    # Not from `sys.modules`: another thread may be about to import it, and half of it would be there.
+    return importlib.import_module(name)
+
+
+# --- references -----------------------------------------------------------------------------------
+
+
 def reference_of(obj: Any) -> str | None:
-    """``"module:qualname"`` of a class or function that every process can import, else None."""
+    """``"module:qualname"`` of a class or function that readers find by this name, else None."""
     module_name = getattr(obj, "__module__", None)
     qualname = getattr(obj, "__qualname__", None)
     if type(module_name) is not str or type(qualname) is not str:
         return None
     found: Any = sys.modules.get(module_name)
     # A class that arrived by value names a module that is not here. A search on disk would be slow.
-    if found is None or not is_importable_everywhere(module_name):
+    if found is None or (name := name_of(module_name)) is None:
         return None
     for part in qualname.split("."):
         try:
             found = getattr(found, part)
         except Exception:  # "<locals>", or a class whose metaclass objects
             return None
-    return f"{module_name}:{qualname}" if found is obj else None
+    return f"{name}:{qualname}" if found is obj else None
 
 
 def load_reference(ref: str) -> Any:
@@ -139,23 +229,23 @@ def load_reference(ref: str) -> Any:
         SerializationError: The text is no reference, or there is nothing of this name.
     """
     module_name, _, qualname = ref.partition(":")
-    names = [*module_name.split("."), *qualname.split(".")]
-    if not all(name.isidentifier() for name in names):
+    if not all(map(_is_module_part, module_name.split("."))) or not all(
+        name.isidentifier() for name in qualname.split(".")
+    ):
         raise SerializationError(f"{ref!r} is not a reference; it should look like 'package.module:Name'.")
-    module_name = _MOVED.get(module_name, module_name)
     try:
-        # Not from `sys.modules`: there is a module, and half of it, while another thread imports it.
-        found: Any = importlib.import_module(module_name)
+        module: Any = module_named(module_name)
     except Exception as error:
         raise SerializationError(
             f"Cannot find {ref!r}: importing {module_name!r} raised {type(error).__name__}: {error}. "
             "Install in this process what the process that wrote the reference had."
         ) from error
+    found = module
     for part in qualname.split("."):
         try:
             found = getattr(found, part)
         except AttributeError as error:
-            place = getattr(sys.modules.get(module_name), "__file__", None) or "a built-in module"
+            place = getattr(module, "__file__", None) or "a built-in module"
             raise SerializationError(
                 f"Cannot find {ref!r}: {module_name!r} ({place}) has no {qualname!r}. "
                 "It may have been renamed or removed since the reference was written."
@@ -163,106 +253,12 @@ def load_reference(ref: str) -> Any:
     return found
 
 
-def pickle_by_value(obj: Any) -> bytes:
-    """A pickle that holds the code of every local module it needs.
-
-    Raises:
-        Exception: Whatever the object raises when it is pickled, usually `TypeError` or `PicklingError`.
-    """
-    for _ in range(_TRIES - 1):
-        try:
-            return _pickled(obj)
-        except RuntimeError as error:
-            # Another thread imports or defines something while this one iterates over it.
-            if "changed size during iteration" not in str(error):
-                raise
-    return _pickled(obj)
+def _is_module_part(name: str) -> bool:
+    # A script may be named as no other module can be: "my-script.py".
+    return bool(name) and name.isprintable() and not set(name) & set(" :/\\")
 
 
-def _pickled(obj: Any) -> bytes:
-    with _local_modules_by_value(), io.BytesIO() as file:
-        _Pickler(file).dump(obj)
-        return file.getvalue()
-
-
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file)
-        self._files: dict[str, str] = {}
-        self._written: dict[str, range] = {}
-
-    def reducer_override(self, obj: Any) -> Any:
-        if type(obj) is CodeType:
-            file, *text = self._place_of(obj)
-            # Some versions of cloudpickle write the file too, and others a name that stands for none.
-            _, parts = self.dispatch_table[CodeType](obj.replace(co_filename=file))
-            return _made_code, (parts, file, *text)
-        # By value, a module's logger would take its sinks with it: one more copy of them in each process, or
-        # an open file that cannot be pickled. So it becomes the logger of the process where the code runs.
-        if type(obj) is type(logger) and obj._core is logger._core:  # type: ignore[attr-defined]
-            return _own_logger, (obj._options,)  # type: ignore[attr-defined]
-        return super().reducer_override(obj)
-
-    def _place_of(self, code: CodeType) -> tuple[Any, ...]:
-        """The code's file, and the first line and the text of what is not in this pickle yet."""
-        file = code.co_filename
-        if file not in self._files:
-            linecache.checkcache(file)
-            # One string for each file: a pickle refers back to what is the same object, and processes
-            # differ in which equal strings are.
-            self._files[file] = _NOTEBOOK.sub("<notebook>/", "".join(file))
-        first, last = max(1, code.co_firstlineno), _last_line(code)
-        written = self._written.get(file, range(0))
-        # Generated code has the name `<string>`, and so has what an interpreter was given by `-c`.
-        if file == "<string>" or (first in written and last in written):
-            return (self._files[file],)
-        # Functions inside a function come after it, and their text is in its text.
-        self._written[file] = range(first, last + 1)
-        return self._files[file], first, "".join(linecache.getlines(file)[first - 1 : last])
-
-
-# A kernel names the files of cells after its process, and code is to be the same from every kernel.
-_NOTEBOOK = re.compile(r"^.*[\\/]ipykernel_\d+[\\/]")
-# Where `linecache` would break a line and a file does not.
-_NO_BREAKS = str.maketrans(dict.fromkeys("\r\v\f\x1c\x1d\x1e\x85\u2028\u2029", " "))
-_lines: dict[str, dict[int, str]] = {}
-
-
-def _last_line(code: CodeType) -> int:
-    last = max((end or line or 0 for line, end, _, _ in code.co_positions()), default=0)
-    inner = (_last_line(const) for const in code.co_consts if type(const) is CodeType)
-    return max(code.co_firstlineno, last, *inner)
-
-
-def _made_code(args: tuple[Any, ...], file: str, first: int = 0, text: str = "") -> CodeType:
-    if text:
-        _keep_source(file, first, text)
-    return CodeType(*args).replace(co_filename=file)
-
-
-def _keep_source(file: str, first: int, text: str) -> None:
-    """Has tracebacks show these lines of a file that is not on this machine."""
-    if file not in _lines and file in linecache.cache:
-        return  # known to this process, and whole
-    lines = _lines.setdefault(file, {})
-    lines.update(enumerate(text.translate(_NO_BREAKS).removesuffix("\n").split("\n"), first))
-    # A lazy entry stays through `checkcache`, and a file that is there after all goes before it.
-    linecache.cache[file] = (partial(_text_of, lines),)
-    if file.startswith("<") and file.endswith(">"):  # `linecache` looks for no source of such a name
-        kept = _text_of(lines)
-        linecache.cache[file] = (len(kept), None, kept.splitlines(keepends=True), file)
-
-
-def _text_of(lines: dict[int, str]) -> str:
-    lines = dict(lines)  # another thread may add to it
-    return "".join(f"{lines.get(number, '')}\n" for number in range(1, max(lines) + 1))
-
-
-def _own_logger(options: tuple[Any, ...]) -> Any:
-    return type(logger)(logger._core, *options)  # type: ignore[attr-defined, call-arg]
-
-
-_MOVED = {
+MOVED = {
     f"{_OURS}.{old}": f"{_OURS}.{new}"
     for old, new in {
         "values": "values.codec",
@@ -292,98 +288,3 @@ _MOVED = {
     }.items()
 }
 """The present names of modules of this package that had others when code and values were stored."""
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module_name: str, name: str) -> Any:
-        if (module_name, name) == ("cloudpickle.cloudpickle", "subimport"):
-            return _import_moved
-        return super().find_class(_MOVED.get(module_name, module_name), name)
-
-
-def _import_moved(module_name: str) -> ModuleType:
-    return importlib.import_module(_MOVED.get(module_name, module_name))
-
-
-def unpickle(data: bytes) -> Any:
-    """The object that `pickle_by_value` was given, now or in an earlier version of this package.
-
-    Raises:
-        Exception: Whatever loading it raises.
-    """
-    return _Unpickler(io.BytesIO(data)).load()
-
-
-_TRIES = 10
-_lock = threading.RLock()
-_pickling = 0
-_registered: list[ModuleType] = []
-
-
-@contextmanager
-def _local_modules_by_value() -> Iterator[None]:
-    # The lock is not held while pickling, because that runs code of the user, which may wait for another
-    # thread that pickles. The last thread to leave unregisters what the others have registered.
-    with _lock:
-        _register_local_modules()
-    try:
-        yield
-    finally:
-        with _lock:
-            _unregister_local_modules()
-
-
-def _register_local_modules() -> None:
-    global _pickling
-    known = cloudpickle.list_registry_pickle_by_value()
-    for module in _local_modules():
-        # What the user has registered stays registered.
-        if module.__name__ not in known and module.__name__ in sys.modules:
-            cloudpickle.register_pickle_by_value(module)
-            _registered.append(module)
-    _pickling += 1
-
-
-def _unregister_local_modules() -> None:
-    global _pickling
-    _pickling -= 1
-    if _pickling:
-        return
-    known = cloudpickle.list_registry_pickle_by_value()
-    for module in _registered:
-        if module.__name__ in known:
-            cloudpickle.unregister_pickle_by_value(module)
-    _registered.clear()
-
-
-_seen_modules: tuple[Any, ...] = ()
-_local: tuple[ModuleType, ...] = ()
-
-
-def _local_modules() -> tuple[ModuleType, ...]:
-    """Stand-ins for the modules to register: the local ones that are loaded, the topmost of each package."""
-    global _seen_modules, _local
-    seen = tuple(sys.modules.values())
-    # If the modules and their order are the same, the answer is too. This check takes microseconds.
-    if len(seen) == len(_seen_modules) and all(map(operator.is_, seen, _seen_modules)):
-        return _local
-    found = {
-        name for name, module in list(sys.modules.items()) if _is_module(module) and _is_local(name, module)
-    }
-    # cloudpickle keeps the name only, and takes all modules of a package with it. The name is not read from
-    # the module itself, because that would load a lazy one.
-    _local = tuple(ModuleType(name) for name in sorted(found) if name.rpartition(".")[0] not in found)
-    _seen_modules = seen
-    return _local
-
-
-def _is_local(name: str, module: ModuleType) -> bool:
-    if name in _NEVER or is_importable_everywhere(name):
-        return False
-    names = object.__getattribute__(module, "__dict__")
-    if names.get("__file__") is None:
-        # A namespace package has no code, and registering it would include its installed portions. A module
-        # that an extension made without a file (`cython_runtime`) holds nothing that can be pickled by value.
-        # A module that has run Python code has builtins.
-        return "__path__" not in names and "__builtins__" in names
-    return True

@@ -26,8 +26,8 @@ import msgspec
 
 from pyworkflow_ray.exceptions import SerializationError
 from pyworkflow_ray.ids import fits_utf8
+from pyworkflow_ray.values import pickles
 from pyworkflow_ray.values.error_pickles import text_of
-from pyworkflow_ray.values.modules import pickle_by_value, unpickle
 from pyworkflow_ray.values.objects import OBJECT_TAGS, put_together, take_apart
 
 TAG = "$"
@@ -317,7 +317,7 @@ def pickled(value: Any, place: Place | None) -> Plain:
         )
         raise UnstorableError(path_of(place, ""), type_name(value), reason)
     try:
-        data = pickle_by_value(value)
+        data = pickles.pickled(value)
     except KeyboardInterrupt:
         raise  # somebody interrupts this code
     except BaseException as error:  # the value's own code may raise anything, and even exit
@@ -356,7 +356,7 @@ def _storable(text: str) -> str:
 def _read_pickle(plain: dict[str, Any]) -> Any:
     data = _bytes_in(plain, "data")
     try:
-        return unpickle(data)
+        return pickles.unpickle(data)
     except KeyboardInterrupt:
         raise
     except BaseException as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 WRITE = """
 import sys, asyncio
 from pydantic import BaseModel
-from pyworkflow_ray.values.modules import pickle_by_value
+from pyworkflow_ray.values.pickles import pickle_by_value
 from pyworkflow_ray.authoring.steps import Step, step
 from pyworkflow_ray.authoring.workflows import Workflow, workflow
 
@@ -43,7 +43,7 @@ open(sys.argv[1], "wb").write(pickle_by_value((charge, charge.options(num_gpus=1
 
 READ = """
 import sys
-from pyworkflow_ray.values.modules import unpickle
+from pyworkflow_ray.values.pickles import unpickle
 from tests.engine.simulator import Simulation
 charge, changed, buy, Buy = unpickle(open(sys.argv[1], "rb").read())
 assert (charge.name, charge.step_options.max_retries) == ("charge", 7), charge

@@ -86,6 +86,12 @@ async def _populate() -> str:
     with contextlib.suppress(Broken):
         await pr.start(looking_failure, VALUE)
     await pr.start(looking_child, VALUE)
+
+    @pr.workflow
+    async def looking_nested() -> None:  # its code is a pickle
+        pass
+
+    await pr.start(looking_nested)
     await run.signal("other", VALUE)
     await pr.create_schedule(looking_child, pr.ScheduleSpec(interval="1s"), VALUE, schedule_id="looking")
     return str(run)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from pyworkflow_ray.values import modules
+from pyworkflow_ray.values import pickles
 
 SCRIPT = """\
 import sys
-from pyworkflow_ray.values.modules import pickle_by_value
+from pyworkflow_ray.values.pickles import pickle_by_value
 
 
 def plain(n):
@@ -59,7 +59,7 @@ if __name__ == "__main__":
 READ = """
 import asyncio, linecache, sys
 from pyworkflow_ray.values.failures import capture
-from pyworkflow_ray.values.modules import unpickle
+from pyworkflow_ray.values.pickles import unpickle
 
 plain, outer, Order, short, workflow, page = unpickle(bytes.fromhex(sys.stdin.read()))
 
@@ -123,28 +123,28 @@ def test_functions_are_the_same_bytes_in_each_process_and_have_their_text_once(t
 
 
 def test_a_notebook_cell_shows_its_source_and_is_the_same_from_each_kernel() -> None:
-    pickles = []
+    made = []
     for kernel in (17, 4711):
         name = f"/tmp/ipykernel_{kernel}/1234567.py"
         text = "def cell(n):\n    return 1 // n  # in the cell\n"
         linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
         names: dict[str, object] = {"__name__": "__main__"}
         exec(compile(text, name, "exec"), names)
-        pickles.append(modules.pickle_by_value(names["cell"]))
+        made.append(pickles.pickle_by_value(names["cell"]))
         del linecache.cache[name]
-    assert pickles[0] == pickles[1]
+    assert made[0] == made[1]
     read = (
-        "import sys, traceback; from pyworkflow_ray.values.modules import unpickle\n"
+        "import sys, traceback; from pyworkflow_ray.values.pickles import unpickle\n"
         "try: unpickle(bytes.fromhex(sys.stdin.read()))(0)\n"
         "except ZeroDivisionError: traceback.print_exc(file=sys.stdout)"
     )
-    told = python("-c", read, stdin=pickles[0].hex())
+    told = python("-c", read, stdin=made[0].hex())
     assert 'File "<notebook>/1234567.py", line 2, in cell\n    return 1 // n  # in the cell' in told
 
 
 def test_a_cell_of_an_older_kernel_shows_its_source_too() -> None:
     text = "def cell(n):\n    return 1 // n  # in the cell\n"
-    modules._keep_source("<ipython-input-7-0123>", 1, text)
+    pickles._keep_source("<ipython-input-7-0123>", 1, text)
     linecache.checkcache()
     assert linecache.getline("<ipython-input-7-0123>", 2) == "    return 1 // n  # in the cell\n"
 
@@ -152,14 +152,14 @@ def test_a_cell_of_an_older_kernel_shows_its_source_too() -> None:
 def test_a_file_that_is_here_goes_before_the_text_that_came(tmp_path: Path) -> None:
     file = tmp_path / "here.py"
     file.write_text("a line\nof this machine\n")
-    modules._keep_source(str(file), 1, "a line\nof another\n")
+    pickles._keep_source(str(file), 1, "a line\nof another\n")
     assert linecache.getline(str(file), 2) == "of this machine\n"
 
 
 def test_lines_of_several_pickles_stand_side_by_side() -> None:
-    modules._keep_source("/nowhere/both.py", 2, "second\n")
+    pickles._keep_source("/nowhere/both.py", 2, "second\n")
     assert linecache.getline("/nowhere/both.py", 2) == "second\n"
-    modules._keep_source("/nowhere/both.py", 4, "fourth\nfifth")
+    pickles._keep_source("/nowhere/both.py", 4, "fourth\nfifth")
     linecache.checkcache()
     assert linecache.getlines("/nowhere/both.py") == ["\n", "second\n", "\n", "fourth\n", "fifth\n"]
 
@@ -168,6 +168,6 @@ def test_lines_of_several_pickles_stand_side_by_side() -> None:
 def test_code_without_a_source_travels_without(name: str) -> None:
     names: dict[str, object] = {"__name__": "__main__"}
     exec(compile("def made(n): return 1 // n", name, "exec"), names)
-    made = modules.unpickle(modules.pickle_by_value(names["made"]))
+    made = pickles.unpickle(pickles.pickle_by_value(names["made"]))
     assert made.__code__.co_filename == name
     assert made(1) == 1

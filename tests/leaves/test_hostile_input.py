@@ -266,7 +266,7 @@ def test_an_error_that_fights_back_is_captured_and_restored(kind: type[BaseExcep
 
 
 def test_an_error_that_exits_when_it_is_loaded_is_restored_as_another() -> None:
-    from pyworkflow_ray.values.modules import pickle_by_value
+    from pyworkflow_ray.values.pickles import pickle_by_value
 
     failure = Failure(error="x", error_type="X", exception=pickle_by_value(ExitsWhenLoaded()))
     assert isinstance(restore(failure, fallback=pr.StepFailedError), pr.StepFailedError)

@@ -20,7 +20,7 @@ import pytest
 
 from pyworkflow_ray.durations import parse_duration
 from pyworkflow_ray.exceptions import SerializationError
-from pyworkflow_ray.values import modules
+from pyworkflow_ray.values import modules, pickles
 
 MakeModule = Callable[..., ModuleType]
 
@@ -142,7 +142,7 @@ def test_a_lazy_module_is_not_loaded_by_looking_at_it(
     monkeypatch.setitem(sys.modules, "lazy_one", module)
     spec.loader.exec_module(module)
     assert not modules.is_importable_everywhere("lazy_one")
-    modules.pickle_by_value(1)
+    pickles.pickle_by_value(1)
 
 
 # --- references -------------------------------------------------------------------------------------
@@ -155,14 +155,21 @@ def test_a_reference_leads_back_to_the_same_object(obj: Any) -> None:
     assert modules.load_reference(reference) is obj
 
 
-def test_what_is_local_or_not_found_under_its_name_has_no_reference() -> None:
+def test_local_code_has_a_reference_for_readers_that_have_its_module() -> None:
+    assert modules.reference_of(run_elsewhere) == f"{__name__}:run_elsewhere"
+    with modules.naming(modules.names_nothing):
+        assert modules.reference_of(run_elsewhere) is None
+    with modules.naming({__name__}.__contains__):
+        assert modules.reference_of(run_elsewhere) == f"{__name__}:run_elsewhere"
+
+
+def test_what_is_not_found_under_its_name_has_no_reference() -> None:
     def inner() -> None: ...
 
     class Disguised: ...
 
     Disguised.__module__, Disguised.__qualname__ = "json", "JSONDecoder"
     assert modules.reference_of(inner) is None
-    assert modules.reference_of(run_elsewhere) is None
     assert modules.reference_of(Disguised) is None
     assert modules.reference_of(42) is None
 
@@ -198,8 +205,8 @@ def test_a_module_that_fails_on_import_is_told_with_its_error(make_module: MakeM
 
 UNPICKLE = """
     import sys
-    from pyworkflow_ray.values import modules
-    print(modules.unpickle(bytes.fromhex(sys.argv[1]))(4))
+    from pyworkflow_ray.values import modules, pickles
+    print(pickles.unpickle(bytes.fromhex(sys.argv[1]))(4))
 """
 
 
@@ -223,7 +230,7 @@ def test_a_module_that_another_thread_just_imports_is_waited_for(
 def test_a_local_function_takes_along_what_it_needs(make_module: MakeModule) -> None:
     make_module("shop.prices", "def double(n): return 2 * n")
     module = make_module("shop.orders", "from shop.prices import double\ndef total(n): return double(n) + 1")
-    data = modules.pickle_by_value(module.total)
+    data = pickles.pickle_by_value(module.total)
     assert run_elsewhere(UNPICKLE, data.hex()) == "9"
 
 
@@ -231,9 +238,9 @@ def test_a_function_of_main_takes_along_a_local_module_it_names(tmp_path: Path) 
     (tmp_path / "local_helper.py").write_text("def double(n): return 2 * n")
     script = """
         import local_helper
-        from pyworkflow_ray.values import modules
+        from pyworkflow_ray.values import modules, pickles
         def work(n): return local_helper.double(n)
-        print(modules.pickle_by_value(work).hex())
+        print(pickles.pickle_by_value(work).hex())
     """
     assert run_elsewhere(UNPICKLE, run_elsewhere(script, path=tmp_path)) == "8"
 
@@ -242,17 +249,17 @@ def test_a_module_made_without_a_file_travels_by_value(monkeypatch: pytest.Monke
     module = ModuleType("made_from_text")
     exec("def triple(n): return 3 * n", vars(module))
     monkeypatch.setitem(sys.modules, "made_from_text", module)
-    assert run_elsewhere(UNPICKLE, modules.pickle_by_value(module.triple).hex()) == "12"
+    assert run_elsewhere(UNPICKLE, pickles.pickle_by_value(module.triple).hex()) == "12"
 
 
 def test_installed_code_travels_by_reference() -> None:
-    assert len(modules.pickle_by_value(json.JSONDecoder)) < 100
-    assert len(modules.pickle_by_value(parse_duration)) < 100
+    assert len(pickles.pickle_by_value(json.JSONDecoder)) < 100
+    assert len(pickles.pickle_by_value(parse_duration)) < 100
 
 
 def test_a_class_comes_back_as_itself_where_it_is_known(make_module: MakeModule) -> None:
     module = make_module("things", "class Thing: pass")
-    assert modules.unpickle(modules.pickle_by_value(module.Thing)) is module.Thing
+    assert pickles.unpickle(pickles.pickle_by_value(module.Thing)) is module.Thing
 
 
 def test_a_namespace_package_is_not_taken_along_for_its_local_portion(make_module: MakeModule) -> None:
@@ -261,23 +268,23 @@ def test_a_namespace_package_is_not_taken_along_for_its_local_portion(make_modul
     installed = importlib.import_module("spread.installed")
     assert modules.is_importable_everywhere("spread.installed")
     assert not modules.is_importable_everywhere("spread.local")
-    assert b"co_code" not in modules.pickle_by_value(installed.one)
-    assert len(modules.pickle_by_value(installed.one)) < 100 < len(modules.pickle_by_value(local.two))
+    assert b"co_code" not in pickles.pickle_by_value(installed.one)
+    assert len(pickles.pickle_by_value(installed.one)) < 100 < len(pickles.pickle_by_value(local.two))
 
 
 def test_nothing_stays_registered(make_module: MakeModule) -> None:
     module = make_module("passing", "def f(n): return n")
     before = cloudpickle.list_registry_pickle_by_value()
-    modules.pickle_by_value(module.f)
+    pickles.pickle_by_value(module.f)
     with pytest.raises(TypeError):
-        modules.pickle_by_value([module.f, threading.Lock()])
+        pickles.pickle_by_value([module.f, threading.Lock()])
     assert cloudpickle.list_registry_pickle_by_value() == before
 
 
 def test_what_the_user_registered_stays_registered(make_module: MakeModule) -> None:
     module = make_module("kept", "def f(n): return n")
     cloudpickle.register_pickle_by_value(module)
-    modules.pickle_by_value(module.f)
+    pickles.pickle_by_value(module.f)
     assert "kept" in cloudpickle.list_registry_pickle_by_value()
     cloudpickle.unregister_pickle_by_value(module)
 
@@ -286,15 +293,15 @@ def test_a_pickle_inside_a_pickle_does_not_take_the_outer_ones_modules(make_modu
     module = make_module(
         "nested",
         """
-        from pyworkflow_ray.values import modules
+        from pyworkflow_ray.values import modules, pickles
         def f(n): return n
         class Inner:
             def __reduce__(self):
-                modules.pickle_by_value(1)
+                pickles.pickle_by_value(1)
                 return (f, (5,))
         """,
     )
-    data = modules.pickle_by_value([module.Inner(), module.f])
+    data = pickles.pickle_by_value([module.Inner(), module.f])
     assert run_elsewhere(UNPICKLE.replace("(4)", "[1](4)"), data.hex()) == "4"
 
 
@@ -318,10 +325,10 @@ def test_two_threads_that_pickle_at_once_do_not_take_each_others_modules(make_mo
     )
     plain = make_module("plain", "def f(n): return n")
     result: list[bytes] = []
-    thread = threading.Thread(target=lambda: result.append(modules.pickle_by_value([module.Gate(), plain.f])))
+    thread = threading.Thread(target=lambda: result.append(pickles.pickle_by_value([module.Gate(), plain.f])))
     thread.start()
     assert module.inside.wait(10)
-    modules.pickle_by_value(1)
+    pickles.pickle_by_value(1)
     module.go_on.set()
     thread.join(10)
     assert run_elsewhere(UNPICKLE.replace("(4)", "[1](4)"), result[0].hex()) == "4"
@@ -338,7 +345,7 @@ class Claimant:
 def test_what_only_claims_to_be_a_module_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "claimant_lib", Claimant())  # type: ignore[arg-type]
     assert not modules.is_importable_everywhere("claimant_lib")
-    assert modules.unpickle(modules.pickle_by_value(lambda: 3))() == 3
+    assert pickles.unpickle(pickles.pickle_by_value(lambda: 3))() == 3
 
 
 def test_a_modules_logger_is_the_logger_of_wherever_the_code_runs(
@@ -356,7 +363,7 @@ def test_a_modules_logger_is_the_logger_of_wherever_the_code_runs(
     )
     sink = module.logger.add(tmp_path / "open.log")  # an open file cannot travel
     try:
-        data = modules.pickle_by_value(module.f)
+        data = pickles.pickle_by_value(module.f)
     finally:
         module.logger.remove(sink)
     script = """
@@ -383,6 +390,6 @@ def test_a_modules_logger_is_the_logger_of_wherever_the_code_runs(
 def test_what_was_stored_before_modules_moved_still_loads(module: str, name: str, found: str) -> None:
     thing = getattr(importlib.import_module(found), name)
     assert modules.load_reference(f"pyworkflow_ray.{module}:{name}") is thing
-    assert modules.unpickle(f"cpyworkflow_ray.{module}\n{name}\n.".encode()) is thing, "a global of a pickle"
+    assert pickles.unpickle(f"cpyworkflow_ray.{module}\n{name}\n.".encode()) is thing, "a global of a pickle"
     subimport = f"ccloudpickle.cloudpickle\nsubimport\n(Vpyworkflow_ray.{module}\ntR.".encode()
-    assert modules.unpickle(subimport) is importlib.import_module(found), "a module of a pickle"
+    assert pickles.unpickle(subimport) is importlib.import_module(found), "a module of a pickle"

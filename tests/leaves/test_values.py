@@ -505,7 +505,9 @@ def test_classes_of_a_script_and_of_a_local_module_survive_where_neither_is(tmp_
     written = run_elsewhere(
         """
         import dataclasses, enum, pydantic, local_orders
+        from pyworkflow_ray.values import modules
         from pyworkflow_ray.values.codec import encode
+        modules.set_naming(modules.names_nothing)
         @dataclasses.dataclass
         class Order: id: str
         class Model(pydantic.BaseModel): n: int

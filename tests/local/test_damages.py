@@ -32,6 +32,7 @@ from pyworkflow_ray.storage.runs import get_run, list_runs
 from pyworkflow_ray.storage.schedules import create_schedule, list_schedules, schedule_events
 from pyworkflow_ray.storage.storages import Storage
 from pyworkflow_ray.values import codec
+from pyworkflow_ray.values.modules import names_nothing, naming
 
 VICTIM, OTHER = "run_1_victim", "run_2_other"
 UNSTEADY = ("pending", "running", "suspended")
@@ -75,7 +76,8 @@ async def _made(path: Path) -> None:
     with Storage(path) as storage:
         coordinator = Coordinator("coordinator-0", settings, storage=storage)
         await coordinator.open()
-        code = pack(damages_sleeps, "the workflow")
+        with naming(names_nothing):  # by value, so that there is something to damage
+            code = pack(damages_sleeps, "the workflow")
         for run_id in (VICTIM, OTHER):
             size = "x" * (settings.blob_threshold + 10 if run_id == VICTIM else 1)
             args = codec.encode([size])

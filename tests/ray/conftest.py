@@ -59,7 +59,15 @@ class EngineUnderTest:
         ]
 
     def actor(self, name: str) -> Any:
-        return ray.get_actor(name, namespace=self.namespace)
+        return ray.get_actor(self.name_of(name), namespace=self.namespace)
+
+    def name_of(self, name: str) -> str:
+        """The actor's whole name: those of coordinators hold the hash of the code that they run."""
+        kind, _, slot = name.rpartition("-")
+        if kind != "coordinator":
+            return name
+        ours = [each for each in self.coordinators() if each.endswith(f"-{slot}")]
+        return max(ours, key=len, default=name)
 
     def pid_of(self, name: str) -> int:
         return int(ray.get(self.actor(name).pid.remote(), timeout=60))

@@ -240,7 +240,7 @@ def test_the_append_of_a_coordinator_that_was_replaced_is_refused(
     run = pr.start_sync(three_steps, str(tmp_path), 2.0)
     eventually(lambda: began(tmp_path, "second"))
     storage = engine.storage
-    place = {"force_from": "coordinator-0", "cluster": ray.get_runtime_context().gcs_address}
+    place = {"force_from": engine.name_of("coordinator-0"), "cluster": ray.get_runtime_context().gcs_address}
     usurper = storage.submit(claim(run, "usurper", 2.0, **place)).result()
     assert usurper is not None
     stale = Append(run_id=run, epoch=usurper.epoch - 1, position=usurper.position, changes={"error": "x"})

@@ -55,10 +55,10 @@ def write_project(folder: Path, main: str, output: Path) -> Path:
     return folder / "driver.py"
 
 
-def drive(script: Path, engine: EngineUnderTest, **environment: str) -> str:
+def drive(script: Path, engine: EngineUnderTest, *args: str, **environment: str) -> str:
     """Run a driver to its end; the last line it printed."""
     done = subprocess.run(
-        [sys.executable, script.name],
+        [sys.executable, script.name, *args],
         cwd=script.parent,
         env={**engine.environment(), **environment},
         capture_output=True,

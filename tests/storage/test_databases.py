@@ -94,14 +94,19 @@ def test_a_database_of_the_first_version_gets_the_tables_of_a_new_one(
     upgraded = open_storage(shared_url)
 
     assert upgraded.facts()["schema_version"] == str(migrations.newest_version())
-    columns = upgraded.read(lambda c: {column["name"] for column in inspect(c).get_columns("runs")})
-    assert columns == {column.name for column in schema.runs.columns}
+    for table in schema.metadata.sorted_tables:
+        columns = upgraded.read(
+            lambda c, of=table.name: {each["name"] for each in inspect(c).get_columns(of)}
+        )
+        assert columns == {column.name for column in table.columns}
     run = read(upgraded, get_run, "run_1")
     assert (run.recovery_attempts, run.shared_recoveries) == (0, 0)
 
 
 def _as_version_1(connection: Connection) -> None:
     connection.exec_driver_sql("ALTER TABLE runs DROP COLUMN shared_recoveries")
+    connection.exec_driver_sql("ALTER TABLE code DROP COLUMN bundle")
+    connection.exec_driver_sql("DROP TABLE bundles")
     connection.exec_driver_sql("UPDATE engine SET value = '1' WHERE key = 'schema_version'")
 
 
