@@ -10,7 +10,7 @@ from typing import Any, assert_never
 import msgspec
 from msgspec import Raw
 
-from pyworkflow_ray.actors.inboxes import CANCEL_KEY, InboxEntry, unseen_in
+from pyworkflow_ray.actors.inboxes import InboxEntry, unseen_in
 from pyworkflow_ray.actors.new_runs import child_of, label, successor_of
 from pyworkflow_ray.actors.observers import Moment
 from pyworkflow_ray.actors.payloads import Payloads
@@ -69,7 +69,7 @@ from pyworkflow_ray.storage.acceptances import NewRun, accept
 from pyworkflow_ray.storage.codes import Code, saving_code
 from pyworkflow_ray.storage.histories import Append, appending, confirm_append, is_still_unread, locks_of
 from pyworkflow_ray.storage.hooks import NewHook, creating_hook, disposing_hooks, holder_of
-from pyworkflow_ray.storage.inboxes import MOVED, move_unread, readable_unread
+from pyworkflow_ray.storage.inboxes import CANCEL_KEY, MOVED, move_unread, readable_unread
 from pyworkflow_ray.storage.locks import Locks, Strength, merged
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.runs import get_run, latest_of_chain, releasing_key

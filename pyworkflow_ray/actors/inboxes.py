@@ -27,7 +27,7 @@ from pyworkflow_ray.engine.unseen_events import unseen
 from pyworkflow_ray.exceptions import StorageError, UnreadableRowError
 from pyworkflow_ray.storage.damages import report, unreadable
 from pyworkflow_ray.storage.histories import EventRow, read_events, unreadable_event
-from pyworkflow_ray.storage.inboxes import InboxRow, posting, unread
+from pyworkflow_ray.storage.inboxes import CANCEL_KEY, InboxRow, posting, unread
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.statements import Bound
 
@@ -50,10 +50,6 @@ class InboxEntry(msgspec.Struct, frozen=True):
         """
         run_id = to or self.run_id
         return posting(run_id, self.dedup_key, type_of(self.event), encode_data(self.event))
-
-
-CANCEL_KEY = "cancel"
-"""The key of a request to cancel: one counts in each run."""
 
 
 async def requests_to_children(services: Services, run_id: str) -> list[InboxEntry]:

@@ -9,13 +9,13 @@ from datetime import datetime
 
 from loguru import logger
 
-from pyworkflow_ray.actors.inboxes import CANCEL_KEY, InboxEntry
+from pyworkflow_ray.actors.inboxes import InboxEntry
 from pyworkflow_ray.engine.events import CancellationRequested
 from pyworkflow_ray.exceptions import UnreadableRowError
 from pyworkflow_ray.storage.damages import report
 from pyworkflow_ray.storage.dialects import decode_time
 from pyworkflow_ray.storage.fires import Fired, fire, locks_of
-from pyworkflow_ray.storage.inboxes import was_posted
+from pyworkflow_ray.storage.inboxes import CANCEL_KEY, was_posted
 from pyworkflow_ray.storage.locks import merged
 from pyworkflow_ray.storage.plans import DueSchedule, Plan, due_schedules, other_environments, plan
 from pyworkflow_ray.storage.records import RunRecord

@@ -11,7 +11,6 @@ from typing import Any
 
 from msgspec import Raw
 
-from pyworkflow_ray.actors.inboxes import CANCEL_KEY
 from pyworkflow_ray.client.guards import refuse_in_workflow
 from pyworkflow_ray.client.inboxes import send
 from pyworkflow_ray.client.lookups import latest_of_chain
@@ -21,6 +20,7 @@ from pyworkflow_ray.engine.attempts import AttemptFailed, decode_outcome
 from pyworkflow_ray.engine.events import CancellationRequested, SignalReceived
 from pyworkflow_ray.exceptions import WorkflowError, WorkflowFailedError
 from pyworkflow_ray.ids import checked_text, storable
+from pyworkflow_ray.storage.inboxes import CANCEL_KEY
 from pyworkflow_ray.values.failures import restore
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, ParamSpec, TypeVar, cast
 
-from pyworkflow_ray.actors.inboxes import CANCEL_KEY, InboxEntry
+from pyworkflow_ray.actors.inboxes import InboxEntry
 from pyworkflow_ray.actors.new_runs import label, new_run
 from pyworkflow_ray.authoring.arguments import Hint
 from pyworkflow_ray.authoring.workflows import WorkflowFunction, as_workflow
@@ -30,6 +30,7 @@ from pyworkflow_ray.ids import checked_run_id, checked_text, new_run_id
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage.acceptances import Accepted, NewRun, accept
 from pyworkflow_ray.storage.codes import Code
+from pyworkflow_ray.storage.inboxes import CANCEL_KEY
 from pyworkflow_ray.storage.placements import Loads
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.runs import delete_run, get_by_idempotency_key, get_chain, releasing_key

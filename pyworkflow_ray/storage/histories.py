@@ -17,7 +17,7 @@ from pyworkflow_ray.storage.blobs import saving_blobs
 from pyworkflow_ray.storage.damages import time_of, unreadable
 from pyworkflow_ray.storage.dialects import decode_time
 from pyworkflow_ray.storage.hooks import disposing_hooks, disposing_pending_hooks
-from pyworkflow_ray.storage.inboxes import MOVED
+from pyworkflow_ray.storage.inboxes import CANCEL_KEY, MOVED
 from pyworkflow_ray.storage.leases import SET_ASIDE
 from pyworkflow_ray.storage.locks import Locks, Strength, changing
 from pyworkflow_ray.storage.schedules import counting_end
@@ -42,6 +42,12 @@ _MARK_READ = Statement(
 # Rows that are left when a run ends will never be read. The sweep must not read over them for ever.
 _MARK_ALL_READ = Statement(
     "UPDATE inbox SET read_position = :position, data = '' WHERE run_id = :run_id AND read_position IS NULL"
+)
+# A run is asked to cancel once: a second request has no effect on its code. But once it is set aside, its
+# code cannot go on, and only another request can end it.
+_ASK_AGAIN = Statement(
+    "UPDATE inbox SET dedup_key = dedup_key || '#' || id "
+    f"WHERE run_id = :run_id AND dedup_key = '{CANCEL_KEY}' AND read_position IS NOT NULL"
 )
 _HAS_UNREAD = Statement("SELECT 1 FROM inbox WHERE run_id = :run_id AND read_position IS NULL LIMIT 1")
 _FENCE_STATE = Statement("SELECT epoch, position, status FROM runs WHERE run_id = :run_id")
@@ -185,6 +191,8 @@ def appending(new: Append, behind_fence: Sequence[Bound] = ()) -> list[Bound]:
         if new.schedule_id is not None:
             ended_as = RunStatus(_plain(new.changes["status"]))
             statements.append(counting_end(new.schedule_id, new.run_id, ended_as))
+    if _plain(new.changes.get("status")) == RunStatus.INTERRUPTED.value:
+        statements.append(_ASK_AGAIN.change(run_id=new.run_id))
     if new.release:
         statements.append(_HAS_UNREAD.find(run_id=new.run_id))
     return statements

@@ -39,6 +39,9 @@ _LOCK_RUN = Statement("SELECT 1 FROM runs WHERE run_id = :run_id <for update>")
 MOVED = ("signal.received", "cancellation.requested")
 """The kinds of rows that follow a run into its successor."""
 
+CANCEL_KEY = "cancel"
+"""The key of a request to cancel: one counts in each run, until the run is set aside."""
+
 _WAS_POSTED = Statement("SELECT 1 FROM inbox WHERE run_id = :run_id AND dedup_key = :dedup_key")
 _WAS_POSTED_TO_CHAIN = Statement("""
     WITH RECURSIVE chain(id, earlier) AS (

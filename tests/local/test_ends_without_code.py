@@ -54,6 +54,15 @@ async def begins_with_a_step() -> int:
 
 
 @pr.workflow
+async def cleans_up_for_long() -> None:
+    try:
+        await pr.sleep("1d")
+    finally:
+        await pr.receive("clean")
+        await costs()
+
+
+@pr.workflow
 async def waits_for_a_signal() -> int:
     return int(await pr.receive("item"))
 
@@ -146,6 +155,49 @@ async def test_a_run_that_was_set_aside_on_its_way_replays_once_cancelled(times:
         assert await pr.query(forked, "turns") == 0
     with pytest.raises(pr.WorkflowError, match="can keep 1 to"):
         await pr.fork(run, from_position=len(await types(run)) - 1)
+
+
+async def _set_aside_in_its_clean_up(storage: Storage) -> tuple[Any, Any]:
+    """A run that was asked to cancel, and whose code is missing while it cleans up; and its code."""
+    run = await pr.start(cleans_up_for_long)
+    await run.cancel("enough")
+    while "cancellation.requested" not in await types(run) or (await read_record(session(), run)).owner:
+        await asyncio.sleep(0.01)
+    code = storage.read(_code_of(run))
+    await storage.write(partial(_set, run=run, changes="code_hash = 'none'"))
+    await pr.resume(run)
+    assert await run.status() is pr.RunStatus.INTERRUPTED
+    return run, code
+
+
+async def test_a_run_that_was_set_aside_as_it_cleaned_up_can_be_cancelled_again(tmp_path: Path) -> None:
+    pr.configure(default_runtime="local", storage=tmp_path / "local.db", suspend_after="10ms")
+    with Storage(tmp_path / "local.db") as storage:
+        run, code = await _set_aside_in_its_clean_up(storage)
+        assert await run.cancel("and now really")
+        while not (await run.status()).is_terminal:
+            await asyncio.sleep(0.01)
+        await storage.write(partial(_set, run=run, changes=f"code_hash = '{code}'"))
+    assert (await types(run))[-2:] == ["cancellation.requested", "workflow.cancelled"]
+    assert not await run.cancel()
+    with pytest.raises(pr.CancellationError, match="and now really"):
+        await run
+    await assert_replays(run)
+
+
+async def test_a_run_that_was_set_aside_as_it_cleaned_up_goes_on_with_its_code(tmp_path: Path) -> None:
+    pr.configure(default_runtime="local", storage=tmp_path / "local.db", suspend_after="10ms")
+    with Storage(tmp_path / "local.db") as storage:
+        run, code = await _set_aside_in_its_clean_up(storage)
+        await storage.write(partial(_set, run=run, changes=f"code_hash = '{code}'"))
+        assert await run.cancel("again: it changes nothing, since the code can go on")
+        while "cancellation.requested" not in (await types(run))[-2:]:
+            await asyncio.sleep(0.01)
+        await pr.signal(run, "clean")
+        with pytest.raises(pr.CancellationError, match="enough"):
+            await run
+    assert (await types(run))[-3:] == ["step.started", "step.completed", "workflow.cancelled"]
+    await assert_replays(run)
 
 
 async def test_a_run_that_is_given_up_at_its_start_replays(tmp_path: Path) -> None:

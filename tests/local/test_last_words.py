@@ -14,11 +14,11 @@ from msgspec import Raw
 import pyworkflow_ray as pr
 from pyworkflow_ray import testing
 from pyworkflow_ray.actors import commits
-from pyworkflow_ray.actors.inboxes import CANCEL_KEY, InboxEntry
+from pyworkflow_ray.actors.inboxes import InboxEntry
 from pyworkflow_ray.engine.events import CancellationRequested, ChildCompleted, Event, SignalReceived
 from pyworkflow_ray.storage.blobs import require_blobs
 from pyworkflow_ray.storage.hooks import deliver
-from pyworkflow_ray.storage.inboxes import post
+from pyworkflow_ray.storage.inboxes import CANCEL_KEY, post
 from pyworkflow_ray.storage.storages import Storage
 
 
