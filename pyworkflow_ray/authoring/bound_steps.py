@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterable
 from typing import Any
 
+from pyworkflow_ray.authoring.awaited_calls import must_be_awaited
 from pyworkflow_ray.callables import shown_signature, without_first
 
 
@@ -30,6 +31,7 @@ class BoundStep:
         """The same with other options, for one call; see `StepFunction.options`."""
         return BoundStep(self.step.options(**overrides), self.first)
 
+    @must_be_awaited("map()")
     async def map(
         self,
         *iterables: Iterable[Any],

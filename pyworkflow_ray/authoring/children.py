@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Generic, Literal, TypeVar, assert_never, overload
 
+from pyworkflow_ray.authoring.awaited_calls import must_be_awaited
 from pyworkflow_ray.authoring.workflows import WorkflowFunction, as_workflow
 from pyworkflow_ray.engine.children import PARENT_CLOSE, Child
 from pyworkflow_ray.engine.events import ChildCancelled, ChildCompleted, ChildFailed
@@ -28,6 +29,7 @@ class ChildWorkflowHandle(Generic[T]):
         self.child_workflow_name = child.name
         self.parent_run_id = execution.run_id
 
+    @must_be_awaited("result()")
     async def result(self, timeout: float | None = None) -> T:
         """What the child returned. The child goes on if `timeout` (in seconds) passes first.
 
@@ -62,6 +64,7 @@ class ChildWorkflowHandle(Generic[T]):
         """Whether the child has ended."""
         return self._child.outcome is not None
 
+    @must_be_awaited("cancel()")
     async def cancel(self, reason: str | None = None) -> bool:
         """Ask the child to cancel; False when it has ended. `result` shows whether it did."""
         if self._child.outcome is not None:
@@ -79,6 +82,7 @@ class ChildStarter:
     def __init__(self, wait_for_completion: bool, parent_close: str) -> None:
         self._waits, self._parent_close = wait_for_completion, parent_close
 
+    @must_be_awaited("start_child_workflow()")
     async def __call__(self, fn: WorkflowFunction[..., Any] | Any, /, *args: Any, **kwargs: Any) -> Any:
         execution = require_execution("start_child_workflow")
         execution.require_durable("start_child_workflow()")
@@ -129,6 +133,7 @@ class StartChildWorkflow:
         parent_close: str = "cancel",
         **kwargs: Any,
     ) -> Any: ...
+    @must_be_awaited("start_child_workflow()")
     async def __call__(
         self,
         fn: Any,

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Generator
 from datetime import datetime
 from typing import Any, NoReturn, TypeVar
 
+from pyworkflow_ray.authoring.awaited_calls import must_be_awaited
 from pyworkflow_ray.authoring.hooks import hook
 from pyworkflow_ray.authoring.logs import run_logger
 from pyworkflow_ray.authoring.step_contexts import Settled, StepContext
@@ -91,14 +92,17 @@ class WorkflowContext:
         """Log a message once: a replay is silent."""
         run_logger.bind(**fields).opt(depth=1).log(level, message)
 
+    @must_be_awaited("run()")
     async def run(self, fn: Callable[..., Any], /, *args: Any, **options_and_kwargs: Any) -> Any:
         """Call a function as a step of this run; see `run_step`."""
         return await run_step(fn, *args, **options_and_kwargs)
 
+    @must_be_awaited("sleep()")
     async def sleep(self, duration: When, name: str | None = None) -> None:
         """Wait, durably; see `sleep`."""
         await sleep(duration, name)
 
+    @must_be_awaited("hook()")
     async def hook(self, name: str, **options: Any) -> Any:
         """Wait for somebody's answer; see `hook`."""
         return await hook(name, **options)
@@ -124,6 +128,7 @@ class WorkflowContext:
         """What to undo if the run fails or is cancelled; see `compensations`."""
         return compensations()
 
+    @must_be_awaited("parallel()")
     async def parallel(self, *awaitables: Awaitable[T]) -> list[T]:
         """The results of all, in order."""
         return list(await asyncio.gather(*awaitables))

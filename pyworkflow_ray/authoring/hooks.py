@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from msgspec import Raw
 
+from pyworkflow_ray.authoring.awaited_calls import must_be_awaited
 from pyworkflow_ray.authoring.steps import StepFunction, run_step
 from pyworkflow_ray.durations import Duration, parse_timeout
 from pyworkflow_ray.engine.executions import Execution, require_execution
@@ -19,6 +20,7 @@ T = TypeVar("T")
 LONGEST_TOKEN = 255
 
 
+@must_be_awaited("hook()")
 async def hook(
     name: str,
     *,
@@ -103,6 +105,7 @@ class TypedHook(Generic[T]):
     def __init__(self, name: str, schema: type[T]) -> None:
         self.name, self.schema = name, schema
 
+    @must_be_awaited("hook()")
     async def __call__(
         self,
         *,

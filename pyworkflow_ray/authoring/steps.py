@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, Generic, Literal, ParamSpec, TypeVar, overload
 
 from pyworkflow_ray.authoring.arguments import Arguments
+from pyworkflow_ray.authoring.awaited_calls import must_be_awaited
 from pyworkflow_ray.authoring.bound_steps import BoundStep
 from pyworkflow_ray.authoring.definitions import Registry, function_name, refuse_misspelt
 from pyworkflow_ray.authoring.step_options import OPTIONS, build_options
@@ -108,6 +109,7 @@ class StepFunction(Generic[P, T]):
         batch_size: int | None = None,
         return_exceptions: bool,
     ) -> list[T | Exception]: ...
+    @must_be_awaited("map()")
     async def map(
         self,
         *iterables: Iterable[Any],
@@ -322,6 +324,7 @@ class StepRunner:
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._options = options
 
+    @must_be_awaited("run_step()")
     async def __call__(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         options = dict(self._options)
         step: Any
@@ -340,6 +343,7 @@ class StepRunner:
 class RunStep:
     """Runs steps. `run_step.options(...)` separates its options from the function's arguments."""
 
+    @must_be_awaited("run_step()")
     async def __call__(self, fn: Callable[..., Any], /, *args: Any, **options_and_kwargs: Any) -> Any:
         """Call a function that nobody decorated as a step: ``await run_step(fetch, url, num_cpus=2)``.
 

@@ -6,10 +6,12 @@ import asyncio
 import math
 from datetime import UTC, datetime
 
+from pyworkflow_ray.authoring.awaited_calls import must_be_awaited
 from pyworkflow_ray.durations import When, resolve_when
 from pyworkflow_ray.engine.executions import current
 
 
+@must_be_awaited("sleep()")
 async def sleep(duration: When, name: str | None = None) -> None:
     """Wait. In a workflow the wait is durable, and a long one needs no process.
 

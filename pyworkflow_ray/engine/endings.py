@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -22,6 +22,7 @@ from pyworkflow_ray.engine.events import (
 )
 from pyworkflow_ray.engine.loop import RunTask
 from pyworkflow_ray.engine.scopes import Scope
+from pyworkflow_ray.engine.unawaited_calls import told, unawaited_error
 from pyworkflow_ray.exceptions import WorkflowTimeoutError
 from pyworkflow_ray.values.failures import capture
 
@@ -56,6 +57,29 @@ def end_run(
             scope.recording.emit(CancelRun(cancellation.reason))
     if error is not None and scope.recording.recorded(WorkflowFailed) is None:
         scope.recording.emit(FailRun(capture(error)))
+
+
+def require_awaited(scope: Scope, tasks: Iterable[RunTask[Any]], error: BaseException | None) -> None:
+    """Refuse code to end without awaiting what it has called. An error of its own gets a note of that.
+
+    Args:
+        tasks: Those that have not ended.
+        error: What the code has raised; None when it has returned.
+
+    Raises:
+        FatalError: The code has returned, or continues as a new run.
+    """
+    calls = scope.unawaited.forgotten(task.get_coro() for task in tasks)
+    # Code that is cancelled may have no time for its calls. Runs of earlier versions have ended so.
+    if not calls or scope.cancellation.is_requested or isinstance(scope.recording.last(), _PEACEFUL):
+        return
+    if error is None or continuation_in(error) is not None:
+        raise unawaited_error(scope.run_id, calls) from None
+    if isinstance(error, Exception):
+        error.add_note(f"Nobody has awaited {told(calls)}.")
+
+
+_PEACEFUL = (WorkflowCompleted, WorkflowContinuedAsNew)
 
 
 def _timed_out(scope: Scope, error: BaseException | None) -> WorkflowTimeoutError:

@@ -26,7 +26,7 @@ from pyworkflow_ray.engine.commands import Command
 from pyworkflow_ray.engine.compensations import CompensationStack
 from pyworkflow_ray.engine.continuations import continuation_in
 from pyworkflow_ray.engine.effects import Effects
-from pyworkflow_ray.engine.endings import end_run, error_of, is_without_code
+from pyworkflow_ray.engine.endings import end_run, error_of, is_without_code, require_awaited
 from pyworkflow_ray.engine.events import (
     MAX_DURATION,
     NONE,
@@ -54,6 +54,7 @@ from pyworkflow_ray.engine.limits import Limits
 from pyworkflow_ray.engine.loop import LoopTimer, RunLoop, RunTask, collector_paused
 from pyworkflow_ray.engine.recordings import Halt
 from pyworkflow_ray.engine.repairs import repair_asyncio
+from pyworkflow_ray.engine.running_steps import current_step
 from pyworkflow_ray.engine.scopes import Scope
 from pyworkflow_ray.engine.signals import Signals
 from pyworkflow_ray.engine.steps import Steps
@@ -269,8 +270,14 @@ class Execution:
         args = self.scope.codec.decode(event.args)
         kwargs = self.scope.codec.decode(event.kwargs)
         try:
-            self._code = self._function(*args, **kwargs)
-            return await self._code
+            try:
+                self._code = self._function(*args, **kwargs)
+                result = await self._code
+            except BaseException as error:
+                require_awaited(self.scope, self._loop.tasks, error)
+                raise
+            require_awaited(self.scope, self._loop.tasks, None)
+            return result
         except (Halt, GeneratorExit):
             raise
         except BaseException as error:
@@ -373,6 +380,7 @@ class Execution:
         self.hooks.pending.clear()
         self.children.open.clear()
         self.timers.clear()
+        self.scope.unawaited.clear()
         self._main = None
 
     def _note_callback_error(self, context: dict[str, Any]) -> None:
@@ -442,9 +450,16 @@ def require_execution(name: str) -> Execution:
     """The run whose code is running. `name` is the function that only a workflow's code may call.
 
     Raises:
+        FatalError: The code of a step is running.
         WorkflowError: No run's code is running.
     """
     execution = current.get()
     if execution is None:
+        step = current_step.get()
+        if step is not None:
+            raise FatalError(
+                f"{name}() belongs in the code of a workflow, and step {step.step_id!r} has called it. Call "
+                "it in the workflow, and give the step what comes of it."
+            )
         raise WorkflowError(f"{name}() belongs in the code of a workflow, and no run is executing here.")
     return execution

@@ -62,6 +62,10 @@ class Recording:
         """The recorded event at the cursor; None at the end of the history."""
         return self._history[self._cursor] if self._cursor < len(self._history) else None
 
+    def last(self) -> EventBase | None:
+        """The last recorded event; None when the code runs over none."""
+        return self._history[-1].event if self._history else None
+
     def skip(self) -> None:
         """Move past the event that `upcoming` or `peek` has given."""
         self._cursor += 1

@@ -12,6 +12,7 @@ from pyworkflow_ray.engine.codecs import Codec
 from pyworkflow_ray.engine.limits import Limits
 from pyworkflow_ray.engine.loop import EPOCH, RunLoop
 from pyworkflow_ray.engine.recordings import Halt, Recording
+from pyworkflow_ray.engine.unawaited_calls import UnawaitedCalls
 
 _T = TypeVar("_T")
 
@@ -35,6 +36,7 @@ class Scope:
         "now",
         "recording",
         "run_id",
+        "unawaited",
     )
 
     def __init__(self, run_id: str, loop: RunLoop, codec: Codec, limits: Limits) -> None:
@@ -47,6 +49,8 @@ class Scope:
         """The time of the last event applied. It never goes back."""
         self.nesting_depth = 0
         """How many runs are above this one."""
+        self.unawaited = UnawaitedCalls()
+        """The calls that the code has made and not awaited so far."""
 
     async def stall(self) -> None:
         """Never return. Code that has diverged waits here: an exception would run its `finally` blocks, and

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -16,6 +17,7 @@ from pyworkflow_ray.engine.options import StepOptions
 from pyworkflow_ray.engine.pending_steps import PendingStep, conclude, step_error
 from pyworkflow_ray.engine.recordings import Halt
 from pyworkflow_ray.engine.scopes import Scope
+from pyworkflow_ray.engine.unawaited_calls import caller
 from pyworkflow_ray.exceptions import NonDeterminismError
 from pyworkflow_ray.ids import Ordinals, require_storable
 
@@ -34,8 +36,10 @@ class Steps:
         self._recording = scope.recording
         self._ordinals = Ordinals()
         self._ids: set[str] = set()
+        self._calls = 0
+        self._unawaited = scope.unawaited.steps
 
-    async def call(
+    def call(
         self,
         function: Any,
         name: str,
@@ -43,12 +47,30 @@ class Steps:
         kwargs: Mapping[str, Any],
         options: StepOptions,
         on_completed: Callable[[Any], None] | None = None,
-    ) -> Any:
-        """Schedule a step and wait for its result. Raises the error that the step failed with.
+    ) -> Coroutine[Any, Any, Any]:
+        """Schedule a step and wait for its result, once this is awaited.
+
+        Raises the error that the step failed with.
 
         Args:
             on_completed: Called with the result, also when the code is cancelled and does not get the result.
         """
+        number = self._calls = self._calls + 1
+        code = self._call(number, function, name, args, kwargs, options, on_completed)
+        self._unawaited[number] = (code, name, *caller(sys._getframe(2)))
+        return code
+
+    async def _call(
+        self,
+        number: int,
+        function: Any,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        options: StepOptions,
+        on_completed: Callable[[Any], None] | None,
+    ) -> Any:
+        self._unawaited.pop(number, None)
         step_id = self._step_id(name, options.step_id)
         try:
             pending = self._schedule(function, step_id, name, args, kwargs, options)

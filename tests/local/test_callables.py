@@ -12,6 +12,7 @@ import pytest
 
 import pyworkflow_ray as pr
 from pyworkflow_ray.testing import MockContext, WorkflowEnvironment
+from tests.local.notes import types
 
 
 class Model:
@@ -281,3 +282,47 @@ async def test_blocking_starts_are_refused_in_a_workflow(recwarn: pytest.Warning
             with pytest.raises(pr.WorkflowError, match="Call it in a step, or start a child workflow"):
                 await environment.run(starts)
     assert not [w for w in recwarn if "never awaited" in str(w.message)]
+
+
+# --- calls in the wrong place -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("local", [True, False])
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("hook", lambda: pr.hook("approval")),
+        ("start_child_workflow", lambda: pr.start_child_workflow(small_errand, 3)),
+        ("receive", lambda: pr.receive("go")),
+        ("side_effect", lambda: pr.side_effect(lambda: 3)),
+        ("continue_as_new", lambda: pr.continue_as_new(3)),
+    ],
+)
+async def test_what_belongs_in_a_workflow_fails_a_step_at_once(name: str, call: Any, local: bool) -> None:
+    @pr.step(name="calls_what_belongs_in_a_workflow", max_retries=3, local=local)
+    async def calls_it() -> None:
+        await call()
+
+    @pr.workflow(name="calls_a_step_that_does")
+    async def code() -> None:
+        await calls_it()
+
+    async with WorkflowEnvironment() as environment:
+        told = rf"{name}\(\) belongs in the code of a workflow, and step 'calls_what_.*#1' has called it"
+        run = await environment.start(code)
+        with pytest.raises(pr.FatalError, match=told):
+            await run
+        assert "step.retrying" not in await types(run)
+
+
+async def test_a_call_that_is_never_awaited_fails_its_run() -> None:
+    @pr.workflow(name="forgets_to_await")
+    async def code() -> str:
+        shows(1, 2)  # type: ignore[unused-coroutine]
+        return "done"
+
+    async with WorkflowEnvironment() as environment:
+        with pytest.raises(pr.FatalError, match=rf"nobody has awaited step 'shows' at {__file__}:\d+"):
+            await environment.run(code)
+    with MockContext(), pytest.raises(pr.FatalError, match="nobody has awaited step 'shows'"):
+        await code()
