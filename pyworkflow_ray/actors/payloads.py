@@ -98,7 +98,7 @@ def blob_fetcher(storage: Storage) -> Callable[[str], bytes]:
                 return storage.read(load_blob(digest))
             except StorageError as error:
                 if error.__cause__ is None:
-                    raise  # the blob does not exist
+                    raise  # the storage is closed
                 # An error in the run's code would end the run. An outage must not: wait, as commits do.
                 logger.warning("A blob cannot be read now: {}", error)
             time.sleep(1.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pyworkflow_ray.exceptions import StorageError, UnreadableRowError
+from pyworkflow_ray.exceptions import UnreadableRowError
 from pyworkflow_ray.storage.damages import unreadable
 from pyworkflow_ray.storage.statements import Bound, Statement
 from pyworkflow_ray.storage.works import Steps, last, work
@@ -17,8 +17,8 @@ _LINK = Statement("INSERT INTO run_blobs (run_id, hash) VALUES (:run_id, :hash) 
 _OF_RUN = Statement("SELECT hash FROM run_blobs WHERE run_id = :run_id")
 _LOAD = Statement("SELECT data, size FROM blobs WHERE hash = :hash")
 _DAMAGED = Statement(
-    "SELECT blobs.hash, size FROM run_blobs JOIN blobs ON blobs.hash = run_blobs.hash "
-    "WHERE run_id = :run_id AND length(data) <> size LIMIT 1"
+    "SELECT run_blobs.hash, size FROM run_blobs LEFT JOIN blobs ON blobs.hash = run_blobs.hash "
+    "WHERE run_id = :run_id AND (blobs.hash IS NULL OR length(data) <> size) LIMIT 1"
 )
 _DELETE_UNUSED = Statement(
     "DELETE FROM blobs WHERE hash = :hash "
@@ -47,15 +47,11 @@ def load_blob(hash_: str) -> Steps[bytes]:
     """The blob's bytes.
 
     Raises:
-        StorageError: There is no blob of this hash.
-        UnreadableRowError: It is not what was stored.
+        UnreadableRowError: It is not what was stored, or not there.
     """
     (row,) = yield last(_LOAD.find(hash=hash_))
     if row is None:
-        raise StorageError(
-            f"The blob {hash_} is missing, although an event refers to it: the run that stored it was "
-            "deleted, or the database was restored without its table 'blobs'."
-        )
+        raise _unreadable(hash_, None)
     data, size = row
     if not isinstance(data, bytes | memoryview) or len(data) != size:
         raise _unreadable(hash_, size)
@@ -67,7 +63,7 @@ def require_blobs(run_id: str) -> Steps[None]:
     """Do nothing if the run's blobs are what was stored.
 
     Raises:
-        UnreadableRowError: One of them is not.
+        UnreadableRowError: One of them is not, or is not there.
     """
     (row,) = yield last(_DAMAGED.find(run_id=run_id))
     if row is not None:
@@ -77,6 +73,11 @@ def require_blobs(run_id: str) -> Steps[None]:
 
 def _unreadable(hash_: str, size: object, run_id: str | None = None) -> UnreadableRowError:
     problem = f"it has not the {str(size)[:20]} bytes that its 'size' says"
+    if size is None:
+        problem = (
+            "the row is missing, although an event refers to it. The run that stored it was deleted, or the "
+            "database was restored without its table 'blobs'"
+        )
     return unreadable("blobs", f"blob {hash_!r}", "data", problem, run_id)
 
 

@@ -326,6 +326,50 @@ async def test_a_run_whose_blob_is_damaged_ends_with_an_error_alone(
     assert "blob" in error
 
 
+async def test_a_run_whose_blob_is_missing_is_set_aside_alone(
+    whole: Path, tmp_path: Path, errors: list[str]
+) -> None:
+    path = tmp_path / "missing.db"
+    shutil.copy(whole, path)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("DELETE FROM blobs")
+    status, error = await _stops_its_run_alone(path)
+    assert status == "interrupted"
+    assert "'blobs'" in error
+    assert "the row is missing" in error
+    assert VICTIM in error
+    assert len([line for line in errors if VICTIM in line]) == 1
+
+
+@pr.step(local=True, max_retries=3, retry_delay="500ms")
+async def damages_fails_once(size: str) -> None:
+    raise ValueError("not yet")
+
+
+@pr.workflow
+async def damages_retries() -> None:
+    await damages_fails_once("x" * 2000)
+
+
+async def test_a_run_whose_blob_is_missing_as_a_step_is_tried_again_is_set_aside(
+    tmp_path: Path, errors: list[str]
+) -> None:
+    path = tmp_path / "missing.db"
+    pr.configure(default_runtime="local", storage=path, suspend_after="1ms", blob_threshold=1024)
+    run = await pr.start(damages_retries)
+    while await run.status() is not pr.RunStatus.SUSPENDED:
+        await asyncio.sleep(0.01)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        assert connection.execute("DELETE FROM blobs").rowcount == 1
+    while await run.status() is not pr.RunStatus.INTERRUPTED:
+        await pr.resume(run)
+        await asyncio.sleep(0.05)
+    record = await pr.get_workflow_run(run)
+    assert record is not None
+    assert "the row is missing" in (record.error or "")
+    assert len(errors) == 1
+
+
 SCHEDULES = [
     *((name, TIME) for name in ("anchor_at", "next_fire_at", "look_at", "created_at", "updated_at")),
     *((name, TIME) for name in ("last_fire_at", "last_run_at")),

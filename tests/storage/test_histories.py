@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from pyworkflow_ray.exceptions import StorageError
+from pyworkflow_ray.exceptions import StorageError, UnreadableRowError
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage.blobs import load_blob
 from pyworkflow_ray.storage.histories import (
@@ -206,10 +206,10 @@ def test_blobs_live_as_long_as_the_last_run_that_needs_them(storage: Storage) ->
     write(storage, delete_run, "run_1")
 
     assert read(storage, load_blob, "hash-1") == b"\0large"
-    with pytest.raises(StorageError, match="hash-2"):
+    with pytest.raises(UnreadableRowError, match="hash-2"):
         read(storage, load_blob, "hash-2")
     write(storage, delete_run, "run_2")
-    with pytest.raises(StorageError, match="hash-1"):
+    with pytest.raises(UnreadableRowError, match="hash-1"):
         read(storage, load_blob, "hash-1")
 
 

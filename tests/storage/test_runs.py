@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import func, select, update
 from sqlalchemy.engine import Connection
 
-from pyworkflow_ray.exceptions import StorageError
+from pyworkflow_ray.exceptions import UnreadableRowError
 from pyworkflow_ray.statuses import RunStatus
 from pyworkflow_ray.storage import schema
 from pyworkflow_ray.storage.acceptances import accept
@@ -222,7 +222,7 @@ def test_a_purge_takes_what_ended_before_and_nothing_else(storage: Storage) -> N
     assert purged(NOON) == 0
     assert purged(NOON, RunStatus.COMPLETED, RunStatus.CANCELLED) == 1
     assert _ids(storage) == ["without a time", "pending", "failed", "at that time"]
-    with pytest.raises(StorageError):
+    with pytest.raises(UnreadableRowError, match="the row is missing"):
         read(storage, load_blob, "own")
     assert read(storage, load_blob, "shared") == b"2"
     assert read(storage, count_events, "old") == 0
