@@ -221,6 +221,41 @@ def read_leniently(raw: sqlite3.Connection, error: BaseException) -> None:
         raw.text_factory = _text_or_bytes
 
 
+def fetched(cursor: Any) -> list[Row]:
+    """All rows of a cursor.
+
+    A time for which Python has none, such as PostgreSQL's 'infinity', is given as text. One such
+    cell would otherwise make the whole query fail.
+    """
+    try:
+        rows: list[Row] = cursor.fetchall()
+    except Exception as error:
+        if not _is_psycopg_error(error) or type(error).__name__ != "DataError":
+            raise
+        return _fetched_as_text(cursor)
+    return rows
+
+
+def _fetched_as_text(cursor: Any) -> list[Row]:
+    from psycopg import DataError
+    from psycopg.adapt import Transformer
+    from psycopg.types.datetime import TimestamptzLoader
+    from psycopg.types.string import TextLoader
+
+    class Lenient(TimestamptzLoader):
+        def load(self, data: Any) -> Any:
+            try:
+                return super().load(data)
+            except DataError:
+                return TextLoader(self.oid).load(data)
+
+    result = cursor.pgresult
+    cursor.adapters.register_loader("timestamptz", Lenient)
+    transformer = Transformer(cursor)
+    transformer.set_pgresult(result)
+    return transformer.load_rows(0, result.ntuples, tuple)
+
+
 def _text_or_bytes(data: bytes) -> str | bytes:
     try:
         return data.decode()

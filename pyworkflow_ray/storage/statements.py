@@ -24,6 +24,7 @@ from pyworkflow_ray.storage.dialects import (
     Row,
     driver_of,
     encode,
+    fetched,
     guarded,
     read_leniently,
     translate,
@@ -152,9 +153,9 @@ class Bound:
                 return cursor.rowcount
             case "find":
                 # SQLite commits a statement with RETURNING only if all its rows were read.
-                rows = cursor.fetchall()
+                rows = fetched(cursor)
                 return rows[0] if rows else None
             case "find all":
-                return cursor.fetchall()
+                return fetched(cursor)
             case "change each":
                 return None

@@ -52,7 +52,7 @@ async def damages_sleeps(size: str) -> int:
     return total + await damages_one() + len(size) * 0
 
 
-def _settings(path: Path) -> EngineSettings:
+def _settings(path: Path | str) -> EngineSettings:
     return EngineSettings(
         str(path),
         suspend_after=timedelta(milliseconds=1),
@@ -71,7 +71,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-async def _made(path: Path) -> None:
+async def _made(path: Path | str) -> None:
     settings = _settings(path)
     with Storage(path) as storage:
         coordinator = Coordinator("coordinator-0", settings, storage=storage)
@@ -98,7 +98,7 @@ async def _made(path: Path) -> None:
 class Engine:
     """A timer and a coordinator on a database, with the timer's looks made by hand."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | str) -> None:
         self.storage = Storage(path)
         self.coordinator = Coordinator("coordinator-0", _settings(path), storage=self.storage)
         self._timer = Timer(_settings(path), self._nudge, lambda environment: None)
