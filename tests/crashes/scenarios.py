@@ -18,6 +18,7 @@ import pyworkflow_ray as pr
 from pyworkflow_ray.actors.drives import Drive
 from pyworkflow_ray.actors.hook_registry import HookAnswer
 from pyworkflow_ray.client.sessions import session
+from pyworkflow_ray.client.shipments import shipped
 from pyworkflow_ray.client.starts import hand_over
 from pyworkflow_ray.storage.placements import Placement, place
 from pyworkflow_ray.storage.runs import get_run
@@ -211,6 +212,16 @@ async def a_refused_hand_over(engine: OneProcess) -> Any:
         with contextlib.suppress(pr.ConfigurationError):
             await hand_over(session(), record)
     return await _all_ended()
+
+
+@scenario
+async def a_bundle(engine: OneProcess) -> Any:
+    """The files of a workflow's code are stored, as for Ray: once, and before a run needs them."""
+    engine.runtime.name = "ray"
+    shipment = await shipped(session(), short, "workflow 'crashes_short'")
+    count = Statement("SELECT count(*) FROM bundles WHERE hash = :hash")
+    (stored,) = engine.storage.read(count.find_all(hash=shipment.code.bundle).on)
+    return list(stored)
 
 
 @scenario

@@ -41,6 +41,7 @@ WHERE = {
     "client.runs.purge": "deletions",
     "client.schedule_changes._change": "a_schedule",
     "client.schedule_changes.delete_schedule": "a_schedule",
+    "client.shipments._store": "a_bundle",
     "client.starts.hand_over": "a_refused_hand_over",
     "client.starts.start_run": "an_order",
 }
@@ -84,6 +85,7 @@ EXPECTED: dict[str, Any] = {
     "runs_together": [["went on"] * 2, [["crashes_held_up", "completed"]] * 2],
     "refused_answers": [ANSWERED, [CHILD, ORDER]],
     "a_refused_hand_over": [],
+    "a_bundle": [1],
     "forks": [
         {"rerun": "kept", "fork": "kept"},
         [*[["crashes_failing", "completed"]] * 2, ["crashes_failing", "failed"]],
