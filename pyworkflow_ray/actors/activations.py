@@ -261,12 +261,14 @@ class Activation:
             to_nudge.append(self.begun[0].run_id)
         if self.rest_with is not None and new.events:
             new = yield from self._with_rest(new, self.rest_with)
-        outgoing = []
+        outgoing: list[Bound] = []
+        to_new: list[Bound] = []
+        made = {run.run_id for run in self.new_runs}
         for entry in self.outgoing:
             # A request follows a child into the run in which it goes on. An outcome is for the parent alone.
-            is_request = isinstance(entry.event, CancellationRequested)
+            is_request = isinstance(entry.event, CancellationRequested) and entry.run_id not in made
             to = (yield from latest_of_chain(entry.run_id)) if is_request else entry.run_id
-            outgoing.append(entry.posting(to))
+            (to_new if to in made else outgoing).append(entry.posting(to))
             to_nudge.append(to)
         # A token may pass from a hook that the code has let go to one that it has made after that. The append
         # disposes once more: of those that were made and let go just now.
@@ -275,15 +277,16 @@ class Activation:
         appended = appending(new, behind_fence=hooks)
         rest = together(_append_and_post(new, appended, outgoing), *(accept(run) for run in self.new_runs))
         try:
-            (answers, *accepted) = yield from rest.at_end()
+            (answers, *accepted) = yield from (rest if to_new else rest.at_end())
         except RefusedError:
             is_unread = yield from confirm_append(new)
             # This very append went through before, and all that belongs to it. Find it there.
-            (answers, *accepted) = yield from together(
-                _post_again(hooks, outgoing), *(accept(run) for run in self.new_runs)
-            ).at_end()
+            again = together(_post_again(hooks, outgoing), *(accept(run) for run in self.new_runs))
+            (answers, *accepted) = yield from (again if to_new else again.at_end())
         else:
             is_unread = is_still_unread(new, answers[: len(appended)])
+        if to_new:  # a run that was not there takes no post
+            yield last(*to_new)
         self.conflicts = conflicts_of(self.hooks, answers[1 + len(before) :])
         self.begun += [each.run for each in accepted]
         self.to_nudge = to_nudge

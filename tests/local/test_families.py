@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import pyworkflow_ray as pr
-from pyworkflow_ray.testing import WorkflowEnvironment
+from pyworkflow_ray.testing import WorkflowEnvironment, check_every_crash
 from tests.local.notes import note, notes, types, write_note
 from tests.local.waits import until_due
 
@@ -216,6 +216,37 @@ async def nests(levels: int) -> int:
     if levels == 0:
         return 0
     return 1 + int(await pr.start_child_workflow(nests, levels - 1))
+
+
+@pr.workflow
+async def cancels_at_once(how: str) -> str:
+    """Starts a child, and asks it to cancel in the commit that has its start."""
+    child = await pr.start_child_workflow(breaks, "later", wait_for_completion=False)
+    if how == "returns":
+        return "without it"
+    assert await child.cancel()
+    with pytest.raises(pr.ChildWorkflowFailedError):
+        await child.result()
+    return "told"
+
+
+@pytest.mark.parametrize("database", ["memory", "postgresql"])
+@pytest.mark.parametrize(("how", "result"), [("asks", "told"), ("returns", "without it")])
+async def test_a_child_that_is_asked_to_cancel_as_it_starts_is_cancelled(
+    request: pytest.FixtureRequest, how: str, result: str, database: str
+) -> None:
+    url = "memory" if database == "memory" else request.getfixturevalue("postgresql_url")
+    async with WorkflowEnvironment(storage=url) as env:
+        run = await env.start(cancels_at_once, how)
+        assert await run == result
+        await env.settle()
+        (child,) = await pr.get_children(run)
+        assert child.status is pr.RunStatus.CANCELLED
+        assert "workflow.cancelled" in await types(pr.RunHandle(child.run_id))
+
+
+async def test_a_cancelled_child_survives_a_crash_around_the_commit_that_starts_it() -> None:
+    assert await check_every_crash(cancels_at_once, "asks") > 0
 
 
 async def test_children_nest_as_deep_as_the_setting_says() -> None:
