@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Generator
+from concurrent.futures import Future
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -85,6 +86,17 @@ class CrashableWriter(Writer):
 
     def write_here(self, task: Task[T], future: asyncio.Future[T], loop: asyncio.AbstractEventLoop) -> None:
         self._inner.write_here(*self._crashable(task, future, loop), loop)
+
+    def submit(self, task: Task[T]) -> Future[T]:
+        """As that of the writer; used by what adds no event, such as the renewal of leases."""
+
+        @work
+        def guarded() -> Steps[T]:
+            if self._life.is_over:
+                raise LostError
+            return (yield from as_work(task).at_end())
+
+        return self._inner.submit(guarded())
 
     def _crashable(
         self, task: Task[T], future: asyncio.Future[T], loop: asyncio.AbstractEventLoop

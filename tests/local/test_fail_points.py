@@ -14,6 +14,7 @@ import pytest
 
 import pyworkflow_ray as pr
 from pyworkflow_ray.testing import WorkflowEnvironment, check_every_crash
+from pyworkflow_ray.testing.simulated_crashes import LostError
 from tests.local.notes import note, notes, write_note
 
 calls: Counter[str] = Counter()
@@ -211,6 +212,19 @@ async def test_a_family_survives_a_crash_at_each_commit_of_the_child() -> None:
         point = env.crash_at("after_commit", workflow="point_order", times=3)
         assert await env.run(point_parent) == "charged child"
         assert point.hits == 3
+
+
+async def test_leases_are_renewed_until_the_crash() -> None:
+    async with WorkflowEnvironment() as env:
+        await env.start(point_asking)
+        await env.settle()
+        lost = env._runtime.coordinator()
+        assert lost._renewals is not None
+        assert lost._storage is not None
+        assert await lost._renewals._renewed()
+        await env.crash()
+        with pytest.raises(LostError):
+            lost._storage.write_aside(lambda connection: 1)
 
 
 async def test_a_lost_worker_costs_an_attempt_and_no_retry() -> None:
