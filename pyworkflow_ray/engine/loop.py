@@ -439,13 +439,29 @@ def passes_request_on(frame: FrameType | None) -> bool:
     if frame is None or caller is None:
         return False
     if frame.f_globals is vars(asyncio.taskgroups) and frame.f_code.co_name == "_abort":
-        return isinstance(caller.f_locals.get("propagate_cancellation_error"), RequestError)
+        passed_on = caller.f_locals.get("propagate_cancellation_error")
+        return isinstance(passed_on, RequestError) or _comes_of_request(caller.f_locals.get("exc"))
     if frame.f_globals is vars(asyncio.tasks) and frame.f_code.co_name == "_cancel_and_wait":
         waiter = caller.f_locals.get("waiter")  # wait_for() of Python 3.11
         waiting = asyncio.current_task()
         if isinstance(waiter, asyncio.Future) and waiter.cancelled() and isinstance(waiting, RunTask):
             return waiting.is_stopped_by_request
     return False
+
+
+_LONGEST_CHAIN = 100
+"""How many errors that came of one another are looked at."""
+
+
+def _comes_of_request(error: BaseException | None) -> bool:
+    """Whether code has raised this when a request stopped it, in the place of the request's own error."""
+    for _ in range(_LONGEST_CHAIN):
+        if isinstance(error, BaseExceptionGroup):
+            return any(map(_comes_of_request, error.exceptions))
+        if error is None or isinstance(error, RequestError):
+            break
+        error = error.__context__
+    return isinstance(error, RequestError)
 
 
 def _is_of_task(handle: asyncio.Handle) -> bool:

@@ -317,6 +317,42 @@ def test_a_timeout_that_ends_while_the_code_cleans_up_lets_the_error_pass() -> N
     assert_replays(simulation)
 
 
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_tasks_beside_code_that_answers_a_request_with_an_error_see_the_request(depth: int) -> None:
+    """A group that fails cancels its other tasks. Here it fails because of the request.
+
+    1. The request stops the body of a group. Its other task waits at the same time.
+    2. The body raises an error of its own, perhaps through groups within it.
+    3. The group cancels the other task, which sees what stopped the body.
+    """
+    seen: list[str] = []
+
+    async def beside() -> None:
+        try:
+            await sleep("1d")
+        except asyncio.CancelledError as error:
+            seen.append(type(error).__name__)
+            raise
+
+    async def body(depth: int) -> None:
+        if depth:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(beside())
+                await body(depth - 1)
+        try:
+            await sleep("2d")
+        except CancellationError:
+            await echo("cleaned up")
+            raise ValueError("what the clean-up found") from None
+
+    simulation = Simulation(body, depth)
+    simulation.start()
+    simulation.cancel("why")
+    assert outcome_of(simulation)[0] == "raised"
+    assert seen == ["RunCancelled"] * depth
+    assert_replays(simulation)
+
+
 def test_a_shielded_task_of_a_group_is_left_alone_however_late_the_group_passes_the_request_on() -> None:
     """1. The request comes. 2. The group's body cleans up. 3. Only then the group cancels its tasks."""
 
