@@ -25,7 +25,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from pyworkflow_ray.exceptions import SerializationError
-from pyworkflow_ray.ids import fits_utf8
+from pyworkflow_ray.ids import fits_utf8, storable
 from pyworkflow_ray.values import pickles
 from pyworkflow_ray.values.error_pickles import text_of
 from pyworkflow_ray.values.objects import OBJECT_TAGS, put_together, take_apart
@@ -336,7 +336,7 @@ def pickled(value: Any, place: Place | None) -> Plain:
 def type_name(value: Any) -> str:
     """The value's type as ``module.Name``."""
     cls = type(value)
-    return _storable(f"{cls.__module__}.{cls.__qualname__}")
+    return storable(f"{cls.__module__}.{cls.__qualname__}")
 
 
 def _repr_of(value: Any) -> str:
@@ -346,11 +346,7 @@ def _repr_of(value: Any) -> str:
         raise
     except BaseException as error:  # the repr is for people; a broken one must not stop a value
         return f"<its repr raised {type(error).__name__}>"
-    return _storable(text if len(text) <= _REPR_LENGTH else text[: _REPR_LENGTH - 3] + "...")
-
-
-def _storable(text: str) -> str:
-    return text.encode(errors="backslashreplace").decode()
+    return storable(text if len(text) <= _REPR_LENGTH else text[: _REPR_LENGTH - 3] + "...")
 
 
 def _read_pickle(plain: dict[str, Any]) -> Any:

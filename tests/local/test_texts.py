@@ -90,6 +90,60 @@ async def test_a_run_ends_whatever_the_text_of_its_error_or_its_cancellation(bad
         await run.result()
 
 
+class TextError(Exception):
+    def __init__(self, text: str) -> None:
+        super().__init__(f"it is {text}")
+        self.text = text
+
+
+@pr.step(local=True, max_retries=1, retry_delay=0)
+def returns_text(text: str) -> str:
+    if pr.get_context().attempt == 1:
+        raise TextError(text)
+    return text
+
+
+@pr.step(local=True, max_retries=0)
+def raises_text(text: str) -> None:
+    raise TextError(text)
+
+
+@pr.workflow
+async def child_of_text(text: str) -> dict[str, str]:
+    return {text: text}
+
+
+@pr.workflow
+async def carries_text(text: str) -> list[Any]:
+    pr.set_query_handler("text", lambda given: (given, text))
+    pr.set_attributes(colour=text)
+    pr.get_context().log(f"it is {text}", bound=text)
+    got: list[Any] = [
+        await returns_text(text),
+        pr.side_effect(lambda: text),
+        await pr.hook("payload", token="the-token", metadata={text: text}),
+        await pr.receive("signal"),
+        await child_of_text(text),
+    ]
+    try:
+        await raises_text(text)
+    except TextError as error:
+        got.append((str(error), error.text))
+    return got
+
+
+@pytest.mark.parametrize("bad", BAD)
+async def test_a_text_that_no_database_holds_as_it_is_is_a_value_like_any_other(bad: str) -> None:
+    start = pr.start.options(attributes={"name": bad}, metadata={"name": bad})
+    run = await start(carries_text, bad)
+    assert await run.query("text", bad) == (bad, bad)
+    await run.signal("signal", bad)
+    await pr.resume_hook("the-token", {bad: bad})
+    assert await run == [bad, bad, {bad: bad}, bad, {bad: bad}, (f"it is {bad}", bad)]
+    record = await run.refresh()
+    assert record.attributes.keys() == {"name", "colour"}
+
+
 async def test_a_run_id_that_leads_elsewhere_is_refused() -> None:
     with pytest.raises(pr.ConfigurationError, match=r"The run id '\.\./\.\./x' is not valid"):
         await pr.start.options(run_id="../../x")(waits_for_text)
