@@ -19,6 +19,7 @@ from pyworkflow_ray.storage.blobs import load_blob
 from pyworkflow_ray.storage.histories import latest_event
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.values import codec
+from pyworkflow_ray.values.error_pickles import add_note, tried
 from pyworkflow_ray.values.failures import Failure, capture, restore
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
@@ -120,8 +121,8 @@ def error_of(end: RunEnd) -> BaseException | None:
     if end.failure is None:
         return None
     error = restore(end.failure, fallback=WorkflowFailedError)
-    error.run_id = end.run_id  # type: ignore[attr-defined]
-    error.add_note(f"Run {end.run_id} ended as {end.status}.")
+    tried(None, lambda: setattr(error, "run_id", end.run_id))  # a class may let nobody set an attribute
+    add_note(error, f"Run {end.run_id} ended as {end.status}.")
     return error
 
 

@@ -15,6 +15,7 @@ from pyworkflow_ray.engine.events import StepCompleted, StepFailed, StepRetrying
 from pyworkflow_ray.engine.retries import WORKER_LOSS, AttemptCounts, next_attempt_at
 from pyworkflow_ray.engine.scopes import Scope
 from pyworkflow_ray.exceptions import StepFailedError
+from pyworkflow_ray.values.error_pickles import add_note
 from pyworkflow_ray.values.failures import GAVE_UP, Failure, capture, is_of, restore
 
 
@@ -151,5 +152,5 @@ def step_error(event: StepFailed) -> BaseException:
     error = restore(event.failure, fallback=StepFailedError)
     attempts = "1 attempt" if event.attempt == 1 else f"{event.attempt} attempts"
     where = f", last on node {event.node} (pid {event.worker_pid})" if event.node else ""
-    error.add_note(f"Step {event.step_id!r}{GAVE_UP}{attempts}{where}; cause: {event.cause}.")
+    add_note(error, f"Step {event.step_id!r}{GAVE_UP}{attempts}{where}; cause: {event.cause}.")
     return error

@@ -9,7 +9,7 @@ if neither does, the *remains*, in which what cannot be stored is left out.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from types import GetSetDescriptorType, MemberDescriptorType
 from typing import Any, NamedTuple, TypeVar
@@ -26,6 +26,8 @@ _MAX_PART = 64 * 1024
 _MAX_DEPTH = 5
 _MAX_REPR = 200
 _MAX_ITEMS = 100
+LOST = "Not all of this error could be stored. Lost: "
+"""The beginning of the note that says what an exception is without."""
 _T = TypeVar("_T")
 
 
@@ -44,6 +46,40 @@ def pickle_error(error: BaseException) -> ErrorPickle:
         if data is not None:
             return ErrorPickle(data)
     return tried(ErrorPickle(None), lambda: _pickle_of_remains(error))
+
+
+def pickled_value(error: BaseException) -> bytes:
+    """The pickle of an exception that is a value, and not raised: a result, or an argument.
+
+    Raises:
+        Exception: It cannot be pickled, also without what cannot be stored of it.
+    """
+    for form in (error, _ByState(error)):
+        data = tried(None, lambda form=form: _round_trip(form, error, None))  # type: ignore[misc]
+        if data is not None:
+            return data
+    return tried(None, lambda: _pickle_of_noted_remains(error)) or pickles.pickled(error)
+
+
+def _pickle_of_noted_remains(error: BaseException) -> bytes:
+    str(error)  # see `_pickle_of_remains`
+    lost: list[str] = []
+    remains = _remains_of(error, "", lost, _MAX_DEPTH)
+    data = pickles.pickled(_Call(noted, remains, lost))
+    pickles.unpickle(data)
+    return data
+
+
+def noted(error: BaseException, lost: Sequence[str]) -> BaseException:
+    """The exception, with a note about what it is without."""
+    if lost:
+        add_note(error, f"{LOST}{'; '.join(lost)}.")
+    return error
+
+
+def add_note(error: BaseException, text: str) -> None:
+    """Add a note to an exception, if its class lets anybody."""
+    tried(None, lambda: error.add_note(text))
 
 
 def load_error(data: bytes) -> BaseException | None:
@@ -81,9 +117,9 @@ def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def _round_trip(form: Any, error: BaseException) -> bytes | None:
+def _round_trip(form: Any, error: BaseException, limit: int | None = MAX_PICKLE) -> bytes | None:
     data = pickles.pickled(form)
-    return data if len(data) <= MAX_PICKLE and _is_same(error, pickles.unpickle(data)) else None
+    return data if (limit is None or len(data) <= limit) and _is_same(error, pickles.unpickle(data)) else None
 
 
 def _is_same(error: BaseException, copy: Any) -> bool:

@@ -21,7 +21,7 @@ from pyworkflow_ray.exceptions import (
     WorkflowFailedError,
 )
 from pyworkflow_ray.ids import storable
-from pyworkflow_ray.values.error_pickles import MAX_TEXT, load_error, pickle_error, text_of, tried
+from pyworkflow_ray.values.error_pickles import MAX_TEXT, load_error, noted, pickle_error, text_of, tried
 from pyworkflow_ray.values.error_pickles import by_state as _by_state  # noqa: F401  # older pickles name it here
 from pyworkflow_ray.values.tracebacks import Frame, frames_of, set_of_raise, text_of_traceback, traceback_of
 
@@ -30,8 +30,6 @@ MAX_PARTS = 50
 """So many exceptions in groups keep their own tracebacks and causes."""
 NOTE = "Traceback where it was raised:\n"
 """The beginning of the note with the traceback of an exception whose frames are not known."""
-LOST = "Not all of this error could be stored. Lost: "
-"""The beginning of the note that says what an exception is without."""
 _ENDS = (
     "An error of this type would end or confuse the code that waits for the outcome, so it comes as this one."
 )
@@ -248,7 +246,7 @@ def _complete(
     set_of_raise(error, "__suppress_context__", details.is_context_suppressed)
     set_of_raise(error, "__traceback__", tried(None, lambda: traceback_of(details.frames)))
     if details.lost and error_type_name(type(error)) == failure.error_type:
-        tried(None, lambda: error.add_note(f"{LOST}{'; '.join(details.lost)}."))
+        noted(error, details.lost)
     if isinstance(error, BaseExceptionGroup):
         for part, inner in zip(error.exceptions, details.parts, strict=False):
             _complete(part, inner, fallback)

@@ -176,11 +176,11 @@ def _last_line(code: CodeType) -> int:
 
 def _made_code(args: tuple[Any, ...], file: str, first: int = 0, text: str = "") -> CodeType:
     if text:
-        _keep_source(file, first, text)
+        keep_source(file, first, text)
     return CodeType(*args).replace(co_filename=file)
 
 
-def _keep_source(file: str, first: int, text: str) -> None:
+def keep_source(file: str, first: int, text: str) -> None:
     """Has tracebacks show these lines of a file that is not on this machine."""
     if file not in _lines and file in linecache.cache:
         return  # known to this process, and whole

@@ -27,7 +27,7 @@ import msgspec
 from pyworkflow_ray.exceptions import SerializationError
 from pyworkflow_ray.ids import fits_utf8, storable
 from pyworkflow_ray.values import pickles
-from pyworkflow_ray.values.error_pickles import text_of
+from pyworkflow_ray.values.error_pickles import pickled_value, text_of
 from pyworkflow_ray.values.objects import OBJECT_TAGS, put_together, take_apart
 
 TAG = "$"
@@ -317,7 +317,7 @@ def pickled(value: Any, place: Place | None) -> Plain:
         )
         raise UnstorableError(path_of(place, ""), type_name(value), reason)
     try:
-        data = pickles.pickled(value)
+        data = pickled_value(value) if isinstance(value, BaseException) else pickles.pickled(value)
     except KeyboardInterrupt:
         raise  # somebody interrupts this code
     except BaseException as error:  # the value's own code may raise anything, and even exit

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import ast
 import itertools
+import linecache
+import os
+import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -18,11 +21,14 @@ import msgspec
 
 from pyworkflow_ray.exceptions import WorkflowError
 from pyworkflow_ray.ids import storable
+from pyworkflow_ray.values.pickles import keep_source
+from pyworkflow_ray.values.scripts import MAIN, script_name
 
 _OURS = "pyworkflow_ray"
 MAX_FRAMES = 100
 """More frames than these are a recursion, and its beginning and end tell it."""
 _FIRST = 20
+_LONGEST_LINE = 300
 
 
 class Frame(msgspec.Struct, frozen=True, array_like=True):
@@ -36,6 +42,8 @@ class Frame(msgspec.Struct, frozen=True, array_like=True):
     """-1 where nobody knows which part of the line it was."""
     end_column: int = -1
     module: str = ""
+    source: str = ""
+    """The text of the line, for machines that do not have the file."""
 
 
 def frames_of(error: BaseException, skipped: Sequence[str] = ()) -> tuple[Frame, ...]:
@@ -111,7 +119,13 @@ def _frame(entry: TracebackType) -> Frame:
         column=column,
         end_column=end_column,
         module=storable(_module_of(entry)),
+        source=storable(_source_of(code.co_filename, line, entry.tb_frame.f_globals)),
     )
+
+
+def _source_of(file: str, line: int, names: dict[str, Any] | None = None) -> str:
+    text = linecache.getline(file, line, names).rstrip()
+    return text if len(text) <= _LONGEST_LINE else ""
 
 
 def _position(code: CodeType, entry: TracebackType) -> tuple[int, int, int, int]:
@@ -130,10 +144,34 @@ def traceback_of(frames: Sequence[Frame]) -> TracebackType | None:
     """A traceback that Python prints as the one of which these are the frames."""
     top: TracebackType | None = None
     for frame in reversed(frames):
-        here = _raised_at(frame)
+        here = _raised_at(_here(frame))
         here.tb_next = top
         top = here
     return top
+
+
+def _here(frame: Frame) -> Frame:
+    """The frame as this process can show it."""
+    if not frame.source:
+        return frame
+    own = _own_file_of(frame)
+    if own != frame.file:
+        return msgspec.structs.replace(frame, file=own)
+    if not linecache.getline(frame.file, frame.line):
+        keep_source(frame.file, frame.line, frame.source)
+    return frame
+
+
+def _own_file_of(frame: Frame) -> str:
+    """The file that this process has of the frame's module, if the line is the same in it.
+
+    The engine runs local code from a folder of its own. The user knows the file that it came from.
+    """
+    module = sys.modules.get(MAIN if frame.module == script_name() else frame.module)
+    file: Any = getattr(module, "__dict__", {}).get("__file__")
+    if type(file) is not str or os.path.basename(file) != os.path.basename(frame.file):
+        return frame.file
+    return file if _source_of(file, frame.line) == frame.source else frame.file
 
 
 class _RaisedError(Exception):

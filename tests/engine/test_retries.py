@@ -464,6 +464,24 @@ def test_a_step_that_gave_up_raises_its_own_error_with_its_attempts_as_a_note() 
     assert any("'raising#1' gave up after 2 attempts" in note for note in notes)
 
 
+class FrozenError(Exception):
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(name)
+
+
+def test_an_error_that_takes_no_note_is_raised_as_it_is() -> None:
+    failing, _ = raiser(FrozenError("ice"), max_retries=0)
+
+    async def workflow() -> str:
+        try:
+            await failing()
+        except FrozenError as error:
+            return str(error)
+        return "missed"
+
+    assert Simulation(workflow).run() == "ice"
+
+
 def test_an_outcome_of_an_attempt_that_is_no_longer_waited_for_is_not_recorded() -> None:
     from pyworkflow_ray.engine.attempts import AttemptCompleted
 

@@ -144,7 +144,7 @@ def test_a_notebook_cell_shows_its_source_and_is_the_same_from_each_kernel() -> 
 
 def test_a_cell_of_an_older_kernel_shows_its_source_too() -> None:
     text = "def cell(n):\n    return 1 // n  # in the cell\n"
-    pickles._keep_source("<ipython-input-7-0123>", 1, text)
+    pickles.keep_source("<ipython-input-7-0123>", 1, text)
     linecache.checkcache()
     assert linecache.getline("<ipython-input-7-0123>", 2) == "    return 1 // n  # in the cell\n"
 
@@ -152,14 +152,14 @@ def test_a_cell_of_an_older_kernel_shows_its_source_too() -> None:
 def test_a_file_that_is_here_goes_before_the_text_that_came(tmp_path: Path) -> None:
     file = tmp_path / "here.py"
     file.write_text("a line\nof this machine\n")
-    pickles._keep_source(str(file), 1, "a line\nof another\n")
+    pickles.keep_source(str(file), 1, "a line\nof another\n")
     assert linecache.getline(str(file), 2) == "of this machine\n"
 
 
 def test_lines_of_several_pickles_stand_side_by_side() -> None:
-    pickles._keep_source("/nowhere/both.py", 2, "second\n")
+    pickles.keep_source("/nowhere/both.py", 2, "second\n")
     assert linecache.getline("/nowhere/both.py", 2) == "second\n"
-    pickles._keep_source("/nowhere/both.py", 4, "fourth\nfifth")
+    pickles.keep_source("/nowhere/both.py", 4, "fourth\nfifth")
     linecache.checkcache()
     assert linecache.getlines("/nowhere/both.py") == ["\n", "second\n", "\n", "fourth\n", "fifth\n"]
 

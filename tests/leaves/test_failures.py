@@ -7,13 +7,16 @@ import email.message
 import errno
 import functools
 import io
+import linecache
 import subprocess
 import sys
 import threading
 import traceback
+import types
 import urllib.error
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -30,8 +33,9 @@ from pyworkflow_ray.exceptions import (
     RetryableError,
     StepFailedError,
 )
-from pyworkflow_ray.values.error_pickles import MAX_PICKLE
-from pyworkflow_ray.values.failures import LOST, MAX_TEXT, NOTE, Failure, capture, is_of, restore
+from pyworkflow_ray.values import codec
+from pyworkflow_ray.values.error_pickles import LOST, MAX_PICKLE
+from pyworkflow_ray.values.failures import MAX_TEXT, NOTE, Failure, capture, is_of, restore
 
 
 class OwnMessageError(Exception):
@@ -575,6 +579,53 @@ def test_a_traceback_passes_over_frames_of_this_package() -> None:
     assert ("in users_code" in text, "in fails" in text, "steps.py" in text) == (True, True, False)
 
 
+_PLACED = "def fails():\n    x = 1\n    raise ValueError('placed')\n"
+
+
+def _raised_in(file: Path | str, module: str) -> BaseException:
+    """What the code raises, run from this file as this module."""
+    names: dict[str, Any] = {"__name__": module}
+    exec(compile(_PLACED, str(file), "exec"), names)
+    try:
+        names["fails"]()
+    except ValueError as error:
+        return _without_test_frames(error)
+    raise AssertionError
+
+
+def test_a_line_is_shown_in_the_file_that_this_process_has_of_its_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine runs local code from a folder of its own."""
+    there, here = tmp_path / "there" / "placed.py", tmp_path / "here" / "placed.py"
+    for file in (there, here):
+        file.parent.mkdir()
+        file.write_text(_PLACED)
+    module = types.ModuleType("placed")
+    module.__file__ = str(here)
+    monkeypatch.setitem(sys.modules, "placed", module)
+
+    def shown(error: BaseException) -> list[tuple[str, str | None]]:
+        return [(frame.filename, frame.line) for frame in traceback.extract_tb(back(error).__traceback__)]
+
+    line = "raise ValueError('placed')"
+    assert shown(_raised_in(there, "placed")) == [(str(here), line)]
+    assert shown(_raised_in(there, "another")) == [(str(there), line)]
+    here.write_text(_PLACED.replace("x = 1", "x = 1\n    y = 2"))
+    linecache.checkcache()
+    assert shown(_raised_in(there, "placed")) == [(str(there), line)]
+
+
+def test_a_line_is_shown_though_its_file_is_not_here(tmp_path: Path) -> None:
+    file = tmp_path / "gone.py"
+    file.write_text(_PLACED)
+    failure = through_the_log(_raised_in(file, "gone"))
+    file.unlink()
+    linecache.clearcache()
+    printed = _printed(restore(failure, fallback=StepFailedError))
+    assert f"{file}\", line 3, in fails\n    raise ValueError('placed')" in printed
+
+
 def test_a_deep_recursion_keeps_its_beginning_and_its_end() -> None:
     def down(depth: int) -> None:
         down(depth - 1) if depth else fails()
@@ -672,3 +723,27 @@ def test_what_ends_its_raiser_is_no_plain_exception() -> None:
     assert not is_of(failure, (Exception,), error)
     assert is_of(failure, (BaseException,), error)
     assert is_of(failure, (SystemExit,), error)
+
+
+# --- exceptions as values --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "missing"),
+    [
+        (ValueError("bad", 3), ""),
+        (ValueError("x" * (MAX_PICKLE + 1)), ""),
+        (OwnMessageError(7, hint="try later"), ""),
+        (WithNewError(needed=3), ""),
+        (CodedGroup([ValueError("a"), OwnMessageError(1, hint="b")], 7), ""),
+        (DiskFullError("/tmp", lock=threading.Lock()), "lock (a value of type _thread.lock)."),
+        (SystemExit(3), ""),
+    ],
+    ids=lambda each: type(each).__name__ if isinstance(each, BaseException) else "",
+)
+def test_an_exception_is_a_value_like_any_other(error: BaseException, missing: str) -> None:
+    """Such as the results of `gather(..., return_exceptions=True)`."""
+    (again,) = codec.decode(codec.encode([error]))
+    assert type(again) is type(error)
+    assert str(again) == str(error)
+    assert _missing(again) == missing

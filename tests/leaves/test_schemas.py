@@ -144,6 +144,8 @@ INSTANCES: list[tuple[Any, Any]] = [
     (dict[str, Base], {"a": Sub(a=1, b=2)}),
     (Base | None, None),
     (Base | None, Sub(a=1, b=2)),
+    (Point, Point(1, (1, 2))),
+    (Point, Point3(1, b"\xff", 3)),
     (RetryPolicy, RetryPolicy(initial=timedelta(seconds=3))),
     (Seat, Seat(1, (2, 3))),
     (Ticket, {"seat": 1, "price": Decimal("1.10")}),
