@@ -7,7 +7,6 @@ along by value, with the local modules that it needs.
 from __future__ import annotations
 
 import dis
-import functools
 import importlib
 import io
 import linecache
@@ -37,6 +36,7 @@ from pyworkflow_ray.values.modules import (
     naming,
     reference_of,
 )
+from pyworkflow_ray.values.reducers import CACHE, reduced
 from pyworkflow_ray.values.scripts import MAIN
 
 
@@ -76,7 +76,7 @@ def _pickled(obj: Any, modules: set[str] | None) -> bytes:
 
 
 # What has a module and a name, and is pickled by cloudpickle or Python in ways that know `__main__` alone.
-_NAMED = (type, FunctionType, type(functools.lru_cache(print)), typing.NewType)
+_NAMED = (type, FunctionType, CACHE, typing.NewType)
 _TYPE_VARIABLES = (typing.TypeVar, typing.ParamSpec, typing.TypeVarTuple)
 
 
@@ -91,6 +91,9 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         named = self._named(obj)
         if named is not None:
             return named
+        taken_apart = reduced(obj)
+        if taken_apart is not None:
+            return taken_apart
         if type(obj) is CodeType:
             self._note_imports(obj)
             file, *text = self._place_of(obj)
