@@ -11,17 +11,18 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
 from functools import partial
+from threading import Thread
 from typing import Any, Protocol
 
 from loguru import logger
 
 from pyworkflow_ray.actors.calls import Callee, Handles
 from pyworkflow_ray.actors.connections import require_joined
-from pyworkflow_ray.actors.names import HOOK_REGISTRY, is_of_engine, is_timer, timer_of
+from pyworkflow_ray.actors.names import HOOK_REGISTRY, is_of_engine, is_slot, is_timer, timer_of
 from pyworkflow_ray.actors.pulses import Pulses
 from pyworkflow_ray.actors.settings import EngineSettings
 from pyworkflow_ray.exceptions import NoAnswerError
-from pyworkflow_ray.storage.environments import job_of, load_environment
+from pyworkflow_ray.storage.environments import bundle_of, job_of, load_environment
 
 CONCURRENCY = 10_000
 """Calls that one coordinator holds at once: one for each run that somebody waits for."""
@@ -29,6 +30,8 @@ CONCURRENCY = 10_000
 _ANSWER_TIME = 30.0
 """Seconds to wait for an actor that says which settings the engine has. It may be restarting."""
 _MOST_ASKED = 8
+LEAVING_TIME = 10.0
+"""Seconds to wait for a coordinator that was asked to leave if it is idle."""
 
 _lock = threading.RLock()
 """Held while an actor is looked up or created, so that two threads of this process do it once."""
@@ -73,7 +76,11 @@ class Cluster:
     def coordinator(self, name: str, environment: str) -> Any:
         """The coordinator of this name, created in this environment if it is not there."""
         if job_of(environment) == self._job:
-            return self._get(name, self._classes.coordinator, name, environment=environment)
+            is_known = self.handles.get(name) is not None
+            handle = self._get(name, self._classes.coordinator, name, environment=environment)
+            if not is_known and bundle_of(environment) is not None:
+                Thread(target=self._make_room, args=(environment,), daemon=True).start()
+            return handle
         return self.handles.get(name) or self._of_another_environment(name, environment)
 
     def timer(self, environment: str | None = None) -> Any:
@@ -95,6 +102,24 @@ class Cluster:
         if handle is None:
             raise NoAnswerError(f"Coordinator {name!r} is not there. Try again.")
         return self.handles.keep(name, handle)
+
+    def _make_room(self, environment: str) -> None:
+        """Have idle coordinators of other code leave, if there are more coordinators than slots."""
+        import ray
+
+        with contextlib.suppress(Exception):  # the others leave by themselves, a little later
+            slots = sorted((name for name in self.actors() if is_slot(name)), reverse=True)
+            excess = len(slots) - self.settings.slots
+            own = self.settings.placement(environment).full_prefix
+            for name in (each for each in slots if not each.startswith(own)):
+                if excess <= 0:
+                    return
+                handle = self._there(name)
+                if handle is not None:
+                    try:
+                        handle.exit.remote().future().result(timeout=LEAVING_TIME)
+                    except ray.exceptions.RayActorError:
+                        excess -= 1
 
     def visit(self, names: Iterable[str]) -> None:
         """See to it that those of these actors that are there and hang are replaced; blocking."""

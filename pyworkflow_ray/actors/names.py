@@ -32,6 +32,11 @@ def is_coordinator(name: str) -> bool:
     return _is_of(COORDINATOR, name)
 
 
+def is_slot(name: str) -> bool:
+    """Whether an actor of this name is a coordinator in a slot, and not one of a single run."""
+    return is_coordinator(name) and name.rpartition("-")[2].isdigit()
+
+
 def is_timer(name: str) -> bool:
     """Whether an actor of this name is a timer."""
     return _is_of(TIMER, name)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, ParamSpec, TypeVar, cast
 
+from loguru import logger
+
 from pyworkflow_ray.actors.inboxes import InboxEntry
 from pyworkflow_ray.actors.new_runs import label, new_run
 from pyworkflow_ray.authoring.arguments import Hint
@@ -266,6 +268,12 @@ async def start_run(
     with shipment.for_its_run():
         new = _new_run(of, options, definition, shipment.code, checked_args, checked_kwargs, created_at)
     accepted, replaced = await of.storage.write(_accept(new, options.conflict, of.storage.loads))
+    if not accepted.is_new and new.idempotency_key is not None and _never_began(accepted.run):
+        logger.warning(
+            "Run {} has the idempotency key {!r} and could not begin: {}. Another run gets the key",
+            *(accepted.run.run_id, new.idempotency_key, accepted.run.error),
+        )
+        accepted, replaced = await of.storage.write(_accept(new, "replace", of.storage.loads))
     handle: RunHandle[Any] = RunHandle(accepted.run.run_id, of, accepted.run if accepted.is_new else None)
     if not accepted.is_new:
         if options.conflict == "fail":
@@ -303,6 +311,11 @@ async def hand_over(of: Session, run: RunRecord) -> None:
         raise
 
 
+def _never_began(run: RunRecord) -> bool:
+    """Whether the run was set aside before any of its code ran, as one is whose code cannot be loaded."""
+    return run.status is RunStatus.INTERRUPTED and run.position == 0
+
+
 @work
 def _accept(new: NewRun, conflict: str, loads: Loads) -> Steps[tuple[Accepted, RunRecord | None]]:
     """The run that is there now, and the live one that it has replaced."""
@@ -312,7 +325,7 @@ def _accept(new: NewRun, conflict: str, loads: Loads) -> Steps[tuple[Accepted, R
         holder = yield from get_by_idempotency_key(key, workflow)
         if holder is not None and holder.run_id != new.run_id:
             yield ask(releasing_key(holder.run_id))
-            if not holder.status.is_terminal:
+            if not holder.status.is_terminal and not _never_began(holder):
                 request = CancellationRequested(reason=f"it was replaced by {new.run_id}")
                 yield ask(InboxEntry(holder.run_id, CANCEL_KEY, request).posting())
                 replaced = holder

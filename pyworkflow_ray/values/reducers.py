@@ -1,8 +1,8 @@
 """How code by value is taken apart where cloudpickle does not know how, or loses something.
 
 These are definitions of notebooks and of scripts without a guard: enums with aliases or attributes, `msgspec`
-structs, caches, weak dictionaries (those of `singledispatch`), `NewType`, `ParamSpec`, `ContextVar`, markers of
-`dataclasses`. What is referred to while it is put together (a class by its own methods) is filled in last.
+structs, caches, weak dictionaries (those of `singledispatch`), `NewType`, `ParamSpec`, `ContextVar` and
+markers of `dataclasses`. What refers to itself, such as a class in its own methods, is filled in last.
 """
 
 from __future__ import annotations
