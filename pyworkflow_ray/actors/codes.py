@@ -18,7 +18,7 @@ from pyworkflow_ray.exceptions import ConfigurationError, SerializationError, Wo
 from pyworkflow_ray.storage.codes import Code
 from pyworkflow_ray.values import bundles, modules
 from pyworkflow_ray.values.bundles import Bundle, Bundler
-from pyworkflow_ray.values.pickles import pickled, unpickle
+from pyworkflow_ray.values.pickles import pickled, try_unpickle, unpickle
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
@@ -59,7 +59,9 @@ def ship(definition: Any, what: str, bundler: Bundler) -> tuple[Code, Bundle | N
     _pickled(definition, what, names)
     bundle = bundler.bundle(names, definition, what)
     with modules.naming(named_in(bundle)):
-        return _by_value(definition, what, None if bundle is None else bundle.hash), bundle
+        code = _by_value(definition, what, None if bundle is None else bundle.hash)
+    _require_loadable(code, what)
+    return code, bundle
 
 
 def named_in(bundle: Bundle | None) -> modules.Naming:
@@ -98,10 +100,41 @@ def _pickled(definition: Any, what: str, names: set[str] | None = None) -> bytes
     try:
         return pickled(definition, names)
     except Exception as error:
+        if isinstance(error, TypeError) and "pickle" in str(error):
+            why = (
+                f"{error}. It must not hold on to open files, connections, locks or the like in global "
+                "variables or closures: make them inside the step."
+            )
+        else:
+            why = f"storing it raised {type(error).__name__}: {error}. {_MODULE_HELPS}"
+        raise ConfigurationError(f"The code of {what} cannot travel to the cluster: {why}") from error
+
+
+_MODULE_HELPS = (
+    "It is a pickle, because it is in no module that can be imported. Move it to a module beside the script, "
+    'or guard the script\'s start with `if __name__ == "__main__":`. Then it travels as source.'
+)
+_loadable: set[str] = set()
+
+
+def _require_loadable(code: Code, what: str) -> None:
+    """Check that a process which does not know this code by value can load it.
+
+    Raises:
+        ConfigurationError: It cannot.
+    """
+    if code.hash in _loadable:
+        return
+    try:
+        try_unpickle(code.data or b"")
+    except Exception as error:
         raise ConfigurationError(
-            f"The code of {what} cannot travel to the cluster: {error}. It must not hold on to open files, "
-            "connections, locks or the like in global variables or closures: make them inside the step."
+            f"The code of {what} cannot travel to the cluster: loading it again raised "
+            f"{type(error).__name__}: {error}. {_MODULE_HELPS}"
         ) from error
+    if len(_loadable) > 10_000:
+        _loadable.clear()
+    _loadable.add(code.hash)
 
 
 class Packer:

@@ -173,3 +173,26 @@ def test_a_definition_by_value_is_what_it_was(name: str) -> None:
     assert read.returncode == 0, read.stderr
     assert read.stdout.strip() == expected
     assert written.stderr == expected, "and so it is where it was defined"
+
+
+def test_what_cannot_be_loaded_by_a_process_that_does_not_know_it_is_found_here() -> None:
+    script = """
+        import sys
+        from pyworkflow_ray.values.pickles import pickle_by_value, try_unpickle
+        class Meta(type):
+            made = []
+            def __new__(meta, name, bases, names, **options):
+                cls = super().__new__(meta, name, bases, names)
+                Meta.made.append(cls)
+                if len(Meta.made) > 1: raise RuntimeError("there can be only one")
+                return cls
+        class Only(metaclass=Meta): pass
+        data = pickle_by_value(Only)
+        try: try_unpickle(data)
+        except RuntimeError as error: print(error)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "there can be only one"
