@@ -251,3 +251,13 @@ def test_agent_loop(run: Run) -> None:
     ]
     assert "8 lines; attributes {'customer': 'Ada', 'turns': 3}" in output
     assert "the last line was ['agent: They cost 2.50.']" in output
+
+
+def test_two_scripts(run: Run, tmp_path: Path) -> None:
+    started = run("two_scripts/start")
+    assert started.splitlines()[-2:] == [f"order-A-{n} waits for an answer" for n in (17, 18)]
+    answered = run("two_scripts/answer")
+    assert answered.splitlines()[-2:] == [
+        "A-17 is on its way, approved by Ada",
+        "DeclinedError: Ada has declined A-18",
+    ]
