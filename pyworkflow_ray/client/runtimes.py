@@ -36,10 +36,12 @@ from pyworkflow_ray.client.hook_answers import Taken, hook_answers
 from pyworkflow_ray.clock import Clock
 from pyworkflow_ray.config import Settings
 from pyworkflow_ray.exceptions import ConfigurationError, NoAnswerError, WorkflowError
+from pyworkflow_ray.storage.codes import Code
 from pyworkflow_ray.storage.environments import environment_of, save_environment
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.runs import get_run, get_runs
 from pyworkflow_ray.storage.storages import Storage
+from pyworkflow_ray.values.bundles import Bundle
 
 LOCAL = "local"
 HookAnswersByLoop = weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Gathering[HookAnswer, Taken]]
@@ -59,6 +61,8 @@ class RayRuntime:
     """Coordinator actors on a Ray cluster drive the runs. The cluster is joined at its first use."""
 
     name = "ray"
+    has_other_processes = True
+    """Whether other processes run the code and read the values."""
 
     def __init__(self, settings: Settings, storage: Storage) -> None:
         self._settings, self._storage = settings, storage
@@ -140,6 +144,9 @@ class RayRuntime:
         return datetime.now(UTC)
 
     owns_time = False
+
+    def check_code(self, code: Code, bundle: Bundle | None) -> None:
+        """Do nothing: what cannot be loaded on the cluster is found there."""
 
     async def look_at_schedules(self) -> None:
         """Nudge the timer: a schedule was created or changed."""
@@ -322,6 +329,7 @@ class LocalRuntime:
     """One coordinator in this process drives the runs, on the event loop that starts them."""
 
     name = LOCAL
+    has_other_processes = False
 
     def __init__(self, settings: Settings, storage: Storage, clock: Clock | None = None) -> None:
         self._engine_settings = EngineSettings.configured(settings, slots=1, namespace="")
@@ -356,6 +364,9 @@ class LocalRuntime:
 
     async def look_after(self, run_id: str) -> None:
         """Do nothing: there is no timer in this process."""
+
+    def check_code(self, code: Code, bundle: Bundle | None) -> None:
+        """Do nothing: the code is here."""
 
     async def look_at_schedules(self) -> None:
         """Do nothing: schedules do not fire in process. (They do in a `WorkflowEnvironment`.)"""

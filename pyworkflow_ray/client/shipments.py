@@ -39,9 +39,10 @@ async def shipped(of: Session, definition: Any, what: str) -> Shipment:
     Raises:
         ConfigurationError: It holds something that cannot travel, or too much of it; it names what.
     """
-    if of.runtime.name != "ray":
+    if not of.runtime.has_other_processes:
         return Shipment(pack(definition, what))
     code, bundle = ship(definition, what, _bundler(of.settings.code_files, of.settings.code_limit))
+    of.runtime.check_code(code, bundle)
     if bundle is not None:
         await _store(of.storage, bundle)
     if code.bundle is not None and bundle is None:  # this process runs the bundle itself

@@ -18,6 +18,7 @@ from pyworkflow_ray.durations import Duration, parse_duration
 from pyworkflow_ray.storage.storages import Storage
 from pyworkflow_ray.testing.clocks import VirtualClock
 from pyworkflow_ray.testing.fail_points import CommitPoint, Delayed, FailPoint, LostWorker, Raised, When
+from pyworkflow_ray.testing.mirrors import Mirrors
 from pyworkflow_ray.testing.runtimes import POLL, CrashableRuntime
 
 P = ParamSpec("P")
@@ -36,6 +37,9 @@ class WorkflowEnvironment:
             all runs wait for time. If False, time passes only in `advance`.
         start_time: The time at the beginning.
         storage: A database to use instead of one in memory.
+        across_processes: Whether code and values go through another process, as they do on Ray. So a test
+            finds what Ray would refuse, and what is not the same thing any more on the other side. The first
+            run waits half a second for that process.
         settings: Settings for the runs, such as `default_retries=0`.
     """
 
@@ -45,6 +49,7 @@ class WorkflowEnvironment:
         skip_time: bool = True,
         start_time: datetime | None = None,
         storage: str = "memory",
+        across_processes: bool = False,
         **settings: Any,
     ) -> None:
         self.clock = VirtualClock(start_time)
@@ -53,7 +58,8 @@ class WorkflowEnvironment:
         # A run that waits stays in memory: it waits for this clock, and there is no timer actor to wake it.
         forever = {"suspend_after": None}
         self._settings = get_config().model_copy(update={**settings, **forever})
-        self._runtime = CrashableRuntime(self._settings, self._storage, self.clock)
+        self._mirrors = Mirrors() if across_processes else None
+        self._runtime = CrashableRuntime(self._settings, self._storage, self.clock, self._mirrors)
         self._session = Session(
             self._settings,
             self._storage,
@@ -63,6 +69,9 @@ class WorkflowEnvironment:
         self._skipper: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
+        self._at_work = contextlib.ExitStack()
+        if self._mirrors is not None:
+            self._at_work.enter_context(self._mirrors.at_work())
         await self._runtime.open()
         self._entered = enter(self._session)
         if self._skip_time:
@@ -79,6 +88,7 @@ class WorkflowEnvironment:
         leave(self._entered)
         await self._runtime.close()
         self._storage.close()
+        self._at_work.close()
 
     async def start(self, fn: WorkflowFunction[P, T], /, *args: P.args, **kwargs: P.kwargs) -> RunHandle[T]:
         """Start a run; it goes on while the test awaits other things."""

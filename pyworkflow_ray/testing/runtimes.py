@@ -15,13 +15,16 @@ from pyworkflow_ray.actors.dispatchers import LocalDispatcher
 from pyworkflow_ray.actors.schedulers import Looked
 from pyworkflow_ray.client.runtimes import LocalRuntime
 from pyworkflow_ray.config import Settings
+from pyworkflow_ray.storage.codes import Code
 from pyworkflow_ray.storage.records import RunRecord
 from pyworkflow_ray.storage.statements import Statement
 from pyworkflow_ray.storage.storages import Storage
 from pyworkflow_ray.testing.clocks import VirtualClock
 from pyworkflow_ray.testing.fail_points import FailPoints
+from pyworkflow_ray.testing.mirrors import Mirrors
 from pyworkflow_ray.testing.schedulers import Scheduler
 from pyworkflow_ray.testing.simulated_crashes import CrashableDispatcher, CrashableStorage, Lifetime
+from pyworkflow_ray.values.bundles import Bundle
 
 T = TypeVar("T")
 
@@ -50,14 +53,23 @@ class CrashableRuntime(LocalRuntime):
     waiting = 0
     """How many calls wait for a run's end."""
 
-    def __init__(self, settings: Settings, storage: Storage, clock: VirtualClock) -> None:
+    def __init__(
+        self, settings: Settings, storage: Storage, clock: VirtualClock, mirrors: Mirrors | None = None
+    ) -> None:
         super().__init__(settings, storage, clock)
+        self.has_other_processes = mirrors is not None
+        self._mirrors = mirrors
         self.points = FailPoints()
         self._storage_of_test, self._clock_of_test = storage, clock
         self._life: Lifetime | None = None
         self._dispatcher: CrashableDispatcher | None = None
         self._recovery: asyncio.Task[None] | None = None
         self._scheduler = Scheduler(storage, clock, self._go_on)
+
+    def check_code(self, code: Code, bundle: Bundle | None) -> None:
+        """Load the code in another process, if the test asks for one."""
+        if self._mirrors is not None:
+            self._mirrors.check_code(code, bundle)
 
     # --- the coordinator, and its successors --------------------------------------------------------
 

@@ -126,7 +126,6 @@ def test_a_payload_that_does_not_fit_is_refused_where_it_is_given() -> None:
         pr.resume_hook_sync("no-such-token", 1)
 
 
-@pytest.mark.parametrize("killed", [["coordinator-0"], ["hook-registry"], ["coordinator-0", "hook-registry"]])
 class Account(BaseModel):
     owner: str = Field(alias="accountOwner")
     password: SecretStr
@@ -176,6 +175,7 @@ def test_an_instance_of_a_model_arrives_as_it_was_given(
     assert "s3cret" not in repr((hook.payload if hook else None, run.events_sync()))
 
 
+@pytest.mark.parametrize("killed", [["coordinator-0"], ["hook-registry"], ["coordinator-0", "hook-registry"]])
 def test_a_payload_given_as_an_actor_dies_reaches_its_run(
     shared_engine: EngineUnderTest, killed: list[str]
 ) -> None:
