@@ -270,7 +270,7 @@ async def start_run(
     accepted, replaced = await of.storage.write(_accept(new, options.conflict, of.storage.loads))
     if not accepted.is_new and new.idempotency_key is not None and _never_began(accepted.run):
         logger.warning(
-            "Run {} has the idempotency key {!r} and could not begin: {}. Another run gets the key",
+            "Run {} has the idempotency key {!r} and could not begin: {}. Another run takes its place",
             *(accepted.run.run_id, new.idempotency_key, accepted.run.error),
         )
         accepted, replaced = await of.storage.write(_accept(new, "replace", of.storage.loads))
@@ -325,7 +325,7 @@ def _accept(new: NewRun, conflict: str, loads: Loads) -> Steps[tuple[Accepted, R
         holder = yield from get_by_idempotency_key(key, workflow)
         if holder is not None and holder.run_id != new.run_id:
             yield ask(releasing_key(holder.run_id))
-            if not holder.status.is_terminal and not _never_began(holder):
+            if not holder.status.is_terminal:
                 request = CancellationRequested(reason=f"it was replaced by {new.run_id}")
                 yield ask(InboxEntry(holder.run_id, CANCEL_KEY, request).posting())
                 replaced = holder

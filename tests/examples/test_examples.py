@@ -253,11 +253,10 @@ def test_agent_loop(run: Run) -> None:
     assert "the last line was ['agent: They cost 2.50.']" in output
 
 
-def test_two_scripts(run: Run, tmp_path: Path) -> None:
-    started = run("two_scripts/start")
-    assert started.splitlines()[-2:] == [f"order-A-{n} waits for an answer" for n in (17, 18)]
-    answered = run("two_scripts/answer")
-    assert answered.splitlines()[-2:] == [
-        "A-17 is on its way, approved by Ada",
-        "DeclinedError: Ada has declined A-18",
+def test_two_scripts(run: Run) -> None:
+    started = run("two_scripts/start").splitlines()
+    assert [line for line in started if line.startswith("order-")] == [
+        f"order-A-{number} waits for an answer" for number in (17, 18)
     ]
+    answered = run("two_scripts/answer")
+    assert "A-17 is on its way, approved by Ada\nDeclinedError: Ada has declined A-18\n" in answered

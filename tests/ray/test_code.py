@@ -379,4 +379,5 @@ def test_a_run_whose_code_cannot_be_imported_there_says_so_and_leaves_its_key_to
     second, told = drive(script, engine).split(" ", 1)
     assert told == "1"
     assert second != first
+    eventually(lambda: handle.status_sync() is pr.RunStatus.CANCELLED)
     assert drive(script, engine).split(" ", 1) == [second, "1"]
