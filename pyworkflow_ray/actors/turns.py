@@ -13,13 +13,14 @@ from datetime import datetime, timedelta
 from typing import assert_never
 
 from msgspec import Raw
+from msgspec.structs import replace
 
 from pyworkflow_ray.actors.activations import Activation, blob_links
 from pyworkflow_ray.actors.attempts import Arrived
 from pyworkflow_ray.actors.inboxes import InboxEntry, decoded_history, decoded_inbox
 from pyworkflow_ray.actors.observers import RunRecovered, RunReplayed, RunTimerFired, of_run
 from pyworkflow_ray.actors.services import Services
-from pyworkflow_ray.engine.commands import Command
+from pyworkflow_ray.engine.commands import Command, ScheduleStep
 from pyworkflow_ray.engine.events import (
     MAX_DURATION,
     CancellationRequested,
@@ -214,7 +215,8 @@ def reopen(
         counts: The columns that count takeovers, with this one.
     """
     begun_at = time.monotonic()
-    turn.ask(turn.execution.replay(decoded_history(turn.execution.run_id, history)))
+    beyond = turn.execution.replay(decoded_history(turn.execution.run_id, history))
+    turn.ask(beyond)
     duration = timedelta(seconds=time.monotonic() - begun_at)
     turn.activation.moments.append(RunReplayed(**of_run(turn.run), events=len(history), duration=duration))
     if turn.activation.end is not None:
@@ -224,7 +226,8 @@ def reopen(
         case None:
             pass
         case WorkflowInterrupted():
-            turn.feed(recovery)
+            not_begun = [command.step_id for command in beyond if isinstance(command, ScheduleStep)]
+            turn.feed(replace(recovery, not_begun=not_begun))
             turn.activation.changes |= counts
             attempt = recovery.recovery_attempt
             turn.activation.moments.append(RunRecovered(**of_run(turn.run), recovery_attempt=attempt))

@@ -113,6 +113,8 @@ class WorkflowInterrupted(EventBase, frozen=True, kw_only=True):
     reason: str
     worker_id: str = ""
     recovery_attempt: int = 0
+    not_begun: list[str] = []
+    """Steps without a first attempt so far: the code of today asks for them beyond its history."""
 
 
 class StepCompleted(EventBase, frozen=True, kw_only=True):

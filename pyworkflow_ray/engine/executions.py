@@ -248,8 +248,9 @@ class Execution:
             case WorkflowStarted():
                 self._start(event)
             case WorkflowInterrupted():
-                for pending in self.steps.values():
-                    pending.lose_attempt(self.scope.now)
+                for step_id, pending in self.steps.items():
+                    if step_id not in event.not_begun:
+                        pending.lose_attempt(self.scope.now)
             case _:
                 assert_never(event)
 

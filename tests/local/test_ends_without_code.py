@@ -48,6 +48,16 @@ async def calls_and_waits(turns: int = 0) -> int:
     return total
 
 
+@pr.step(local=True, idempotent=False)
+async def runs_once() -> int:
+    return 1
+
+
+@pr.workflow
+async def costs_and_runs_once() -> int:
+    return await costs() + await runs_once()
+
+
 @pr.workflow
 async def begins_with_a_step() -> int:
     return await costs()
@@ -220,6 +230,37 @@ async def test_a_run_that_is_given_up_on_its_way_replays() -> None:
         with pytest.raises(pr.WorkerDiedError):
             await run
         await assert_replays(run)
+
+
+async def test_a_step_that_only_the_code_of_today_asks_for_is_not_lost_in_a_takeover(tmp_path: Path) -> None:
+    """The history is cut as if code had been added to its end, and the coordinator is lost."""
+    pr.configure(default_runtime="local", storage=tmp_path / "local.db")
+    run = await pr.start(costs_and_runs_once)
+    assert await run == 8
+    cut = (
+        "status = 'running', position = 3, completed_at = NULL, result = NULL, coordinator = 'coordinator-0'"
+    )
+    with Storage(tmp_path / "local.db") as storage:
+        await storage.write(partial(_set, run=run, changes=cut))
+        await storage.write(partial(_cut, run=run, position=3))
+        await _lose(storage, run)
+    assert await run.status() is pr.RunStatus.COMPLETED
+    events = await run.events()
+    assert [event.type for event in events][-4:] == [
+        "step.started",
+        "workflow.interrupted",
+        "step.completed",
+        "workflow.completed",
+    ]
+    assert events[-2].data["attempt"] == 1
+    await assert_replays(run)
+
+
+def _cut(connection: Any, run: str, position: int) -> None:
+    connection.execute(
+        text("DELETE FROM events WHERE run_id = :run AND position >= :position"),
+        {"run": str(run), "position": position},
+    )
 
 
 async def test_what_lies_in_the_inbox_of_a_run_that_is_given_up_is_in_its_history(tmp_path: Path) -> None:

@@ -299,4 +299,4 @@ async def test_a_step_that_ends_while_others_are_begun_again_begins_once(tmp_pat
         await noted(tmp_path, "large 2")
         (tmp_path / "large").touch()
         assert await run == [300_000, None]
-    assert Counter(notes(tmp_path)) == {"large 1": 1, "large 2": 1, "at once 2": 1}
+    assert Counter(notes(tmp_path)) == {"large 1": 1, "large 2": 1, "at once 1": 1}
