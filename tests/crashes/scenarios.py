@@ -29,6 +29,10 @@ Scenario = Callable[[OneProcess], Awaitable[Any]]
 scenarios: dict[str, Scenario] = {}
 _EXPIRE = Statement("UPDATE runs SET lease_expires_at = <now - :ago> WHERE run_id = :run_id")
 _DAMAGE = Statement("UPDATE runs SET wake_at = '2020-13-45 00:00:00.000000' WHERE run_id = :run_id")
+_SET_ASIDE = Statement("""
+    UPDATE runs SET status = 'interrupted', owner = NULL, lease_expires_at = NULL, coordinator = NULL
+    WHERE run_id = :run_id
+""")
 _STATUS = Statement("SELECT status FROM runs WHERE run_id = :run_id")
 
 
@@ -212,6 +216,23 @@ async def a_refused_hand_over(engine: OneProcess) -> Any:
         with contextlib.suppress(pr.ConfigurationError):
             await hand_over(session(), record)
     return await _all_ended()
+
+
+@scenario
+async def a_run_that_could_not_begin(engine: OneProcess) -> Any:
+    """A run was set aside before it began. The next start with its idempotency key makes another one."""
+    if engine.is_first_time("made"):
+        start = engine.runtime.start
+
+        async def nobody_drives(run: Any) -> None:
+            await engine.storage.write(_SET_ASIDE.change(run_id=run.run_id).on)
+
+        engine.runtime.start = nobody_drives  # type: ignore[method-assign]
+        await pr.start.options(run_id="unbegun", idempotency_key="only")(short)
+        engine.runtime.start = start  # type: ignore[method-assign]
+    run = await pr.start.options(idempotency_key="only")(short)
+    assert run != "unbegun"
+    return await run.result()
 
 
 @scenario

@@ -44,6 +44,7 @@ WHERE = {
     "client.shipments._store": "a_bundle",
     "client.starts.hand_over": "a_refused_hand_over",
     "client.starts.start_run": "an_order",
+    "client.starts.start_run 2": "a_run_that_could_not_begin",
 }
 """Each place at which an engine in one process commits or dispatches, and a scenario that comes by."""
 ON_RAY = {"client.runtimes.RayRuntime._open"}
@@ -86,6 +87,7 @@ EXPECTED: dict[str, Any] = {
     "refused_answers": [ANSWERED, [CHILD, ORDER]],
     "a_refused_hand_over": [],
     "a_bundle": [1],
+    "a_run_that_could_not_begin": "short",
     "forks": [
         {"rerun": "kept", "fork": "kept"},
         [*[["crashes_failing", "completed"]] * 2, ["crashes_failing", "failed"]],
