@@ -21,6 +21,7 @@ import msgspec
 
 from pyworkflow_ray.exceptions import WorkflowError
 from pyworkflow_ray.ids import storable
+from pyworkflow_ray.values.bundles import installed_folder
 from pyworkflow_ray.values.pickles import keep_source
 from pyworkflow_ray.values.scripts import MAIN, script_name
 
@@ -60,10 +61,14 @@ def frames_of(error: BaseException, skipped: Sequence[str] = ()) -> tuple[Frame,
 
 
 def text_of_traceback(error: BaseException, skipped: Sequence[str] = ()) -> str:
-    """What Python prints of an exception, without its causes and without the frames of this package."""
+    """What Python prints of an exception, without its causes and without the frames of this package.
+
+    Files of a bundle are named from its folder on, which is another one on each node.
+    """
     told = traceback.TracebackException(type(error), error, error.__traceback__)
     _leave_out(told, error, skipped)
-    return "".join(told.format(chain=False))
+    text, folder = "".join(told.format(chain=False)), installed_folder()
+    return text if folder is None else text.replace(folder, "")
 
 
 def _leave_out(told: traceback.TracebackException, error: BaseException, skipped: Sequence[str]) -> None:

@@ -273,6 +273,10 @@ def test_a_script_run_twice_gets_the_same_run_and_its_own_classes(
 ) -> None:
     script = project(tmp_path / "a", {"my-script.py": SCRIPT}) / "my-script.py"
     first = drive(script, engine)
+    failed = next(
+        event for event in pr.RunHandle[object](first).events_sync() if event.type.value == "step.failed"
+    )
+    assert 'File "my-script.py", line 23, in refuse' in failed.data["traceback"]
     stored = rows(engine, "SELECT hash FROM code ORDER BY 1")
     assert drive(script, engine) == first
     assert rows(engine, "SELECT hash FROM code ORDER BY 1") == stored
