@@ -48,7 +48,7 @@ WHERE = {
 }
 """Each place at which an engine in one process commits or dispatches, and a scenario that comes by."""
 ON_RAY = {"client.runtimes.RayRuntime._open"}
-"""Those that only an engine on Ray has: `tests/ray/test_every_message.py`."""
+"""Those that only an engine on Ray has. `tests/ray` kills its actors."""
 DATABASE_OF = {"refused_answers": "postgresql", "a_damaged_run": "sqlite"}
 """What only one database refuses, or takes."""
 LATER = {
