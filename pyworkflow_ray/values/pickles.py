@@ -205,11 +205,19 @@ def _own_logger(options: tuple[Any, ...]) -> Any:
     return type(logger)(logger._core, *options)  # type: ignore[attr-defined, call-arg]
 
 
+# Pickles that were stored before name these functions where they were then.
+_FORMER_MODULE = "pyworkflow_ray.values.modules"
+_FORMERLY_THERE = frozenset({"_made_code", "_own_logger"})
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module_name: str, name: str) -> Any:
         if (module_name, name) == ("cloudpickle.cloudpickle", "subimport"):
             return _import_moved
-        return super().find_class(MOVED.get(module_name, module_name), name)
+        module_name = MOVED.get(module_name, module_name)
+        if module_name == _FORMER_MODULE and name in _FORMERLY_THERE:
+            module_name = __name__
+        return super().find_class(module_name, name)
 
 
 def _import_moved(module_name: str) -> ModuleType:

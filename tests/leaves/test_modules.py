@@ -393,3 +393,18 @@ def test_what_was_stored_before_modules_moved_still_loads(module: str, name: str
     assert pickles.unpickle(f"cpyworkflow_ray.{module}\n{name}\n.".encode()) is thing, "a global of a pickle"
     subimport = f"ccloudpickle.cloudpickle\nsubimport\n(Vpyworkflow_ray.{module}\ntR.".encode()
     assert pickles.unpickle(subimport) is importlib.import_module(found), "a module of a pickle"
+
+
+def test_code_that_an_earlier_version_pickled_by_value_is_loaded(make_module: MakeModule) -> None:
+    module = make_module("kept_from_before", "from loguru import logger\ndef f(n): return (n * 7, logger)")
+    data = pickles.pickle_by_value(module.f)
+    before = data.replace(b"pyworkflow_ray.values.pickles", b"pyworkflow_ray.values.modules")
+    assert before != data
+    script = """
+        import sys
+        from loguru import logger
+        from pyworkflow_ray.values.pickles import unpickle
+        n, its_logger = unpickle(bytes.fromhex(sys.argv[1]))(6)
+        print(n, its_logger._core is logger._core)
+    """
+    assert run_elsewhere(script, before.hex()) == "42 True"
