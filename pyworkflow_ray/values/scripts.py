@@ -13,6 +13,8 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from pyworkflow_ray.values.syntax import parsed
+
 MAIN = "__main__"
 
 _known: tuple[Any, Any, str | None] = (None, None, None)
@@ -49,11 +51,10 @@ def _name_of(main: ModuleType, file: Any) -> str | None:
 
 def is_guarded(source: bytes) -> bool:
     """Whether a script's own start stands behind ``if __name__ == "__main__":``."""
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError):
-        return False
-    return any(isinstance(statement, ast.If) and _is_guard(statement.test) for statement in tree.body)
+    tree = parsed(source) if MAIN.encode() in source else None
+    return tree is not None and any(
+        isinstance(statement, ast.If) and _is_guard(statement.test) for statement in tree.body
+    )
 
 
 def _is_guard(test: ast.expr) -> bool:

@@ -22,6 +22,7 @@ from pathspec import GitIgnoreSpec
 
 from pyworkflow_ray.values.modules import is_importable_everywhere
 from pyworkflow_ray.values.scripts import MAIN, script_name
+from pyworkflow_ray.values.syntax import parsed
 
 _SUFFIXES = (".py", *EXTENSION_SUFFIXES)
 _NO_PACKAGES = frozenset({"__pycache__", "node_modules", "site-packages", "dist-packages"})
@@ -232,8 +233,10 @@ _COMPUTED = "*"
 def _imports(file: Path, stamp: Stamp, package: str) -> tuple[str, ...]:
     """The names that a source imports anywhere, those of a ``from`` with what it takes; some may be none."""
     try:
-        tree = ast.parse(file.read_bytes())
-    except (OSError, SyntaxError, ValueError, RecursionError):
+        tree = parsed(file.read_bytes())
+    except OSError:
+        return ()
+    if tree is None:
         return ()
     names: dict[str, None] = {}
     for node in ast.walk(tree):

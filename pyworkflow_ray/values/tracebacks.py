@@ -24,6 +24,7 @@ from pyworkflow_ray.ids import storable
 from pyworkflow_ray.values.bundles import installed_folder
 from pyworkflow_ray.values.pickles import keep_source
 from pyworkflow_ray.values.scripts import MAIN, script_name
+from pyworkflow_ray.values.syntax import compiled
 
 _OURS = "pyworkflow_ray"
 MAX_FRAMES = 100
@@ -207,7 +208,7 @@ def _code(frame: Frame) -> CodeType:
     }
     name = ast.Name("raised", ast.Load(), **place)
     module = ast.Module([ast.Raise(name, None, **place)], [])
-    code = compile(module, frame.file, "exec", dont_inherit=True)
+    code = compiled(module, frame.file)
     return code.replace(co_name=frame.function, co_qualname=frame.function)
 
 

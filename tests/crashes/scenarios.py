@@ -238,7 +238,7 @@ async def a_run_that_could_not_begin(engine: OneProcess) -> Any:
 @scenario
 async def a_bundle(engine: OneProcess) -> Any:
     """The files of a workflow's code are stored, as for Ray: once, and before a run needs them."""
-    engine.runtime.name = "ray"
+    engine.runtime.has_other_processes = True
     shipment = await shipped(session(), short, "workflow 'crashes_short'")
     count = Statement("SELECT count(*) FROM bundles WHERE hash = :hash")
     (stored,) = engine.storage.read(count.find_all(hash=shipment.code.bundle).on)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pyworkflow_ray.values import bundles
 from pyworkflow_ray.values.bundles import Bundler, hash_of, make
 from pyworkflow_ray.values.scripts import is_guarded
 from pyworkflow_ray.values.sources import Closure
+from pyworkflow_ray.values.syntax import parsed
 
 Write = Callable[[dict[str, str]], Path]
 
@@ -355,3 +357,12 @@ def test_old_bundles_are_forgotten(project: Write, tmp_path: Path) -> None:
     run_bundle(bundle, "", tmp_path)
     assert not old.exists()
     assert unpacked.exists()
+
+
+def test_threads_that_parse_at_once_do_not_disturb_each_other() -> None:
+    nested = "x = " + "(" * 40 + "1" + ")" * 40 + "\n"
+    source = ("def f():\n    return [{'a': (1, 2)} for b in c if d]\n" + nested).encode() * 300
+    with ThreadPoolExecutor(8) as threads:
+        trees = list(threads.map(lambda _: parsed(source), range(24)))
+    assert all(tree is not None and len(tree.body) == 600 for tree in trees)
+    assert parsed(b"no python") is None
