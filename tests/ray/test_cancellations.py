@@ -115,9 +115,11 @@ def waits_for_release(folder: str, name: str, obeys: bool) -> None:
     """Ends when there is a file that releases it, or when it is interrupted and obeys."""
     path = Path(folder) / name
     _add(path, "began")
-    while not path.with_suffix(".released").exists():
-        try:
+    is_released = False
+    while not is_released:
+        try:  # an interruption comes at any line
             time.sleep(0.02)
+            is_released = path.with_suffix(".released").exists()
         except BaseException:
             _add(path, "interrupted")
             if obeys:
