@@ -450,6 +450,9 @@ class Coordinator:
         except asyncio.CancelledError:
             raise
         except BaseException as error:
+            if self._opening is not None and self._opening.get_loop().is_closed():
+                self._drives.clear()  # the event loop is gone, and all that was on it
+                return RunEnd(drive.run_id, "lost")
             # The traceback alone: values in its frames (payloads, a password) do not belong in a log.
             text = "".join(traceback.format_exception(error))
             self._observers.report(RunGivenUp(**of_run(drive.run), traceback=text))
