@@ -187,8 +187,8 @@ def _is_in_bundle(module_name: str) -> bool:
     module = sys.modules.get(module_name)
     if not _installed.folder or not modules.is_module(module):
         return False
-    file = object.__getattribute__(module, "__dict__").get("__file__")
-    return type(file) is str and file.startswith(_installed.folder)
+    file = modules.file_of(module)
+    return file is not None and file.startswith(_installed.folder)
 
 
 def install(hash_: str, fetch: Callable[[], bytes]) -> None:

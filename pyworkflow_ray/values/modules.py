@@ -122,8 +122,8 @@ def has_source(module_name: str) -> bool:
     module = sys.modules.get(module_name)
     if not is_module(module) or module_name in _NEVER or is_importable_everywhere(module_name):
         return False
-    file = object.__getattribute__(module, "__dict__").get("__file__")
-    if type(file) is not str:
+    file = file_of(module)
+    if file is None:
         return False
     known = _sources.get(module_name)
     if known is None or known[0] is not file:
@@ -132,6 +132,13 @@ def has_source(module_name: str) -> bool:
 
 
 _sources: dict[str, tuple[str, bool]] = {}
+
+
+def file_of(module: Any) -> str | None:
+    """The file that a module was loaded from; None if it has none."""
+    # Read from the dict, because access to an attribute of a lazy module would load it.
+    file = object.__getattribute__(module, "__dict__").get("__file__")
+    return file if type(file) is str else None
 
 
 def lies_where_named(module_name: str, file: str) -> bool:

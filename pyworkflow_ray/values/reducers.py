@@ -136,8 +136,8 @@ def _reduce_struct(cls: Any) -> Reduced:
     fields = {field.name: field for field in msgspec.structs.fields(cls) if field.name in own}
     given = [(name, own[name], field.default, field.default_factory) for name, field in fields.items()]
     renamed = {name: field.encode_name for name, field in fields.items() if field.encode_name != name}
-    config = {name: getattr(cls.__struct_config__, name) for name in _CONFIG if name in _known_config(cls)}
-    # `kw_only` counts for the fields of the class itself, so it is not in its configuration.
+    settings = cls.__struct_config__
+    config = {name: getattr(settings, name) for name in _CONFIG if hasattr(settings, name)}
     names = {
         name: value
         for name, value in vars(cls).items()
@@ -148,10 +148,6 @@ def _reduce_struct(cls: Any) -> Reduced:
     identity = cloudpickle._get_or_create_tracker_id(cls)
     made = (cls.__bases__, cls.__name__, cls.__qualname__, cls.__module__, given, renamed, config, identity)
     return _make_struct, made, (names, cls.__doc__), None, None, _fill_class
-
-
-def _known_config(cls: Any) -> set[str]:
-    return {name for name in _CONFIG if hasattr(cls.__struct_config__, name)}
 
 
 def _make_struct(
